@@ -1,0 +1,44 @@
+# make demo    train a controller and open its report          make test    lint, types and tests
+# make bench   speed beside other libraries (not in CI)         make claims  recompute every claim (hours)
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := bash
+
+.PHONY: demo test lint types unit bench claims clean
+.DEFAULT_GOAL := demo
+
+# torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
+.venv/base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "polopt needs Python 3.11 or newer"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: .venv/base
+	$(BIN)/python examples/demo.py
+
+test: lint types unit
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+unit: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks
+
+claims: .venv/base
+	for name in $$($(BIN)/python -m polopt.training.claims); do $(BIN)/polopt claim $$name || exit 1; done
+
+clean:
+	rm -rf .venv build dist demo .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,114 @@
+"""The texts of `polopt methods` and `polopt show`. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from polopt import registry
+from polopt.config.serialize import Field
+from polopt.describe import Description, describe
+from polopt.registry import Row
+
+
+def print_methods(family: str | None = None, status: str | None = None, as_json: bool = False) -> None:
+    """Prints `methods_text`."""
+    print(methods_text(family, status, as_json))
+
+
+def print_method(name: str) -> None:
+    """Prints `show_text`."""
+    print(show_text(name))
+
+
+def methods_text(family: str | None = None, status: str | None = None, as_json: bool = False) -> str:
+    """What `polopt methods` prints: a table, or a JSON list. Raises UsageError for unknown families and statuses."""
+    chosen = registry.methods(family, status)
+    if as_json:
+        return json.dumps([row.as_json() for row in chosen], indent=2, ensure_ascii=False)
+    cells = [
+        (row.slug, row.status, row.claim or "-", row.family, str(row.year), row.arxiv_id or "-", row.title)
+        for row in sorted(chosen, key=lambda row: (registry.FAMILIES.index(row.family), row.base_only))
+    ]
+    counts = {status: sum(row.status == status for row in chosen) for status in registry.STATUSES}
+    total = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    bases = sum(row.base_only for row in chosen)
+    table = _table(("method", "status", "claim", "family", "year", "arXiv", "title"), cells)
+    return f"{table}\n\n{len(chosen) - bases} methods and {bases} bases or further entries" + (
+        f": {total}" * bool(total)
+    )
+
+
+def show_text(name: str) -> str:
+    """What `polopt show NAME` prints. Raises UsageError for an unknown name."""
+    row = registry.find(name)
+    lines = [f"{name}: {row.paper}", *_about_row(name, row), ""]
+    if name not in registry.locations():
+        what = f"{name} is planned, not built yet" if row.kind == "method" else f"{name} is a {row.kind}"
+        return "\n".join([*lines, what])
+    return "\n".join([*lines, *_about_method(describe(name))])
+
+
+def _about_row(name: str, row: Row) -> list[str]:
+    pairs = {"family": row.family, "base": row.base, "status": row.status, "claim": row.claim or "no result recorded"}
+    others = [entry for entry in row.entries if entry != name]
+    if others:
+        pairs["see also"] = ", ".join(others)
+    lines = [f"  {key:<9} {value}" for key, value in pairs.items()]
+    record = registry.verdict(name) if row.claim else {}
+    details = [str(record[key]) for key in ("reason", "date") if record.get(key)]
+    if record.get("seeds"):
+        details.insert(0, f"{record['seeds']} seeds")
+    if details:
+        lines.append(f"  {'result':<9} " + "; ".join(details))
+    for each in record.get("expectations", ()):
+        lines.append(f"  {'':<9} {'holds' if each.get('holds') else 'fails'}: {each.get('text')}")
+    return lines
+
+
+def _about_method(method: Description) -> Iterable[str]:
+    yield method.about
+    yield ""
+    yield f"--steps counts {method.unit}" + (f" (default {method.steps:,})" if method.steps else "")
+    yield "\nparts"
+    for package, names in method.parts.items():
+        yield f"  {package:<13} {', '.join(names)}"
+    yield "\nconfig"
+    yield from _fields([each for each in method.fields if not each.choice])
+    for choice in dict.fromkeys(each.choice for each in method.fields if each.choice):
+        yield f"\nonly with --{choice}"
+        yield from _fields([each for each in method.fields if each.choice == choice])
+    yield "\npresets"
+    for name, changes in method.presets.items():
+        yield f"  --preset {name}: " + (", ".join(f"--{key} {value}" for key, value in changes.items()) or "no change")
+    if not method.presets:
+        yield "  none"
+    yield "\nlimit cases"
+    yield from (f"  {limit}" for limit in method.limits)
+
+
+def _fields(fields: Sequence[Field]) -> list[str]:
+    cells = [(f"--{each.name}", each.default or "''", each.unit or "-", each.source, _legal(each)) for each in fields]
+    return ["  " + line for line in _table(("option", "default", "unit", "source", ""), cells, cut=False).splitlines()]
+
+
+def _legal(field: Field) -> str:
+    """Which values are legal, and what they mean."""
+    kinds = [] if field.range.startswith("one of") else [field.type]
+    return "; ".join(part for part in (", ".join([*kinds, *([field.range] * bool(field.range))]), field.help) if part)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = True) -> str:
+    """Aligned columns; where a terminal ends, the last one is cut or else continued below."""
+    every = [head, *rows]
+    widths = [max(len(row[i]) for row in every) for i in range(len(head) - 1)]
+    start = sum(widths) + 2 * len(widths)
+    left = max(shutil.get_terminal_size((160, 24)).columns - start - 2, 20)
+    lines = []
+    for row in every:
+        last = [textwrap.shorten(row[-1], left, placeholder="...")] if cut else textwrap.wrap(row[-1], left) or [""]
+        lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), last[0]]).rstrip())
+        lines += [" " * start + more for more in last[1:]]
+    return "\n".join(lines)

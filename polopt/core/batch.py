@@ -1,0 +1,59 @@
+"""Batches are TensorDicts; these are the few operations that all parts share.
+
+Keys and shapes are listed in docs/architecture.md. Slices of a TensorDict are views: nothing here or elsewhere writes
+in place into a batch, and a method calls `clone(False)` (shared tensors, own keys) before it adds keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+Batch = TensorDictBase
+
+
+def weigh(batch: Batch) -> Batch:
+    """Adds `weight` = mask / number of decisions, the mean over the decisions of one optimizer step.
+
+    Written once per optimizer step, before micro-batches are split, so that a weighted sum over the pieces equals the
+    weighted sum over the whole. Returns a shallow copy; `batch` keeps its keys.
+    """
+    batch = batch.clone(False)
+    mask = batch.get("mask", None)
+    if mask is None:
+        count = batch.batch_size.numel()
+        batch["weight"] = torch.full(batch.batch_size, 1.0 / max(count, 1), device=batch.device)
+    else:
+        weight = mask.to(torch.get_default_dtype())
+        batch["weight"] = weight / weight.sum().clamp_min(1.0)
+    return batch
+
+
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Sum of `weight * value`; the shapes must be equal: (B,) against (B, 1) is an error, never a broadcast."""
+    same_shape(value=value, weight=weight)
+    return (weight * value).sum()
+
+
+def same_shape(**tensors: Tensor) -> None:
+    """Raises ValueError, naming every argument and its shape, unless all shapes are equal."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError("shapes must be equal: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+
+
+def align_left(value: Tensor, like: Tensor) -> Tensor:
+    """Appends dimensions of size 1 until `value` has as many as `like`: [N, T] beside [N, T, K] becomes [N, T, 1].
+
+    Right-aligned broadcasting would be silently wrong when the sizes happen to agree ([5, 5] beside [5, 5, 5]).
+    Raises ValueError unless the leading dimensions of `like` are those of `value`.
+    """
+    if tuple(like.shape[: value.dim()]) != tuple(value.shape):
+        raise ValueError(f"{tuple(value.shape)} is not a prefix of {tuple(like.shape)}")
+    return value.reshape(*value.shape, *([1] * (like.dim() - value.dim())))
+
+
+def average(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each metric over the optimizer steps of an update; the keys are those of the first step."""
+    return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}

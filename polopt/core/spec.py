@@ -1,0 +1,49 @@
+"""What a policy or critic must know of a task: its spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from polopt.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The spaces of one row of a task.
+
+    `obs` and `action` are Gymnasium spaces without a batch dimension; `name` is the task's name in messages;
+    `info` holds what only some tasks have (the exact model of a tabular MDP, a reward threshold).
+    """
+
+    obs: gymnasium.Space
+    action: gymnasium.Space
+    name: str = "this task"
+    info: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def discrete(self) -> bool:
+        return isinstance(self.action, (spaces.Discrete, spaces.MultiDiscrete))
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action coordinates: of a Box its flattened size, of a MultiDiscrete its factors, of a Discrete 1."""
+        if isinstance(self.action, spaces.Discrete):
+            return 1
+        return int(np.prod(self.action.shape or (1,)))
+
+    @property
+    def num_actions(self) -> int:
+        """Number of actions of a Discrete space. Raises UsageError for other spaces."""
+        if not isinstance(self.action, spaces.Discrete):
+            raise UsageError(f"{self.name} has the action space {self.action}, not a finite set of actions")
+        return int(self.action.n)
+
+    @property
+    def bounded(self) -> bool:
+        """True for a Box whose bounds are all finite."""
+        return isinstance(self.action, spaces.Box) and bool(self.action.is_bounded())

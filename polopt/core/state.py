@@ -1,0 +1,177 @@
+"""State is attributes: what a checkpoint holds is found by walking an object, so no method writes checkpoint code.
+
+`gather(root)` walks every attribute that is a module, a generator or a `Stateful` (also inside lists, tuples and dicts)
+and returns one flat dict "path -> leaf". Leaves are tensors, JSON values, or a `Blob`. Each object, and each tensor, is
+saved once by identity: a normalizer shared by policy and critic appears under its first path only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from polopt.core.errors import CheckpointError
+
+Leaf = Any  # Tensor | JSON value | Blob
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An immutable block of tensors, written to disk once under `key` and shared by later checkpoints.
+
+    Replay shards are blobs: a checkpoint of a large buffer costs only what is new. `tensors` may be a function, so
+    that a block that is on disk already is not copied again.
+    """
+
+    key: str
+    tensors: Callable[[], dict[str, Tensor]]
+
+
+class Stateful:
+    """An object with state to save. Subclasses list plain attributes in `saved`, or override the two hooks."""
+
+    saved: ClassVar[tuple[str, ...]] = ()
+
+    def extra_state(self) -> dict[str, Leaf]:
+        """What is neither an attribute listed in `saved` nor a module, generator or Stateful attribute."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Leaf]) -> None:
+        """Takes back what `extra_state` gave; a Blob comes back as a dict of tensors."""
+
+    def rebuilt(self) -> None:
+        """Called when `saved` has been loaded and before children are: build here what depends on saved scalars."""
+
+
+def _names(item: Stateful) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for cls in reversed(type(item).__mro__):
+        names.update(dict.fromkeys(cls.__dict__.get("saved", ())))
+    return tuple(names)
+
+
+def _is_state(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_is_state(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_is_state(item) for item in value)
+    return isinstance(value, (nn.Module, torch.Generator, Stateful))
+
+
+def _children(item: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes, submodules or items of `item` that hold state, in order."""
+    pairs: list[tuple[str, Any]] = []
+    if isinstance(item, nn.Module):
+        pairs += [(name, child) for name, child in item.named_children()]
+    if isinstance(item, (nn.Module, Stateful)):
+        names = _names(item) if isinstance(item, Stateful) else ()
+        pairs += [(name, value) for name, value in vars(item).items() if not name.startswith("_") and name not in names]
+    elif isinstance(item, dict):
+        pairs += [(str(name), value) for name, value in item.items()]
+    elif isinstance(item, (list, tuple)):
+        pairs += [(str(index), value) for index, value in enumerate(item)]
+    yield from ((name, value) for name, value in pairs if _is_state(value))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and persistent buffers of this very module, not of its children."""
+    yield from ((name, value) for name, value in module._parameters.items() if value is not None)
+    hidden = module._non_persistent_buffers_set
+    yield from ((name, value) for name, value in module._buffers.items() if value is not None and name not in hidden)
+
+
+def gather(root: object, prefix: str = "") -> dict[str, Leaf]:
+    """The flat state of `root`: every path once. Tensors are detached but not copied."""
+    flat: dict[str, Leaf] = {}
+    seen: set[int] = set()
+
+    def walk(item: Any, path: str) -> None:
+        if id(item) in seen:
+            return
+        seen.add(id(item))
+        if isinstance(item, torch.Generator):
+            flat[f"{path}#generator"] = item.get_state()
+        if isinstance(item, Stateful):
+            flat.update({f"{path}#{name}": getattr(item, name) for name in _names(item)})
+            flat.update({f"{path}@{name}": leaf for name, leaf in item.extra_state().items()})
+        if isinstance(item, nn.Module):
+            for name, tensor in _tensors(item):
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    flat[_join(path, name)] = tensor.detach()
+        for name, child in _children(item):
+            walk(child, _join(path, name))
+
+    walk(root, prefix)
+    return flat
+
+
+def restore(root: object, flat: dict[str, Leaf], prefix: str = "", *, strict: bool = True) -> list[str]:
+    """Puts a gathered state back into an object built in the same way; returns the paths that were used.
+
+    Scalars of an object come first, then `rebuilt()`, then its children; random generators come last of all, because
+    rebuilding may draw from them. With `strict`, a missing or left-over path raises CheckpointError naming it;
+    without, only the tensors that both sides have, with equal shapes, are loaded (`--init`).
+    """
+    used: list[str] = []
+    seen: set[int] = set()
+    generators: list[tuple[str, torch.Generator]] = []
+
+    def has(path: str) -> bool:
+        if path in flat:
+            return True
+        if strict:
+            raise CheckpointError(f"it has no '{path}': another method, config or version wrote it")
+        return False
+
+    def walk(item: Any, path: str) -> None:
+        if id(item) in seen:
+            return
+        seen.add(id(item))
+        if isinstance(item, torch.Generator):
+            generators.append((f"{path}#generator", item))
+        if isinstance(item, Stateful) and strict:
+            for name in _names(item):
+                if has(f"{path}#{name}"):
+                    setattr(item, name, flat[f"{path}#{name}"])
+                    used.append(f"{path}#{name}")
+            item.rebuilt()
+            extra = {key[len(path) + 1 :]: leaf for key, leaf in flat.items() if key.startswith(f"{path}@")}
+            if extra:
+                item.load_extra_state(extra)
+                used.extend(f"{path}@{name}" for name in extra)
+        if isinstance(item, nn.Module):
+            for name, tensor in _tensors(item):
+                key = _join(path, name)
+                if id(tensor) in seen or not has(key):
+                    continue
+                seen.add(id(tensor))
+                if flat[key].shape == tensor.shape:
+                    with torch.no_grad():
+                        tensor.copy_(flat[key])
+                    used.append(key)
+                elif strict:
+                    raise CheckpointError(
+                        f"'{key}' has shape {tuple(flat[key].shape)} there and {tuple(tensor.shape)} in this run"
+                    )
+        for name, child in _children(item):
+            walk(child, _join(path, name))
+
+    walk(root, prefix)
+    if strict:
+        for path, generator in generators:
+            if has(path):
+                generator.set_state(flat[path].to("cpu", torch.uint8))
+                used.append(path)
+        left = sorted(set(flat) - set(used))
+        if left:
+            raise CheckpointError(f"it holds '{left[0]}', which this run does not have")
+    return used
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

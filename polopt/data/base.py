@@ -1,0 +1,48 @@
+"""What a source is, and the little of an actor that it needs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from polopt.core.batch import Batch
+from polopt.core.state import Stateful
+
+Carry = dict[str, Tensor]
+
+
+class Acts(Protocol):
+    """The part of an actor that sources call."""
+
+    def act(self, obs: Any, carry: Carry | None = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]: ...
+
+    def env_action(self, action: Tensor) -> Tensor: ...
+
+
+class Source(Stateful):
+    """Where batches come from: an object with saved state, never a generator."""
+
+    def next(self, actor: Acts) -> Batch:
+        """Collects with `actor` and returns one batch."""
+        raise NotImplementedError
+
+    def episodes(self) -> list[tuple[float, int]]:
+        """(return, length) of the episodes that ended since the last call."""
+        return []
+
+
+def add_action_mask(batch: dict[str, Any]) -> None:
+    """Copies the key "action_mask" of dict observations to the batch itself, where policies read it."""
+    obs = batch.get("obs")
+    mask = obs.get("action_mask", None) if isinstance(obs, TensorDictBase) else None
+    if mask is not None:
+        batch["action_mask"] = mask
+
+
+def keep_rows(carry: Carry | None, keep: Tensor) -> Carry | None:
+    """Multiplies the rows [N] of new episodes by zero: a zero row of a carry means "new episode"."""
+    if carry is None:
+        return None
+    return {name: value * keep.reshape(-1, *[1] * (value.dim() - 1)) for name, value in carry.items()}

@@ -1,0 +1,75 @@
+"""Recorded decisions to learn from: saved as safetensors, in the environment's own units, served in minibatches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.data.base import Acts, Source
+from polopt.data.episodes import Episodes
+from polopt.tasks.base import Task
+
+KEYS = ("obs", "action", "reward", "terminated", "truncated", "first")
+
+
+def record(actor: Acts, task: Task, episodes: int, *, greedy: bool = True) -> Batch:
+    """Whole episodes of `actor`, joined: a batch [B] with `KEYS`, actions as the environment got them."""
+    batch = Episodes(task, episodes=episodes, greedy=greedy).next(actor)
+    flat = batch.select(*KEYS)[batch["mask"]]
+    action = actor.env_action(flat["action"])
+    return flat.set("action", action)
+
+
+def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:
+    """Writes a batch of `record` to one safetensors file that says which spaces it belongs to."""
+    flat = {name: value.contiguous() for name, value in data.flatten_keys("/").items()}
+    save_file(flat, path, metadata={"spaces": json.dumps(_spaces(spec)), "task": spec.name})
+
+
+def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
+    """Reads a file of `save_demonstrations`. Raises UsageError when it is missing, damaged, empty or of other spaces."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UsageError(f"there are no demonstrations at {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"the demonstrations at {path} cannot be read ({error})") from error
+    if not {"action", "reward"} <= flat.keys() or len(flat["action"]) == 0:
+        raise UsageError(f"{path} holds no demonstrations: it needs {', '.join(KEYS)} with at least one decision each")
+    if json.loads(metadata.get("spaces", "{}")) != _spaces(spec):
+        raise UsageError(
+            f"the demonstrations at {path} were recorded on {metadata.get('task', 'another task')}, whose spaces differ "
+            f"from those of {spec.name}"
+        )
+    nested = TensorDict(flat, batch_size=[len(flat["action"])]).unflatten_keys("/")
+    return nested.apply(lambda value: value.to(torch.get_default_dtype()) if value.is_floating_point() else value)
+
+
+def _spaces(spec: Spec) -> dict[str, str]:
+    return {"obs": str(spec.obs), "action": str(spec.action)}
+
+
+class Samples(Source):
+    """Uniform minibatches [batch_size] of fixed data [B], drawn with replacement by its own generator."""
+
+    def __init__(self, data: Batch, batch_size: int, generator: torch.Generator | None = None) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.generator = generator or torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+
+    def next(self, actor: Any = None) -> Batch:
+        """The next minibatch; no actor is needed."""
+        index: Tensor = torch.randint(len(self.data), (self.batch_size,), generator=self.generator)
+        return self.data[index.to(self.data["action"].device)]

@@ -1,0 +1,42 @@
+"""Passes over a batch in minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from polopt.core.batch import Batch, weigh
+
+
+def minibatches(
+    batch: Batch, size: int, epochs: int = 1, generator: torch.Generator | None = None, recurrent: bool = False
+) -> Iterator[Batch]:
+    """Yields minibatches of about `size` decisions, `epochs` times over the batch, each time in a new order.
+
+    Without `recurrent` the leading dims are flattened, decisions with a False `mask` are left out, and minibatches are
+    [size]; with it whole rows are kept together, [rows, T], as many as hold `size` decisions (at least one): a
+    recurrent policy replays a row from its start. The last minibatch of a pass may be smaller.
+
+    Each minibatch is one optimizer step: its `weight` sums to 1, in the proportions of `batch["weight"]` if there is
+    one, otherwise equal for every decision that exists.
+    """
+    if recurrent:
+        flat = batch
+        size = max(1, size * len(batch) // max(batch.batch_size.numel(), 1))
+    else:
+        flat = batch.reshape(-1)
+        mask = flat.get("mask", None)
+        if mask is not None:
+            flat = flat[mask.nonzero().flatten()]
+    device = next(iter(flat.values())).device
+    for _ in range(epochs):
+        order = torch.randperm(len(flat), generator=generator).to(device)
+        for part in flat[order].split(size):  # permuted once: the parts are views
+            if part.get("weight", None) is None:
+                yield weigh(part)
+                continue
+            part = part.clone(False)
+            weight = part["weight"]
+            part["weight"] = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+            yield part

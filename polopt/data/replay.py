@@ -1,0 +1,407 @@
+"""Replay: a ring of plain tensors, n-step returns and prioritised sampling on top, and the source that uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core.batch import Batch
+from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.state import Blob, Stateful
+from polopt.data.base import Acts, Source
+from polopt.data.rollouts import Rollouts
+from polopt.data.successors import successors
+
+SHARD = 65_536
+SHARD_BYTES = 2**28
+NOT_STORED = ("final_obs", "index", "weight", "mask")
+
+
+@dataclass(frozen=True)
+class Priority:
+    """Prioritised sampling: P(i) ~ p_i^exponent, importance (size P(i))^-correction over its largest in the batch.
+
+    Schaul et al. 2016, equations 1 and section 3.4.
+    """
+
+    exponent: float = 0.6
+    correction: float = 0.4
+    floor: float = 1e-6
+
+
+class Replay(Stateful):
+    """The last `capacity` transitions; once full, the oldest is overwritten. Needs no environment.
+
+    Args:
+        capacity: number of transitions.
+        seed: of its own generator, which draws the samples and is saved.
+        n_step: rewards summed in a sample; with more than 1, samples get the discounted sum of up to n rewards, the
+            observation after them as next_obs, and `discount` = discount^k of the k <= n rewards summed. The sum ends
+            at the end of the episode and at the newest transition of the row.
+        discount: needed for n_step > 1; when given, samples carry `discount` (not zeroed at termination). A stored
+            key "discount" (of chunks) takes its place.
+        priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
+        directory: keep the tensors in (deleted) files there, mapped into memory: for more than memory holds.
+        name: of its blocks in a checkpoint.
+
+    The first batch added fixes keys, shapes and dtypes; of later batches only these keys are kept, and a missing one
+    is an error.
+    """
+
+    saved = ("added", "rows")
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        seed: int = 0,
+        n_step: int = 1,
+        discount: float | None = None,
+        priority: Priority | None = None,
+        directory: str | Path | None = None,
+        name: str = "replay",
+        shard: int = SHARD,
+    ) -> None:
+        if capacity < 1 or n_step < 1:
+            raise UsageError(f"a replay needs a capacity and n_step of at least 1, not {capacity} and {n_step}")
+        if n_step > 1 and discount is None:
+            raise UsageError("n-step returns need a discount")
+        self.capacity = capacity
+        self.n_step = n_step
+        self.discount = discount
+        self.priority = priority
+        self.name = name
+        self.generator = torch.Generator().manual_seed(seed)
+        self.added = 0  # transitions ever added; the newest is added - 1, in slot (added - 1) % capacity
+        self.rows = 0  # rows that were interleaved: the successor of transition i is i + rows
+        self._directory = directory
+        self._shard = shard
+        self._columns: dict[str, Tensor] = {}  # by path, "obs" or "obs/position"
+        self._keys: dict[int, str] = {}  # names of the full shards, until they are written again
+        self._tree = SumTree(capacity) if priority else None
+        self._highest = 1.0  # priority of what is new
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, batch: Batch) -> None:
+        """Appends transitions (obs, action, reward, next_obs, terminated, truncated and whatever else there is).
+
+        `batch` is [B], in order of time, or [N, T]: N rows whose decisions follow each other (final_obs serves where
+        next_obs is missing).
+        """
+        rows = 1
+        if batch.batch_dims == 2:
+            rows = batch.batch_size[0]
+            if batch.get("next_obs", None) is None:
+                batch = batch.clone(False)
+                batch["next_obs"] = successors(batch)
+            batch = batch.transpose(0, 1).reshape(-1)  # time first: neighbours in time are `rows` apart
+        elif batch.batch_dims != 1:
+            raise ValueError(f"a replay takes batches [B] or [N, T], not {list(batch.batch_size)}")
+        mask = batch.get("mask", None)
+        if mask is not None:
+            if self.n_step > 1:
+                raise UsageError("n-step returns need whole rows, not padded episodes with a mask")
+            batch = batch[mask]
+        if self.n_step > 1 and self.rows not in (0, rows):
+            raise UsageError(f"n-step returns need the same number of rows each time: {self.rows} before, {rows} now")
+        self.rows = rows
+        count = len(batch)
+        if count > self.capacity:
+            batch, self.added, count = batch[-self.capacity :], self.added + count - self.capacity, self.capacity
+        columns = _flatten(batch)
+        if self.n_step == 1:
+            columns.pop("first", None)  # only sums over several transitions need it
+        if not self._columns:
+            self._build(columns)
+        missing = self._columns.keys() - columns.keys()
+        if missing:
+            raise RunError(f"the replay stores '{min(missing)}', which this batch does not have")
+        start = self.added % self.capacity
+        before_end = min(count, self.capacity - start)
+        for path, storage in self._columns.items():
+            value = columns[path]
+            if value.shape[1:] != storage.shape[1:]:
+                was, now = list(storage.shape[1:]), list(value.shape[1:])
+                raise RunError(f"the replay stores '{path}' of shape {was}, and this batch has {now}")
+            storage[start : start + before_end] = value[:before_end]
+            if before_end < count:
+                storage[: count - before_end] = value[before_end:]
+        self.added += count
+        if self._keys or self._tree is not None:
+            slots = torch.arange(start, start + count) % self.capacity
+            for shard in (slots // self._shard).unique().tolist() if self._keys else ():
+                self._keys.pop(shard, None)
+            if self._tree is not None:
+                self._tree[slots] = torch.full((count,), self._highest, dtype=torch.float64)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draws `batch_size` transitions [B] with replacement; `index` is the number of each (0 = first ever added)."""
+        if not self.added:
+            raise RunError("the replay is empty")
+        importance = None
+        if self._tree is None:
+            slots = torch.randint(len(self), (batch_size,), generator=self.generator)
+        else:
+            assert self.priority is not None
+            slots, probability = self._tree.sample(batch_size, self.generator)
+            importance = (len(self) * probability) ** -self.priority.correction
+            importance = (importance / importance.max()).to(torch.get_default_dtype())
+        batch = self._take(slots)
+        if importance is not None:
+            batch["importance"] = importance
+        return TensorDict(batch, batch_size=[batch_size])
+
+    def update_priorities(self, index: Tensor, priority: Tensor) -> None:
+        """Sets the priorities (absolute TD errors) of the transitions `index`; those that are gone are ignored."""
+        if self._tree is None or self.priority is None:
+            raise UsageError("this replay samples uniformly: it has no priorities")
+        alive = index >= self.added - self.capacity
+        value = priority.detach().to("cpu", torch.float64)[alive].abs() + self.priority.floor
+        value = value**self.priority.exponent
+        if len(value):
+            self._highest = max(self._highest, float(value.max()))
+            self._tree[index[alive] % self.capacity] = value
+
+    def _take(self, slots: Tensor) -> dict[str, Any]:
+        newest = self.added - 1
+        index = newest - (newest - slots) % self.capacity  # the number of the transition in each slot
+        ends = slots
+        overrides: dict[str, Tensor] = {}
+        if self.n_step > 1:
+            overrides["reward"], overrides["discount"], ends = self._n_step(index)
+        elif self.discount is not None and "discount" not in self._columns:
+            overrides["discount"] = torch.full(slots.shape, self.discount)
+        batch: dict[str, Any] = {}
+        for path, storage in self._columns.items():
+            last = path.startswith("next_obs") or path in ("terminated", "truncated")
+            _nest(batch, path, storage.index_select(0, ends if last else slots))
+        return {**batch, **overrides, "index": index}
+
+    def _n_step(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum of discounted rewards, product of the discounts, slot of the last transition summed), each [B]."""
+        steps = index.unsqueeze(1) + self.rows * torch.arange(self.n_step)  # [B, n]
+        slots = steps % self.capacity
+        stop = self._columns["terminated"][slots] | self._columns["truncated"][slots]
+        if "first" in self._columns:  # an episode may also have been broken off by a resume
+            stop[:, :-1] |= self._columns["first"][slots][:, 1:]
+        counts = steps < self.added
+        counts[:, 1:] &= stop[:, :-1].cumsum(1) == 0  # nothing after an end
+        last = counts.sum(1, keepdim=True) - 1
+        reward = self._columns["reward"][slots]
+        discount = torch.full_like(reward, 1.0 if self.discount is None else self.discount)
+        if "discount" in self._columns:
+            discount = self._columns["discount"][slots]
+        discount = discount.cumprod(1)
+        before = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], 1)
+        total = torch.where(counts, reward * before, 0.0).sum(1)
+        return total, discount.gather(1, last).squeeze(1), slots.gather(1, last).squeeze(1)
+
+    def _build(self, columns: dict[str, Tensor]) -> None:
+        self._columns = {path: self._allocate(path, value) for path, value in columns.items()}
+        each = sum(column[0].numel() * column.element_size() for column in self._columns.values())
+        self._shard = max(1, min(self._shard, SHARD_BYTES // max(each, 1)))  # images: smaller blocks
+
+    def _allocate(self, path: str, like: Tensor) -> Tensor:
+        shape = (self.capacity, *like.shape[1:])
+        if self._directory is None:
+            return torch.empty(shape, dtype=like.dtype)
+        size = self.capacity * like[0].numel() * like.element_size()
+        folder = Path(self._directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The file has no name once it is mapped: it goes with the process, however that ends.
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{self.name}-") as file:
+                if hasattr(os, "posix_fallocate") and size:
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash later
+                count = self.capacity * like[0].numel()
+                return torch.from_file(file.name, shared=True, size=count, dtype=like.dtype).reshape(shape)
+        except OSError as error:
+            gigabytes = size / 2**30
+            raise RunError(
+                f"the replay needs {gigabytes:.2f} GB for '{path}' in {folder}: {error.strerror or error}"
+            ) from None
+
+    # State: full shards are immutable blocks, written once; the shard being filled is saved as it is.
+
+    def extra_state(self) -> dict[str, Any]:
+        if not self.added:
+            return {}
+        size = self._shard
+        filling = (self.added % self.capacity) // size
+        state: dict[str, Any] = {"highest": self._highest}
+        if self._tree is not None:
+            state["priorities"] = self._tree.leaves[: len(self)].clone()
+        for shard in range(-(-len(self) // size)):
+            low, high = shard * size, min((shard + 1) * size, len(self))
+            whole = high == min((shard + 1) * size, self.capacity)
+            if whole and (shard != filling or self.added % self.capacity == low):
+                state[f"shard.{shard}"] = self._blob(shard, low, high)
+            else:
+                for path, column in self._columns.items():
+                    state[f"tail.{shard}.{path}"] = column[low:high].clone()
+        return state
+
+    def _blob(self, shard: int, low: int, high: int) -> Blob:
+        def tensors() -> dict[str, Tensor]:
+            return {path: column[low:high] for path, column in self._columns.items()}
+
+        if shard not in self._keys:
+            # Named by content: the same bytes have the same name, other bytes never do, whatever was resumed.
+            digest = hashlib.blake2b(digest_size=12)
+            for path, value in tensors().items():
+                digest.update(path.encode())
+                digest.update(value.contiguous().view(torch.uint8).numpy().data)
+            self._keys[shard] = f"{self.name}-{shard}-{digest.hexdigest()}"
+        return Blob(self._keys[shard], tensors)
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._highest = state["highest"]
+        self._keys = {}
+        pieces: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind == "shard":
+                pieces[int(rest)] = value.tensors() if isinstance(value, Blob) else value
+            elif kind == "tail":
+                number_text, _, path = rest.partition(".")
+                pieces.setdefault(int(number_text), {})[path] = value
+        if not self._columns:
+            self._build(pieces[0])
+        size = self._shard
+        for number, columns in pieces.items():
+            if columns.keys() != self._columns.keys():
+                raise CheckpointError(f"block {number} of the replay has other keys than this run stores")
+            for path, value in columns.items():
+                self._columns[path][number * size : number * size + len(value)] = value
+        if self._tree is not None:
+            self._tree[torch.arange(len(self))] = state["priorities"]
+
+
+class SumTree:
+    """Sums of non-negative weights in levels of 64 children: sampling and updating take a few vector operations."""
+
+    WIDTH = 64
+
+    def __init__(self, size: int) -> None:
+        self.levels: list[Tensor] = []
+        while not self.levels or size > 1:
+            size = -(-size // self.WIDTH)
+            self.levels.append(torch.zeros(size * self.WIDTH, dtype=torch.float64))
+
+    @property
+    def leaves(self) -> Tensor:
+        return self.levels[0]
+
+    def __setitem__(self, index: Tensor, weight: Tensor) -> None:
+        self.levels[0][index] = weight
+        for level, above in zip(self.levels, self.levels[1:]):
+            index = index // self.WIDTH
+            above[index] = level.view(-1, self.WIDTH)[index].sum(1)  # summed anew: no drift
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices [count], stratified over the total weight, and their probabilities."""
+        total = self.levels[-1].sum()
+        draw = torch.rand(count, generator=generator, dtype=torch.float64)
+        rest = (torch.arange(count) + draw) * (total / count)
+        node = torch.zeros(count, dtype=torch.int64)
+        for level in reversed(self.levels):
+            children = level.view(-1, self.WIDTH)[node]  # [count, 64]
+            sums = children.cumsum(1)
+            chosen = (rest.unsqueeze(1) >= sums).sum(1).clamp_max(self.WIDTH - 1)
+            # Rounding may point just past the last child with weight: take the heaviest one instead.
+            empty = children.gather(1, chosen.unsqueeze(1)).squeeze(1) <= 0
+            chosen = torch.where(empty, children.argmax(1), chosen)
+            rest = rest - (sums - children).gather(1, chosen.unsqueeze(1)).squeeze(1)
+            node = node * self.WIDTH + chosen
+        return node, self.leaves[node] / total
+
+
+class ReplaySource(Source):
+    """Collects into a replay and returns samples [B] of it.
+
+    The first call collects `warmup` environment steps with `warmup_actor` (default: uniform random legal actions).
+    Then every call returns one sample, and collects windows as needed to keep `ratio` samples per environment step:
+    with one row, `steps=1` and ratio 1, that is one step and one sample a call.
+    """
+
+    saved = ("served", "collected", "warm")
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        replay: Replay,
+        batch_size: int,
+        warmup: int,
+        ratio: float = 1.0,
+        warmup_actor: Acts | None = None,
+    ) -> None:
+        if ratio <= 0 or batch_size < 1 or warmup < 0:
+            raise UsageError(
+                f"a replay source needs batch_size >= 1, warmup >= 0 and ratio > 0, not {batch_size}, {warmup}, {ratio}"
+            )
+        self.rollouts = rollouts
+        self.replay = replay
+        self.batch_size = batch_size
+        self.warmup = warmup
+        self.ratio = ratio
+        self.warmup_actor = warmup_actor
+        self.served = 0  # samples returned
+        self.collected = 0  # environment steps after the warm-up
+        self.warm = False
+
+    def next(self, actor: Acts) -> Batch:
+        if not self.warm:
+            self._warm_up(actor)
+        while self.served >= self.collected * self.ratio:
+            self.collected += self._collect(actor)
+        self.served += 1
+        return self.replay.sample(self.batch_size).to(self.rollouts._device)
+
+    def episodes(self) -> list[tuple[float, int]]:
+        return self.rollouts.episodes()
+
+    def _warm_up(self, actor: Acts) -> None:
+        warmup_actor = self.warmup_actor
+        if warmup_actor is None:
+            from polopt.policies.wrappers import Uniform
+
+            warmup_actor = Uniform(self.rollouts.task.spec, like=actor)  # type: ignore[arg-type]
+        done = 0
+        while done < self.warmup:
+            done += self._collect(warmup_actor)
+        self.rollouts.forget()
+        self.warm = True
+
+    def _collect(self, actor: Acts) -> int:
+        window = self.rollouts.next(actor)
+        self.replay.add(window)
+        return window.batch_size.numel()
+
+
+def _flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:
+    columns: dict[str, Tensor] = {}
+    for key, value in batch.items():
+        if not prefix and key in NOT_STORED:
+            continue
+        if isinstance(value, Tensor):
+            columns[prefix + key] = value.detach()
+        else:
+            columns.update(_flatten(value, f"{prefix}{key}/"))
+    return columns
+
+
+def _nest(batch: dict[str, Any], path: str, value: Tensor) -> None:
+    *parents, leaf = path.split("/")
+    for parent in parents:
+        batch = batch.setdefault(parent, {})
+    batch[leaf] = value

@@ -1,0 +1,113 @@
+"""Windows of experience: every row goes on where the last window ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core.batch import Batch
+from polopt.core.errors import RunError
+from polopt.core.ledger import Ledger
+from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows
+from polopt.tasks.base import Task
+
+
+class Rollouts(Source):
+    """Windows [N, T] of `steps` = T steps in each of the N rows of a task.
+
+    Keys of a window: all that the actor records, and obs, reward, terminated, truncated, first (the decision is the
+    first of its episode), final_obs (the true successor; to be read where an episode ends and in the last column) and
+    action_mask, if the observation has one. `ledger.env_steps` grows by N a step.
+
+    The actor gets observations on `device`, and what it records stays there.
+    """
+
+    def __init__(
+        self, task: Task, steps: int, ledger: Ledger | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task = task
+        self.steps = steps
+        self.ledger = ledger if ledger is not None else Ledger()
+        self._device = torch.device(device)
+        self._carry: Carry | None = None
+        self._returns = torch.zeros(task.num, dtype=torch.float64)  # of the present episodes
+        self._lengths = torch.zeros(task.num, dtype=torch.int64)
+        self._ended: list[list[float]] = []
+
+    def next(self, actor: Acts) -> Batch:
+        task, ledger = self.task, self.ledger
+        columns: dict[str, list[Any]] = {}
+        with torch.no_grad():
+            obs = (task.reset() if task.obs is None else task.obs).to(self._device)
+            first = task.first
+            for _ in range(self.steps):
+                if first.any():  # also true where a resume had to start an episode anew
+                    keep = ~first
+                    self._carry = keep_rows(self._carry, keep.to(self._device))
+                    self._returns *= keep
+                    self._lengths *= keep
+                record, self._carry = actor.act(obs, self._carry)
+                action = actor.env_action(record["action"])
+                next_obs, reward, terminated, truncated = task.step({**record, "action": action})
+                next_obs = next_obs.to(self._device)
+                ledger.env_steps += task.num
+                self._returns += reward
+                self._lengths += 1
+                step = {
+                    **record,
+                    "obs": obs,
+                    "reward": reward,
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    "first": first,
+                    "final_obs": next_obs,
+                }
+                if not columns:
+                    columns = {name: [] for name in step}
+                for name, value in step.items():
+                    columns[name].append(value)
+                done = terminated | truncated
+                if done.any():
+                    self._finish(done)
+                    next_obs = task.reset(done).to(self._device)
+                obs, first = next_obs, task.first
+        return self._window(columns)
+
+    def episodes(self) -> list[tuple[float, int]]:
+        ended, self._ended = self._ended, []
+        return [(float(value), int(length)) for value, length in ended]
+
+    def forget(self) -> None:
+        """Drops the carry: needed when another kind of actor goes on in the same episodes."""
+        self._carry = None
+
+    def _finish(self, done: Tensor) -> None:
+        self.ledger.episodes += int(done.sum())
+        for row in done.nonzero().flatten().tolist():
+            self._ended.append([float(self._returns[row]), int(self._lengths[row])])
+
+    def _window(self, columns: dict[str, list[Any]]) -> Batch:
+        """Every column is joined once: appending references costs a step least, and no later step writes into it."""
+        window: dict[str, Any] = {}
+        for name, column in columns.items():
+            if len(column) != self.steps:
+                raise RunError(f"the actor recorded '{name}' in {len(column)} of {self.steps} steps")
+            window[name] = torch.stack(column, dim=1).to(self._device)
+        add_action_mask(window)
+        device = None if self._device.type == "cpu" else self._device
+        return TensorDict(window, batch_size=[self.task.num, self.steps], device=device)
+
+    def extra_state(self) -> dict[str, Any]:
+        carry = {f"carry.{name}": value for name, value in (self._carry or {}).items()}
+        state = {"returns": self._returns.clone(), "lengths": self._lengths.clone(), "ended": list(self._ended)}
+        return {**state, **carry}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._returns = state["returns"].clone()
+        self._lengths = state["lengths"].clone()
+        self._ended = [list(pair) for pair in state["ended"]]
+        carry = {name[6:]: value.to(self._device) for name, value in state.items() if name.startswith("carry.")}
+        self._carry = carry or None

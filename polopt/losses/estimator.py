@@ -1,0 +1,112 @@
+"""One policy-gradient estimator for every kind of decision: control steps, tokens, turns, denoising steps.
+
+The loss is `policy_gradient(log_prob, ratio, advantage, weight, keep)`; a published variant is a choice of `ratio`,
+`keep` and `weight`. Its GRADIENT equals that of the variant's own loss (PPO's min/clamp form, for example); its value
+does not, and is not comparable between variants.
+
+Shapes: `log_prob` has one element per decision. A smaller tensor (an advantage [B] beside tokens [B, T]) is aligned on
+the left, here and nowhere else. In `ratio` levels and `token_weights` the first dimension counts rows (sequences),
+the others what a row is made of.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polopt.core.batch import align_left, same_shape
+
+Level = tuple[Tensor, Tensor]
+
+
+def ratio(log_prob: Tensor, denominator: Tensor | Literal["current", "one"], level: Level | None = None) -> Tensor:
+    """Probability ratio of each decision, detached, shaped like `log_prob`.
+
+    `denominator`: log-probabilities of the same decisions under another policy (equal shape), "current" (the ratio is
+    exactly 1) or "one" (the ratio is the probability itself).
+    `level = (ids, coefficient)` shares one ratio among the decisions of a row that have equal ids: its logarithm is the
+    sum over them of coefficient * (log_prob - denominator). `ids` is int64, counted from 0 within each row; both are
+    shaped like `log_prob`. ids 0 with coefficient mask / length is the sequence ratio of GSPO (arXiv 2507.18071), with
+    coefficient mask the product of the token ratios.
+    Raises ValueError when shapes differ.
+    """
+    log_prob = log_prob.detach()
+    if isinstance(denominator, str):
+        if denominator == "current":
+            return torch.ones_like(log_prob)
+        if denominator != "one":
+            raise ValueError(f"denominator must be a tensor, 'current' or 'one', not '{denominator}'")
+        difference = log_prob
+    else:
+        same_shape(log_prob=log_prob, denominator=denominator)
+        difference = log_prob - denominator.detach()
+    if level is not None:
+        difference = _pool(difference, *level)
+    return difference.exp()
+
+
+def _pool(difference: Tensor, ids: Tensor, coefficient: Tensor) -> Tensor:
+    same_shape(difference=difference, ids=ids, coefficient=coefficient)
+    rows = (difference.shape[0], -1)
+    index, terms = ids.reshape(rows), (coefficient * difference).reshape(rows)
+    # A row has at most as many ids as elements: a buffer of that size needs no look at the largest id (no host sync).
+    return torch.zeros_like(terms).scatter_add(1, index, terms).gather(1, index).reshape(difference.shape)
+
+
+def policy_gradient(
+    log_prob: Tensor, ratio: Tensor, advantage: Tensor, weight: Tensor, keep: Tensor | float = 1.0
+) -> Tensor:
+    """-(weight * sg[keep * advantage * ratio] * log_prob).sum(), the score-function loss; sg stops the gradient.
+
+    `log_prob` carries the gradient; the others may have fewer dimensions and are aligned on the left. `keep` is any
+    non-negative tensor; where it or the weight is 0 a decision is out, even if its ratio has overflowed to infinity.
+    A weighted SUM: over micro-batches it adds up exactly. Raises ValueError when a shape is no prefix of log_prob's.
+    """
+    factor = align_left(weight, log_prob)
+    if isinstance(keep, Tensor):
+        factor = factor * align_left(keep, log_prob)
+    else:
+        factor = factor * keep
+    score = factor * align_left(advantage, log_prob) * align_left(ratio, log_prob)
+    score = torch.where(factor == 0, 0.0, score)
+    return -(score.detach() * log_prob).sum()
+
+
+def clip(
+    ratio: Tensor, advantage: Tensor, low: float | Tensor, high: float | Tensor, dual: float | None = None
+) -> Tensor:
+    """1 where PPO's clipped objective has a gradient, else 0 (arXiv 1707.06347, equation 7), shaped like `ratio`.
+
+    Kept: advantage >= 0 and ratio <= 1 + high, or advantage <= 0 and ratio >= 1 - low; both bounds are inclusive, as in
+    autograd of min/clamp. `dual` also drops negative advantages with ratio > dual (arXiv 1912.09729).
+    """
+    advantage = align_left(advantage, ratio)
+    kept = ((advantage >= 0) & (ratio <= 1 + high)) | ((advantage <= 0) & (ratio >= 1 - low))
+    if dual is not None:
+        kept = kept & ((advantage >= 0) | (ratio <= dual))
+    return kept.to(ratio.dtype)
+
+
+def token_weights(mask: Tensor, kind: str, length: float | None = None) -> Tensor:
+    """Weights [B, ...] of tokens for one optimizer step, from `mask` (bool [B, ...], True = sampled token).
+
+    "token": every token counts the same, sum 1 (DAPO). "sequence": every sequence counts the same and is the mean over
+    its tokens, sum 1 (GRPO). "constant": sum over tokens / `length`, mean over sequences (Dr. GRPO); `length` defaults
+    to the number of positions of a row. "sum": sum over tokens, mean over sequences.
+    Rows without any token are not counted as sequences. Computed once on the whole step, before it is cut into
+    micro-batches: 1 x 8 == 8 x 1.
+    """
+    weight = mask.to(torch.get_default_dtype())
+    if kind == "token":
+        return weight / weight.sum().clamp_min(1.0)
+    tokens = weight.reshape(mask.shape[0], -1).sum(1)
+    sequences = (tokens > 0).sum().clamp_min(1)
+    if kind == "sequence":
+        return weight / align_left(tokens.clamp_min(1.0), weight) / sequences
+    if kind == "constant":
+        return weight / ((length or mask[0].numel()) * sequences)
+    if kind == "sum":
+        return weight / sequences
+    raise ValueError(f"token weights are 'token', 'sequence', 'constant' or 'sum', not '{kind}'")

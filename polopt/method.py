@@ -1,0 +1,176 @@
+"""A method is two verbs: `collect` experience, and `update` from it.
+
+    while not budget.spent():
+        metrics = method.update(method.collect())
+
+There are no hooks: "before collecting" is the first line of `collect`, "after the step" the last line of `update`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from polopt.config import Config, param
+from polopt.core.batch import Batch
+from polopt.core.ledger import Ledger
+from polopt.core.state import Stateful
+from polopt.data.base import Source
+from polopt.evaluation.returns import evaluate_returns
+from polopt.optim import Optimizer
+from polopt.policies.base import Actor, require
+from polopt.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A setting at which a method *is* another one, proved by a test that the registry generates.
+
+    With `at`, three updates on the base's own batches give bitwise the base's policy; with `at` changed by `apart` they
+    must not, or the mechanism is not wired in.
+
+    Attributes:
+        base: name of the other method.
+        at: settings of this method; `base_at`: settings of the base.
+        because: why the two are equal there.
+        tolerance: largest difference of a parameter; above 0 only with a reason in `because`.
+    """
+
+    base: str
+    at: dict[str, Any]
+    apart: dict[str, Any]
+    because: str
+    base_at: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """The smallest run of a method that exercises all of it: what the registry's guards train, in seconds.
+
+    Attributes:
+        task: a task that needs no optional package.
+        steps: budget in the method's unit, long enough for the longest delay of the method to have passed.
+        config: settings that make it small.
+        task_options: keyword arguments of the task.
+    """
+
+    task: str
+    steps: int
+    config: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Stateful):
+    """Base of all methods: holds the parts, and names what differs from method to method.
+
+    Subclasses define `Config`, `build(task)` (makes the parts as attributes), `update(batch)` and, where the paper
+    collects differently, `collect()`. Losses are methods named `*_loss(batch)` that return a weighted sum over
+    decisions and a dict of metrics that are weighted sums as well. State is attributes: see `polopt.core.state`.
+
+    Args:
+        config: an instance of this class's `Config`.
+        task: what it learns on; the rows of the task are the copies that it collects from.
+        ledger: where experience is counted; a fresh one by default.
+        policy: trains this policy instead of building one from the config (stages share theirs).
+
+    Raises:
+        UsageError: when the policy cannot serve the method, or the task's spaces do not fit.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Config):
+        envs: int = param(1, "polopt", low=1, help="copies of the task that are stepped together")
+        micro_batch: int | None = param(
+            None, "polopt", low=1, help="rows per backward pass; smaller needs less memory and changes nothing else"
+        )
+
+    slug: ClassVar[str]
+    unit: ClassVar[str] = "env_steps"  # what --steps counts
+    default_steps: ClassVar[int] = 100_000
+    requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
+    headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    limits: ClassVar[tuple[Limit, ...]] = ()
+    no_limit: ClassVar[str] = ""  # the reason why there is no limit case
+    smoke: ClassVar[Smoke]
+
+    policy: Actor
+    source: Source
+    stage_name: str = ""
+
+    def __init__(self, config: Any, task: Task, *, ledger: Ledger | None = None, policy: Actor | None = None) -> None:
+        self.config = config
+        self.task = task
+        self.spec = task.spec
+        self.ledger = ledger or Ledger()
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        self._given_policy = policy
+        self._progress = 0.0
+        self.build(task)
+        self.check_policy()
+
+    def build(self, task: Task) -> None:
+        """Makes the parts as attributes."""
+        raise NotImplementedError  # abstract
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Evaluates, improves, restrains; returns 0-d tensors. Runs for seconds at most and never syncs the device."""
+        raise NotImplementedError  # abstract
+
+    def collect(self) -> Batch:
+        """The next batch of experience."""
+        return self.source.next(self.behavior)
+
+    @property
+    def behavior(self) -> Actor:
+        """The actor that collects: the policy, unless the method says otherwise."""
+        return self.policy
+
+    def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
+        """Undiscounted returns of the policy: `return`, `return_std`, `length`."""
+        return evaluate_returns(self.policy, task, episodes, greedy=greedy)
+
+    def make_policy(self, config: Any, **parts: Any) -> Actor:
+        """The policy that was given to the constructor, or else `config.build(spec, **parts)`."""
+        return self._given_policy or config.build(self.spec, **parts)
+
+    def make_optimizer(self, *modules: nn.Module | nn.Parameter, **options: Any) -> Optimizer:
+        """An `Optimizer` over these modules that splits batches into the config's micro-batches."""
+        return Optimizer(*modules, micro_batch=self.config.micro_batch, **options)
+
+    def check_policy(self) -> None:
+        """Raises UsageError, in one sentence, when the policy lacks a capability of `requires`."""
+        require(self.policy, *self.requires, by=self.slug)
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the budget that is spent, in [0, 1); set by the loop, read by schedules."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
+        for optimizer in self.optimizers():
+            optimizer.progress = value
+
+    def optimizers(self) -> Iterator[Optimizer]:
+        """The optimizers that are attributes of this method."""
+        yield from (value for value in vars(self).values() if isinstance(value, Optimizer))
+
+    def losses(self) -> Iterator[str]:
+        """Names of the loss methods."""
+        yield from (name for name in dir(type(self)) if name.endswith("_loss") and not name.startswith("_"))
+
+    def compile(self, **options: Any) -> None:
+        """Compiles every `*_loss`; the schedule around them stays Python."""
+        for name in self.losses():
+            setattr(self, name, torch.compile(getattr(self, name), **options))
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that are attributes of this method, by name."""
+        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, nn.Module))

@@ -1,0 +1,207 @@
+"""Distributional Soft Actor-Critic (DSAC-T), and its first version (DSACv1).
+
+Duan et al., "Distributional Soft Actor-Critic with Three Refinements", 2023, arXiv 2310.05858; and "Distributional Soft
+Actor-Critic: Off-Policy Reinforcement Learning for Addressing Value Estimation Errors", 2020, arXiv 2001.02811.
+
+The critic is a Gaussian N(mean, std^2) over the soft return, fitted by maximum likelihood to sampled targets: the mean
+moves by error / std^2, so it moves little where the return is uncertain, and that reduces over-estimation.
+
+With replay batch (s, a, r, s'), next action a' ~ pi_targ(.|s') of the TARGET policy, temperature alpha, discount g:
+
+    next    critic j = argmin_i mean_targ_i(s', a');  Q' = mean_targ_j,  Z' = mean_targ_j + std_targ_j clip(noise, +-3)
+    y_q     r + g (1 - terminated) (Q' - alpha log pi_targ(a'|s'))    the expected target; the two are `backups`
+    y_z     r + g (1 - terminated) (Z' - alpha log pi_targ(a'|s'))    the sampled target
+    y_b,i   mean_i + clip(y_z - mean_i, +-bound_i)
+    critic  sum_i E[ scale_i (mean_i - y_m)^2 / 2 + std_scale_i (sg[std_i]^2 - sg[mean_i - y_b,i]^2) std_i ]
+    policy  E[ alpha log pi(a|s) - min_i mean_i(s, a) ],   a = rsample(s)
+
+DSACv1: one critic; y_m = y_z; `td_bound` = bound; with epsilon = 0.1
+
+    scale = 1 / (std^2 + epsilon)        std_scale = 1 / (std^3 + epsilon)        constants, as all the scales are
+
+which has the gradient of -log N(y_z; mean, std) with the target of the std clipped. DSAC-T refines it:
+
+    1 expected value substitution   y_m = y_q; only the std is regressed on a sample
+    2 twin value distributions      two critics; target and policy take the one with the smaller mean
+    3 variance-based adjustment     `mean_std` m_i <- (1 - std_tau) m_i + std_tau E[std_i], from the first batch's E[std_i];
+                                    bound_i = 3 m_i,   scale_i = omega_i = clip(m_i^2 / (std_i^2 + epsilon), 0.1, 10),
+                                    std_scale_i = omega_i / (std_i + epsilon)
+
+Policy, temperature and all targets (critics and policy) move on every second update only (`delay`).
+
+Differs from SAC in: the critic and its loss, a' from a target policy, the delay, networks and learning rates.
+Also in the papers: each refinement removed (`--no-expected-value`, `--critics 1`, `--no-variance-based`, which brings
+back `td_bound`); likelihood without a bound (`dsac-v1 --td-bound none`).
+Departs from the paper in: the limits on omega are the released code's. With `--huber 50`, as in that code, Huber's
+function replaces the squares, and half a square is the target of the variance: std then settles near .7 of the error's
+std, and far below it where errors pass 50, so that the scale of the reward matters again. The policy's step sees the
+critics after theirs; in the released code, before.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polopt.config import param
+from polopt.core.batch import Batch, weigh, weighted_mean
+from polopt.losses import regression
+from polopt.method import Limit, Smoke
+from polopt.methods.control.sac import SAC
+from polopt.networks import Network
+from polopt.networks.encoders import Obs
+from polopt.optim import frozen_copy, polyak_update
+from polopt.policies import AnyPolicy, SquashedGaussian
+from polopt.regularizers import Fixed, Learned
+from polopt.tasks.base import Task
+from polopt.values.critics import QEnsemble
+from polopt.values.reward_normalizer import RunningMean
+from polopt.values.targets import bounded_target, pessimistic_pair, soft_value, td_target
+
+
+def distribution_loss(
+    mean: Tensor, std: Tensor, target: Tensor, bounded: Tensor, scale: Tensor, std_scale: Tensor, huber: float | None
+) -> Tensor:
+    """Loss [E, B] whose gradients are scale * error in the mean and std_scale * (std^2 - bounded error^2) in the std.
+
+    All are [E, B] but `target` [B]; no gradient reaches other arguments than `mean` and `std`. With `huber`, Huber's
+    function of that threshold takes the place of error^2 / 2 and, as in the released code, of bounded error^2.
+    """
+    error, bounded_error = mean - target.detach(), (mean - bounded).detach()
+    if huber is None:
+        cost, variance = regression.squared(error), bounded_error.square()
+    else:
+        cost, variance = regression.huber(error, huber), regression.huber(bounded_error, huber)
+    return scale.detach() * cost + (std_scale * (std.square() - variance)).detach() * std
+
+
+class DSACv1(SAC):
+    @dataclass(frozen=True)
+    class Config(SAC.Config):
+        lr: float = param(1e-4, "official code", above=0, help="of policy and critics")
+        temperature_lr: float = param(3e-4, "official code", above=0)
+        steps_per_update: int = param(20, "official code", low=1, unit="env_steps", help="collected between updates")
+        critics: int = param(1, "arXiv 2001.02811", low=1, help="members of the critic ensemble")
+        delay: int = param(2, "official code", low=1, unit="updates", help="of the critics per step of all else")
+        td_bound: float | None = param(10.0, "official code", above=0, help="on the TD error in std; none: likelihood")
+        epsilon: float = param(0.1, "official code", above=0, help="added to the powers of std that divide")
+        huber: float | None = param(None, "paper", above=0, help="threshold; none: squares; the official code takes 50")
+        entropy: Learned | Fixed = param(Learned(initial=math.e, form="log-alpha"), "official code")
+        network: Network = param(Network(sizes=(256, 256, 256), activation="gelu"), "official code")
+        policy: AnyPolicy = param(SquashedGaussian(log_std_high=0.5), "official code")
+
+    slug = "dsac-v1"
+    saved = ("updates",)
+    headline = ("entropy", "entropy_temperature", "q", "std")
+    default_steps = 30_000_000  # 1.5 million updates
+    presets = {"pendulum": SAC.presets["pendulum"] | {"steps_per_update": 1}}
+    no_limit = "its critic is a distribution: no setting gives SAC's squared error on a mean"
+    smoke = Smoke("Pendulum-v1", SAC.smoke.steps, SAC.smoke.config | {"steps_per_update": 1})
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        self.target_policy = frozen_copy(self.policy)
+        if self.temperature.learned:
+            self.temperature_optimizer = self.make_optimizer(self.temperature, lr=self.config.temperature_lr)
+        self.updates = 0
+
+    def make_critic(self) -> QEnsemble:
+        return QEnsemble(self.spec, self.config.network, members=self.config.critics, head="gaussian")
+
+    def action_values(self, obs: Obs, action: Tensor) -> Tensor:
+        mean, _ = self.critic(obs, action)
+        return mean
+
+    @torch.no_grad()
+    def backups(self, batch: Batch) -> Tensor:
+        """Expected and sampled soft target, [2, B]: y_q and y_z."""
+        next_action, next_log_prob = self.target_policy.rsample(batch["next_obs"])
+        mean, std = self.target_critic(batch["next_obs"], next_action)
+        reward = self.config.reward_scale * batch["reward"]
+
+        def backup(next_return: Tensor) -> Tensor:
+            next_value = soft_value(next_return, next_log_prob, self.temperature.value)
+            return td_target(reward, batch["discount"], batch["terminated"], next_value)
+
+        expected, sampled = pessimistic_pair(mean, std, torch.randn_like(next_log_prob))
+        return torch.stack([backup(expected), backup(sampled)])
+
+    def target(self, batch: Batch) -> Tensor:
+        """What mean and std are regressed on, [2, B]: one sampled return for both."""
+        _, sampled = self.backups(batch)
+        return torch.stack([sampled, sampled])
+
+    def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Factors of the gradients of mean and std, each [E, B] like `std`, and the bound on the TD error."""
+        bound, epsilon = self.config.td_bound, self.config.epsilon
+        if bound is None:  # the gradient of -log N(y_z; mean, std), as it is
+            bound, epsilon = math.inf, 0.0
+        return 1 / (std.square() + epsilon), 1 / (std**3 + epsilon), bound
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, std = self.critic(batch["obs"], batch["action"])
+        scale, std_scale, bound = self.scales(std.detach())
+        bounded = bounded_target(mean, batch["std_target"], bound)
+        terms = distribution_loss(mean, std, batch["mean_target"], bounded, scale, std_scale, self.config.huber)
+        loss = weighted_mean(terms.sum(0), batch["weight"])
+        q, spread = (weighted_mean(value.mean(0), batch["weight"]) for value in (mean, std))
+        return loss, {"critic_loss": loss, "q": q, "std": spread}
+
+    def evaluate_batch(self, batch: Batch) -> Batch:
+        """Adds weights and targets: noise is drawn for the whole batch, before it may be split."""
+        batch = weigh(batch)
+        batch["mean_target"], batch["std_target"] = self.target(batch)
+        return batch
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = self.evaluate_batch(batch)
+        metrics = self.critic_optimizer.minimize(self.critic_loss, batch)
+        if self.updates % self.config.delay == 0:
+            metrics |= self.improve(batch)
+            polyak_update(self.target_critic, self.critic, self.config.tau)
+            polyak_update(self.target_policy, self.policy, self.config.tau)
+        self.updates += 1
+        return metrics | {"entropy_temperature": self.temperature.value}
+
+
+REMOVED = {"expected_value": False, "critics": 1, "variance_based": False}
+
+
+class DSACT(DSACv1):
+    @dataclass(frozen=True)
+    class Config(DSACv1.Config):
+        expected_value: bool = param(True, "refinement 1", help="regress the mean on the expected target")
+        critics: int = param(2, "refinement 2", low=1, help="members of the critic ensemble")
+        variance_based: bool = param(True, "refinement 3", help="bound and scales from the running mean of std")
+        std_tau: float = param(0.005, "official code", above=0, high=1, help="rate of the running mean of std")
+        bound_stds: float = param(3.0, "official code", above=0, help="bound on the TD error, in running means of std")
+        omega_limits: tuple[float, float] = param((0.1, 10.0), "official code", low=0, help="of the gradient's scale")
+
+    slug = "dsac-t"
+    limits = tuple(
+        Limit("dsac-v1", at=REMOVED, apart=refinement, because="without its three refinements it is DSACv1")
+        for refinement in ({"expected_value": True}, {"critics": 2}, {"variance_based": True})
+    )
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        self.mean_std = RunningMean(self.config.std_tau, (self.config.critics,))
+
+    def target(self, batch: Batch) -> Tensor:
+        """[2, B]: the expected target for the mean, the sampled one for the std."""
+        return self.backups(batch) if self.config.expected_value else super().target(batch)
+
+    def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        if not self.config.variance_based:
+            return super().scales(std)
+        mean_std = self.mean_std.value.unsqueeze(-1)  # [E, 1]
+        omega = (mean_std.square() / (std.square() + self.config.epsilon)).clamp(*self.config.omega_limits)
+        return omega, omega / (std + self.config.epsilon), self.config.bound_stds * mean_std
+
+    def evaluate_batch(self, batch: Batch) -> Batch:
+        batch = super().evaluate_batch(batch)
+        with torch.no_grad():
+            _, std = self.critic(batch["obs"], batch["action"])
+        self.mean_std.update((batch["weight"] * std).sum(-1))
+        return batch

@@ -1,0 +1,132 @@
+"""Soft Actor-Critic with automatic temperature.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, arXiv 1812.05905.
+
+The return plus `temperature` times the entropy of the policy is maximized off-policy: two soft Q critics are regressed
+on one soft target, the policy follows the pathwise gradient through their minimum, and the temperature is the dual
+variable of the constraint "expected entropy >= target_entropy", which makes the scale of the reward irrelevant.
+
+With replay batch (s, a, r, s'), next action a' ~ pi(.|s') of the CURRENT policy, target critics Q_targ:
+
+    target      y = reward + discount (1 - terminated) (min_i Q_targ_i(s', a') - temperature log pi(a'|s'))
+    critic      sum_i E[ (Q_i(s, a) - y)^2 / 2 ]
+    policy      E[ temperature log pi(a|s) - min_i Q_i(s, a) ],   a = rsample(s), gradient through a
+    temperature E[ temperature (entropy - target_entropy) ],      entropy = -log pi(a|s), constant
+    targets     Q_targ <- tau Q + (1 - tau) Q_targ
+
+Differs from its base, the first SAC (arXiv 1801.01290), in having no value network and a learned temperature
+(`--entropy fixed` keeps it constant, `--reward-scale` is that paper's knob).
+
+Departs from the paper in: densities and the target entropy are in the units in which the policy acts, [-1, 1], whatever
+the bounds of the action space. The released code averages the two critics in the policy loss where the paper takes
+the minimum: `--policy-critic mean`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polopt.config import param
+from polopt.core.batch import Batch, weigh, weighted_mean
+from polopt.data.replay import Replay, ReplaySource
+from polopt.data.rollouts import Rollouts
+from polopt.losses.pathwise import pathwise
+from polopt.losses.regression import regression
+from polopt.method import Method, Smoke
+from polopt.networks import Network
+from polopt.networks.encoders import Obs
+from polopt.optim import frozen_copy, polyak_update
+from polopt.policies import AnyPolicy, SquashedGaussian
+from polopt.policies.base import Density, Reparameterized
+from polopt.regularizers import Fixed, Learned
+from polopt.tasks.base import Task
+from polopt.values.critics import QEnsemble
+from polopt.values.targets import reduce_members, soft_value, td_target
+
+
+class SAC(Method):
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        discount: float = param(0.99, "table 1", low=0, high=1)
+        tau: float = param(0.005, "table 1", above=0, high=1, help="share of the critics in the targets, per update")
+        lr: float = param(3e-4, "table 1", above=0, help="of policy, critics and temperature")
+        batch_size: int = param(256, "table 1", low=1)
+        replay_size: int = param(1_000_000, "table 1", low=1, unit="transitions")
+        warmup: int = param(
+            10_000, "official code", low=1, unit="env_steps", help="uniform random actions at the start"
+        )
+        steps_per_update: int = param(1, "table 1", low=1, unit="env_steps", help="collected between two updates")
+        critics: int = param(2, "section 5", low=1, help="members of the critic ensemble")
+        policy_critic: str = param("min", "equation 7", choices=("min", "mean"), help="reduction in the policy loss")
+        reward_scale: float = param(1.0, "table 1", above=0)
+        n_step: int = param(1, "polopt", low=1, help="steps of reward before bootstrapping")
+        entropy: Learned | Fixed = param(Learned(), "section 5")
+        network: Network = param(Network(sizes=(256, 256), activation="relu"), "table 1")
+        policy: AnyPolicy = param(SquashedGaussian(), "appendix C")
+
+    slug = "sac"
+    requires = (Reparameterized, Density)
+    headline = ("entropy", "entropy_temperature", "q", "critic_loss")
+    default_steps = 1_000_000
+    presets = {"pendulum": {"warmup": 1_000, "network.sizes": (64, 64)}}
+    no_limit = "its base, the first SAC with a value network, is not in the catalogue"
+    smoke = Smoke("Pendulum-v1", 96, {"warmup": 64, "batch_size": 32, "network.sizes": (16, 16), "replay_size": 1_000})
+
+    def build(self, task: Task) -> None:
+        config = self.config
+        self.policy = self.make_policy(config.policy, network=config.network)
+        self.critic = self.make_critic()
+        self.target_critic = frozen_copy(self.critic)
+        self.temperature = config.entropy.build(self.spec)
+        self.policy_optimizer = self.make_optimizer(self.policy, lr=config.lr)
+        self.critic_optimizer = self.make_optimizer(self.critic, lr=config.lr)
+        if self.temperature.learned:
+            self.temperature_optimizer = self.make_optimizer(self.temperature, lr=config.lr)
+        self.source = ReplaySource(
+            Rollouts(task, config.steps_per_update, self.ledger),
+            Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
+            batch_size=config.batch_size,
+            warmup=config.warmup,
+            ratio=1 / config.steps_per_update,
+        )
+
+    def make_critic(self) -> QEnsemble:
+        return QEnsemble(self.spec, self.config.network, members=self.config.critics)
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        target = self.target(batch)
+        q = self.critic(batch["obs"], batch["action"])
+        loss = regression(q, target, batch["weight"])
+        return loss, {"critic_loss": loss, "q": weighted_mean(q.mean(0), batch["weight"])}
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """Soft one-step target [B]; time limits are bootstrapped through."""
+        next_action, next_log_prob = self.policy.rsample(batch["next_obs"])
+        next_q = reduce_members(self.target_critic(batch["next_obs"], next_action), "min")
+        next_value = soft_value(next_q, next_log_prob, self.temperature.value)
+        return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], next_value)
+
+    def action_values(self, obs: Obs, action: Tensor) -> Tensor:
+        """What the policy ascends, per critic: [E, B]."""
+        return self.critic(obs, action)
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        action, log_prob = self.policy.rsample(batch["obs"])
+        q = reduce_members(self.action_values(batch["obs"], action), self.config.policy_critic)
+        loss = pathwise(q, log_prob, self.temperature.value, batch["weight"])
+        return loss, {"policy_loss": loss, "entropy": weighted_mean(-log_prob, batch["weight"])}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = weigh(batch)
+        metrics = self.critic_optimizer.minimize(self.critic_loss, batch) | self.improve(batch)
+        polyak_update(self.target_critic, self.critic, self.config.tau)
+        return metrics | {"entropy_temperature": self.temperature.value}
+
+    def improve(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the policy, then one of the temperature."""
+        metrics = self.policy_optimizer.minimize(self.policy_loss, batch)
+        if self.temperature.learned:
+            self.temperature_optimizer.step(self.temperature.loss(metrics["entropy"]))
+        return metrics

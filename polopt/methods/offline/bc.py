@@ -1,0 +1,84 @@
+"""Behavioral cloning: supervised learning of a policy on demonstrated actions.
+
+Pomerleau, "ALVINN: An Autonomous Land Vehicle in a Neural Network", 1989; as a baseline of offline reinforcement learning
+for example in arXiv 2004.07219.
+
+    loss   E_(s, a) ~ demonstrations [ imitation_loss(s, a) ]      -log pi(a|s); squared error for deterministic policies
+
+Demonstrations are a file that `polopt eval RUN --record FILE` wrote, or "random": episodes of uniform random actions.
+
+Departs from the paper in: any policy that can imitate, and minibatches with Adam.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polopt.config import Constant, Cosine, Linear, param
+from polopt.core.batch import Batch, weigh
+from polopt.core.errors import UsageError
+from polopt.data.demonstrations import Samples, load_demonstrations, record
+from polopt.losses.regression import imitation
+from polopt.method import Method, Smoke
+from polopt.networks import Network
+from polopt.networks.normalizer import Normalizer
+from polopt.policies import AnyPolicy, Auto
+from polopt.policies.base import Imitates
+from polopt.policies.wrappers import Uniform
+from polopt.tasks.base import Task
+
+
+class BC(Method):
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        demonstrations: str = param("", "polopt", help="a file of 'polopt eval RUN --record FILE', or random")
+        random_episodes: int = param(10, "polopt", low=1, help="how many episodes 'random' records")
+        batch_size: int = param(256, "arXiv 2004.07219", low=1)
+        lr: float = param(1e-3, "assumed", above=0)
+        lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
+        entropy_coefficient: float = param(0.0, "assumed", low=0, help="bonus against overconfidence")
+        normalize_obs: bool = param(False, "assumed", help="with the mean and deviation of the demonstrations")
+        network: Network = param(Network((256, 256), "relu"), "arXiv 2004.07219")
+        policy: AnyPolicy = param(Auto(), "polopt")
+
+    slug = "bc"
+    unit = "updates"
+    requires = (Imitates,)
+    headline = ("imitation_loss",)
+    default_steps = 10_000
+    no_limit = "it is a base: there is nothing simpler in the catalogue that it could be"
+    smoke = Smoke("CartPole-v1", 16, {"demonstrations": "random", "batch_size": 32, "network.sizes": (16,)})
+
+    def build(self, task: Task) -> None:
+        config = self.config
+        normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
+        self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
+        if self.policy.recurrent:
+            raise UsageError(
+                "bc draws single decisions, which a recurrent policy cannot learn from: network.recurrent none"
+            )
+        data = self.load(task)
+        data["action"] = self.policy.own_action(data["action"])
+        self.policy.update_normalizer(data)
+        self.source = Samples(data, config.batch_size, self.generator)
+        self.optimizer = self.make_optimizer(self.policy, lr=config.lr, schedule=config.lr_schedule)
+
+    def load(self, task: Task) -> Batch:
+        """The demonstrations [B], with actions in the environment's units."""
+        name = self.config.demonstrations
+        if name == "random":
+            return record(Uniform(self.spec), task, self.config.random_episodes, greedy=False)
+        if not name:
+            raise UsageError("bc needs --demonstrations FILE, which 'polopt eval RUN --record FILE' writes")
+        return load_demonstrations(name, self.spec)
+
+    def imitation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = imitation(self.policy.imitation_loss(batch), batch["weight"])
+        metrics = {"imitation_loss": loss}
+        if self.config.entropy_coefficient > 0:
+            entropy = (batch["weight"] * self.policy.entropy(batch)).sum()
+            return loss - self.config.entropy_coefficient * entropy, metrics | {"entropy": entropy}
+        return loss, metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        return self.optimizer.minimize(self.imitation_loss, weigh(batch))

@@ -1,0 +1,81 @@
+"""Behavioral cloning, then PPO from there: the smallest staged method.
+
+Rajeswaran et al., "Learning Complex Dexterous Manipulation with Deep Reinforcement Learning and Demonstrations", 2017, arXiv
+1709.10087, section IV, start their policy gradient from a cloned policy in this way.
+
+    stage "bc"    `bc_updates` steps of behavioral cloning (bc.py) on the demonstrations; costs no environment steps
+    stage "ppo"   PPO (ppo.py) with the cloned policy; for the first `critic_warmup` updates only the critic learns, because
+                  advantages of a fresh critic would undo what was cloned
+
+Both stages train one policy object. The budget counts environment steps, so it is PPO's; `envs` is that of both.
+
+Departs from the paper in: PPO in place of natural policy gradient, and no demonstrations in the second stage.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polopt.config import param
+from polopt.core.batch import Batch
+from polopt.method import Limit, Smoke
+from polopt.methods.control.ppo import PPO
+from polopt.methods.offline.bc import BC
+from polopt.networks.normalizer import Normalizer
+from polopt.staged import Stage, Staged
+from polopt.tasks.base import Task
+
+
+class WarmPPO(PPO):
+    """PPO whose policy rests while a fresh critic catches up."""
+
+    saved = ("warmed",)
+    warmed = 0
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().policy_loss(batch)
+        return loss * float(self.warmed >= self.config.critic_warmup), metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = super().update(batch)
+        self.warmed += 1
+        return metrics
+
+
+class BCPPO(Staged):
+    @dataclass(frozen=True)
+    class Config(PPO.Config):
+        bc: BC.Config = param(BC.Config(), "section IV-A", help="the first stage")
+        bc_updates: int = param(1_000, "assumed", low=0)
+        critic_warmup: int = param(5, "assumed", low=0, help="PPO updates before the policy moves")
+
+    slug = "bc-ppo"
+    requires = (*BC.requires, *PPO.requires)
+    headline = ("imitation_loss", "entropy", "approx_kl", "explained_variance")
+    default_steps = 100_000
+    presets = PPO.presets
+    limits = (
+        Limit(
+            "ppo",
+            at={"bc_updates": 0, "critic_warmup": 0},
+            apart={"critic_warmup": 1},
+            because="without cloned updates and without a warm-up the second stage is PPO",
+        ),
+    )
+    smoke = Smoke(
+        "CartPole-v1", 256, PPO.smoke.config | {"bc_updates": 4, "critic_warmup": 1} | {"bc": BC.smoke.config}
+    )
+
+    def build(self, task: Task) -> None:
+        config = self.config
+        normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
+        self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
+        super().build(task)
+
+    def stage(self, index: int) -> Stage | None:
+        shared = {"ledger": self.ledger, "policy": self.policy}
+        if index == 0 and self.config.bc_updates > 0:
+            return Stage("bc", BC(self.config.bc, self.task, **shared), until={"updates": self.config.bc_updates})
+        if index <= 1:
+            return Stage("ppo", WarmPPO(self.config, self.task, **shared))
+        return None

@@ -1,0 +1,234 @@
+"""Actors, and the capabilities that methods ask of them.
+
+A capability is a base class with a promise. A method asks for capabilities, never for a class of policy, so it runs
+with every policy that can serve it; `require` says in one sentence what is missing.
+
+Batches are read by key: `obs`, `action`, and, where a policy says so, `action_mask`, `pre_action`, and for recurrent
+policies `hidden` and `first`. [...] stands for the leading dimensions of the batch, [N, T] for rollouts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.networks.encoders import MASK_KEY, Obs, is_dict
+from polopt.networks.normalizer import Normalizer
+
+Record = dict[str, Tensor]
+
+
+class Actor(nn.Module, ABC):
+    """Samples actions.
+
+    `recurrent` policies carry a hidden state, so minibatches split rows, never time. `unit` policies act in [-1, 1];
+    `env_action` rescales at the environment, and the batch stores the action as sampled.
+    """
+
+    spec: Spec
+    recurrent: bool = False
+    unit: bool = False
+    family: str = "policy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._carry: Record | None = None
+
+    @abstractmethod
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        """Acts on `obs` [N, ...] and returns (record, carry), without gradients.
+
+        Everything in the record [N, ...] is stored in the batch; `action` is always there. The carry [N, ...] is
+        given back at the next step; None means that all rows are new, a row of zeros that this row is. Policies
+        without memory return an empty one. `greedy` takes the mode in place of a sample.
+        """
+
+    def env_action(self, action: Tensor) -> Tensor:
+        """What the environment gets for the stored `action` [..., A]: within the bounds and with the space's shape."""
+        return action
+
+    def own_action(self, action: Tensor) -> Tensor:
+        """The stored action for an action of the environment [..., *space.shape]: the inverse of `env_action`."""
+        return action
+
+    def update_normalizer(self, batch: Batch) -> None:
+        """Takes the observations of `batch` into the running statistics, if there are any.
+
+        Methods call it at the end of `update`. Reads `obs` and, if present, `mask`.
+        """
+
+    def predict(self, obs: Any, *, greedy: bool = True) -> Any:
+        """Acts on one numpy observation (no batch dimension) and returns the action for `env.step`.
+
+        Recurrent policies remember the episode so far; call `reset` when a new one begins.
+        """
+        record, carry = self.act(to_tensor(self.spec.obs, obs, device_of(self)), self._carry, greedy=greedy)
+        self._carry = carry if carry else None
+        action = self.env_action(record["action"])[0].cpu().numpy()
+        if isinstance(self.spec.action, spaces.Discrete):
+            return self.spec.action.dtype.type(action)
+        return action.astype(self.spec.action.dtype)
+
+    def reset(self) -> None:
+        """Forgets the episode that `predict` has followed."""
+        self._carry = None
+
+
+class Scores(Actor):
+    """Promise: scores the decisions that this policy recorded."""
+
+    @abstractmethod
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        """log pi(action | obs) [...] of the recorded decisions, differentiable in the parameters."""
+
+    @abstractmethod
+    def entropy(self, batch: Batch) -> Tensor:
+        """Entropy [...] of the policy at the batch's observations, in nats; the class says if it is an estimate."""
+
+
+class Density(Scores):
+    """Promise: `log_prob` of any `batch["action"]`, differentiable in the action where actions are continuous, and an
+    exact divergence between two policies of the same family."""
+
+    @abstractmethod
+    def kl(self, batch: Batch, other: Any) -> Tensor:
+        """KL(self || other) [...] at the batch's observations, exact, differentiable in both. Raises UsageError if
+        `other` is of another family."""
+
+
+class Reparameterized(Actor):
+    """Promise: samples through which gradients flow to the parameters."""
+
+    @abstractmethod
+    def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Action [B, A] and its log-density [B] at `obs` [B, ...], or None for policies without a density; with `n`,
+        that many samples each: [n, B, A] and [n, B]."""
+
+
+class Imitates(Actor):
+    """Promise: can be trained on given actions."""
+
+    @abstractmethod
+    def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        """Loss [...] of each decision that is smallest when the policy does what `batch["action"]` did."""
+
+
+class Enumerates(Density):
+    """Promise: finitely many actions, all of them scored at once."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """Unnormalized log-probabilities [..., K], -inf at illegal actions."""
+
+    @abstractmethod
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Probabilities and log-probabilities, each [..., K]; both are 0 at illegal actions, so that products of the
+        two, and sums with a critic's values, stay finite."""
+
+
+PROMISES: dict[type, str] = {
+    Scores: "scores the actions that it took",
+    Density: "has a density for any action",
+    Reparameterized: "passes gradients through its samples",
+    Imitates: "can be trained on given actions",
+    Enumerates: "has finitely many actions",
+}
+
+
+def require(actor: Actor, *capabilities: type, by: str) -> None:
+    """Raises UsageError, one sentence, for the first capability that `actor` lacks; `by` names the method."""
+    for capability in capabilities:
+        if not isinstance(actor, capability):
+            raise UsageError(f"{by} needs a policy that {PROMISES[capability]}, and a {actor.family} does not")
+
+
+class NetworkActor(Actor):
+    """An actor with one network, feed-forward or recurrent.
+
+    A recurrent one records `hidden` [N, H], the state before the step, and scores a window [N, T] from its first
+    column on, with a state of zero wherever `first` is True.
+    """
+
+    def __init__(self, spec: Spec, net: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = net
+        self.recurrent = bool(getattr(net, "recurrent", False))
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        return getattr(self.net, "normalizer", None)
+
+    def update_normalizer(self, batch: Batch) -> None:
+        if self.normalizer is not None:
+            self.normalizer.update(batch["obs"], batch.get("mask", None))
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The network's outputs [..., outputs] for a batch; reads `obs`, and `hidden` and `first` if recurrent."""
+        if self.recurrent:
+            return self.net(batch["obs"], batch["hidden"].select(-2, 0), batch["first"])
+        return self.net(batch["obs"])
+
+    def step(self, obs: Obs, carry: Record | None) -> tuple[Tensor, Record, Record]:
+        """One step of acting: the outputs [N, outputs], what to record besides the action, and the next carry."""
+        if not self.recurrent:
+            return self.net(obs), {}, {}
+        net: Any = self.net
+        hidden = carry["hidden"] if carry else net.new_hidden(obs)
+        outputs, after = net.step(obs, hidden)
+        return outputs, {"hidden": hidden}, {"hidden": after}
+
+    def memoryless(self, obs: Obs) -> Tensor:
+        """The outputs for single observations. Raises UsageError for a recurrent policy, which needs a window."""
+        if self.recurrent:
+            raise UsageError("a recurrent policy cannot be sampled at single observations: use a feed-forward network")
+        return self.net(obs)
+
+
+def same_family(one: Actor, other: Any) -> None:
+    """Raises UsageError unless both are of one family, so that a divergence between them is defined here."""
+    family = getattr(other, "family", type(other).__name__)
+    if family != one.family:
+        raise UsageError(f"the divergence between a {one.family} and a {family} has no closed form")
+
+
+def legal_actions(obs: Obs) -> Tensor | None:
+    """The mask of legal actions in a dict observation, or None."""
+    return obs[MASK_KEY].bool() if is_dict(obs) and MASK_KEY in obs.keys() else None  # noqa: SIM118
+
+
+def legal_in(batch: Batch) -> Tensor | None:
+    """`action_mask` of a batch; without one, that of its observation; without that, None."""
+    return batch[MASK_KEY].bool() if MASK_KEY in batch.keys() else legal_actions(batch["obs"])  # noqa: SIM118
+
+
+def to_tensor(space: gymnasium.Space, obs: Any, device: torch.device | None = None) -> Any:
+    """One numpy observation as tensors with a leading dimension of 1: floats in the default dtype, uint8 and bool as
+    they are, other integers int64; a Dict space gives a dict."""
+    if isinstance(space, spaces.Dict):
+        assert isinstance(obs, Mapping)
+        return {key: to_tensor(item, obs[key], device) for key, item in space.spaces.items()}
+    array = np.asarray(obs)
+    if np.issubdtype(array.dtype, np.floating):
+        dtype = torch.get_default_dtype()
+    elif array.dtype in (np.uint8, np.bool_):
+        dtype = torch.uint8 if array.dtype == np.uint8 else torch.bool
+    else:
+        dtype = torch.int64
+    return torch.as_tensor(array, dtype=dtype, device=device)[None]
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where the parameters of a module are; None if it has none."""
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else parameter.device

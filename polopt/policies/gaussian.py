@@ -1,0 +1,218 @@
+"""Diagonal Gaussian policies, plain and squashed by tanh.
+
+The formulas are written out rather than taken from `torch.distributions`: they run thousands of times per second and
+compile without graph breaks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polopt.core.batch import Batch
+from polopt.core.spec import Spec
+from polopt.networks.encoders import Obs
+from polopt.policies.base import Density, Imitates, NetworkActor, Record, Reparameterized, same_family
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+LOG_TWO = math.log(2.0)
+
+
+def gaussian_log_prob(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(value; mean, std) of each coordinate."""
+    return -0.5 * ((value - mean) * (-log_std).exp()).square() - log_std - HALF_LOG_TWO_PI
+
+
+def gaussian_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+    """KL(N(mean, std) || N(other_mean, other_std)) of each coordinate."""
+    gap = other_log_std - log_std
+    return gap + 0.5 * ((-2.0 * gap).exp() + ((mean - other_mean) * (-other_log_std).exp()).square() - 1.0)
+
+
+def tanh_log_slope(value: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), exact also where tanh rounds to 1."""
+    return 2.0 * (LOG_TWO - value - functional.softplus(-2.0 * value))
+
+
+def safe_atanh(action: Tensor) -> Tensor:
+    """atanh, with actions at or beyond +-1 moved inside by eight units of rounding (and no gradient there)."""
+    edge = 1.0 - 8.0 * torch.finfo(action.dtype).eps
+    return action.clamp(-edge, edge).atanh()
+
+
+class DiagonalGaussian(NetworkActor, Density, Reparameterized, Imitates):
+    """What the plain and the squashed policy share: mean and log standard deviation from a network.
+
+    With a state-independent std the network has A outputs and `log_std` [A] is a parameter; otherwise it has 2A, and
+    `log_std_init` is added to the second half. Both are clamped to [low, high], with no gradient outside.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        spec: Spec,
+        net: nn.Module,
+        *,
+        state_dependent: bool,
+        log_std_init: float = 0.0,
+        log_std_low: float = -20.0,
+        log_std_high: float = 2.0,
+    ) -> None:
+        super().__init__(spec, net)
+        assert isinstance(spec.action, spaces.Box)
+        self.log_std_init = log_std_init
+        self.log_std_low = log_std_low
+        self.log_std_high = log_std_high
+        self.log_std = None if state_dependent else nn.Parameter(torch.full((spec.action_dim,), log_std_init))
+        self.shape = spec.action.shape
+        register_bounds(self, spec.action)
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Network outputs -> mean and log_std, each [..., A]."""
+        if self.log_std is not None:
+            mean, log_std = outputs, self.log_std.expand_as(outputs)
+        else:
+            mean, log_std = outputs.chunk(2, -1)
+            log_std = log_std + self.log_std_init
+        return mean, log_std.clamp(self.log_std_low, self.log_std_high)
+
+    def moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, each [..., A], of the Gaussian (of the one before the tanh, if squashed)."""
+        return self.split(self.outputs(batch))
+
+    def kl(self, batch: Batch, other: Any) -> Tensor:
+        """KL(self || other) [...], exact; a bijection leaves it unchanged, so squashed policies use their Gaussians."""
+        same_family(self, other)
+        return gaussian_kl(*self.moments(batch), *other.moments(batch)).sum(-1)
+
+    def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        """-log_prob [...] of `batch["action"]`."""
+        return -self.log_prob(batch)
+
+
+class GaussianPolicy(DiagonalGaussian):
+    """N(mean(obs), std), in the units of the environment; reads `obs` and `action` [..., A].
+
+    Actions outside of the bounds are legal and stored as sampled: `env_action` clamps them. Records `action` and
+    `log_prob`.
+    """
+
+    family = "Gaussian policy"
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        outputs, record, carry = self.step(obs, carry)
+        mean, log_std = self.split(outputs)
+        action = mean.clone() if greedy else torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
+        log_prob = gaussian_log_prob(action, mean, log_std).sum(-1)
+        return {"action": action, "log_prob": log_prob, **record}, carry
+
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        return gaussian_log_prob(batch["action"], *self.moments(batch)).sum(-1)
+
+    def entropy(self, batch: Batch) -> Tensor:
+        """Exact: the sum over coordinates of log std + (1 + log 2 pi) / 2."""
+        return (self.moments(batch)[1] + (0.5 + HALF_LOG_TWO_PI)).sum(-1)
+
+    def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.split(self.memoryless(obs))
+        draw = draw_normal(mean, n)
+        log_prob = (-0.5 * draw.square() - log_std - HALF_LOG_TWO_PI).sum(-1)
+        return mean + log_std.exp() * draw, log_prob
+
+    def env_action(self, action: Tensor) -> Tensor:
+        return action.clamp(self.low, self.high).reshape(*action.shape[:-1], *self.shape)
+
+    def own_action(self, action: Tensor) -> Tensor:
+        return action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1)
+
+
+class SquashedGaussianPolicy(DiagonalGaussian):
+    """tanh(u) with u ~ N(mean(obs), std(obs)): actions, densities and entropies in units of [-1, 1].
+
+    log pi(a) = sum_j log N(u_j) - log(1 - tanh(u_j)^2) (Haarnoja et al. 2018, arXiv 1812.05905, appendix C).
+    Reads `obs` and `action` [..., A], and `pre_action` if present: `act` records u under that key, because atanh of a
+    stored action loses digits near +-1. Where tanh(pre_action) is the action, the value is exact; for any other action
+    u is atanh(action), so a replaced action is never scored by a stale `pre_action`. The gradient with respect to the
+    action goes through atanh, and is zero at +-1.
+    """
+
+    family = "squashed Gaussian policy"
+    unit = True
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        outputs, record, carry = self.step(obs, carry)
+        mean, log_std = self.split(outputs)
+        value = mean.clone() if greedy else torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
+        log_prob = squashed_log_prob(value, mean, log_std)
+        return {"action": value.tanh(), "log_prob": log_prob, "pre_action": value, **record}, carry
+
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        value = unsquash(batch["action"], batch.get("pre_action", None))
+        return squashed_log_prob(value, *self.moments(batch))
+
+    def entropy(self, batch: Batch) -> Tensor:
+        """An unbiased estimate from one reparameterized sample per row: -log pi(a), a ~ pi. It has no closed form."""
+        mean, log_std = self.moments(batch)
+        return -self._sample(mean, log_std, None)[1]
+
+    def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor]:
+        return self._sample(*self.split(self.memoryless(obs)), n)
+
+    def _sample(self, mean: Tensor, log_std: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+        draw = draw_normal(mean, n)
+        value = mean + log_std.exp() * draw
+        log_prob = -0.5 * draw.square() - log_std - HALF_LOG_TWO_PI - tanh_log_slope(value)
+        return value.tanh(), log_prob.sum(-1)
+
+    def env_action(self, action: Tensor) -> Tensor:
+        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
+
+    def own_action(self, action: Tensor) -> Tensor:
+        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
+
+
+def squashed_log_prob(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density [...] of tanh(value), value [..., A], in units of [-1, 1]."""
+    return (gaussian_log_prob(value, mean, log_std) - tanh_log_slope(value)).sum(-1)
+
+
+def unsquash(action: Tensor, pre_action: Tensor | None) -> Tensor:
+    """u with tanh(u) = action: `pre_action` where it belongs to the action, atanh elsewhere; gradient of atanh."""
+    value = safe_atanh(action)
+    if pre_action is None:
+        return value
+    belongs = (pre_action.tanh() - action).abs() <= 16.0 * torch.finfo(action.dtype).eps
+    return torch.where(belongs, pre_action.detach() + (value - value.detach()), value)
+
+
+def draw_normal(like: Tensor, n: int | None) -> Tensor:
+    """Standard normal numbers shaped like `like`, or [n, *like.shape]."""
+    return torch.randn_like(like if n is None else like.expand(n, *like.shape))
+
+
+def register_bounds(module: nn.Module, space: spaces.Box, device: torch.device | None = None) -> None:
+    """Gives a policy the buffers `low` and `high` [A], in the default dtype; they are part of the task, not saved."""
+    for name, bound in (("low", space.low), ("high", space.high)):
+        values = torch.tensor(np.reshape(bound, -1), dtype=torch.get_default_dtype(), device=device)
+        module.register_buffer(name, values, persistent=False)
+
+
+def to_unit(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """From [low, high] to [-1, 1]; a coordinate whose bounds coincide is 0."""
+    width = high - low
+    return torch.where(width > 0, 2.0 * (action - low) / width.clamp_min(torch.finfo(low.dtype).tiny) - 1.0, 0.0)
+
+
+def rescale(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """From [-1, 1] to [low, high]; the clamp takes away what rounding leaves outside."""
+    return torch.lerp(low, high, 0.5 * (action + 1.0)).clamp(low, high)

@@ -1,0 +1,104 @@
+"""Policies that are tables: a softmax with one logit for each state and action, and mixtures of probability tables."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.networks.encoders import Obs
+from polopt.policies.base import Record, Scores
+from polopt.policies.categorical import CategoricalPolicy
+
+
+class Table(nn.Module):
+    """Rows of a table [S, outputs], zero at first: int64 states [...] -> [..., outputs]."""
+
+    recurrent = False
+
+    def __init__(self, states: int, outputs: int, start: int = 0) -> None:
+        super().__init__()
+        self.start = start
+        self.values = nn.Parameter(torch.zeros(states, outputs))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.values[obs - self.start if self.start else obs]
+
+
+class TabularSoftmaxPolicy(CategoricalPolicy):
+    """softmax(table[obs]): uniform at first; the table [S, K] is `policy.table`. Otherwise a `CategoricalPolicy`."""
+
+    family = "categorical policy"
+
+    def __init__(self, spec: Spec) -> None:
+        assert isinstance(spec.obs, spaces.Discrete)
+        super().__init__(spec, Table(int(spec.obs.n), spec.num_actions, int(spec.obs.start)))
+
+    @property
+    def table(self) -> nn.Parameter:
+        assert isinstance(self.net, Table)
+        return self.net.values
+
+
+class TabularMixture(Scores):
+    """Probability tables for tasks with a step, one of which is drawn at the start of each episode and then followed.
+
+    Buffers, float64: `table` [M, H, S, A], uniform at first, and `weight` [M], the probability of each table, all on
+    the first at first. With M = 1 it is a plain non-stationary policy. Methods write the tables with `set`; nothing is
+    trained. Observations are {"state": int64 [...], "step": int64 [...]}.
+
+    Records `component` (int64, which table), `action` and `log_prob`. Scores are those of the table that was drawn,
+    given by `component`. Greedy acting follows the most probable table and its most probable actions.
+
+    Raises UsageError for spaces that are not those of a tabular task.
+    """
+
+    family = "mixture of tables"
+    table: Tensor
+    weight: Tensor
+
+    def __init__(self, spec: Spec, components: int = 1) -> None:
+        super().__init__()
+        keys = spec.obs.spaces if isinstance(spec.obs, spaces.Dict) else {}
+        state, step = keys.get("state"), keys.get("step")
+        finite = isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete)
+        if not finite or not isinstance(spec.action, spaces.Discrete):
+            raise UsageError(f"a mixture of tables needs a tabular task with 'state' and 'step'; {spec.name} is none")
+        assert isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete)
+        self.spec = spec
+        horizon = int(step.n) - 1  # the successor of the last decision is at step H
+        shape = (components, horizon, int(state.n), spec.num_actions)
+        self.register_buffer("table", torch.full(shape, 1.0 / spec.num_actions, dtype=torch.float64))
+        self.register_buffer("weight", torch.eye(1, components, dtype=torch.float64)[0])
+
+    def set(self, table: Tensor, weight: Tensor) -> None:
+        """Takes over tables [M, H, S, A] and their probabilities [M]."""
+        self.table.copy_(table)
+        self.weight.copy_(weight)
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        rows = obs["state"].shape[0]
+        if greedy:
+            component = self.weight.argmax().expand(rows)
+        else:
+            component = torch.multinomial(self.weight, rows, replacement=True)
+        if carry:  # holds component + 1, since a row of zeros is a new episode
+            component = torch.where(carry["component"] > 0, carry["component"] - 1, component)
+        probability = self.table[component, obs["step"], obs["state"]]
+        action = probability.argmax(-1) if greedy else torch.multinomial(probability, 1)[..., 0]
+        log_prob = probability.gather(-1, action.unsqueeze(-1))[..., 0].log()
+        record = {"component": component, "action": action, "log_prob": log_prob.to(torch.get_default_dtype())}
+        return record, {"component": component + 1}
+
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        return self._probability(batch).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1).log()
+
+    def entropy(self, batch: Batch) -> Tensor:
+        return torch.special.entr(self._probability(batch)).sum(-1)
+
+    def _probability(self, batch: Batch) -> Tensor:
+        return self.table[batch["component"], batch["obs", "step"], batch["obs", "state"]].to(torch.get_default_dtype())

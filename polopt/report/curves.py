@@ -1,0 +1,188 @@
+"""Curves as inline SVG: no script, no network, colors from the page, so that light and dark both read well."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from polopt.evaluation.statistics import Array, aggregate_curves
+from polopt.report.runs import RunData
+
+# Drawn in these, and replaced by the page's variables: --ink, --faint, --grid and the series colors --c0 ... --c7.
+INK, FAINT, GRID = "#010101", "#020202", "#030303"
+SERIES = tuple(f"#0404{index:02x}" for index in range(8))
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"} | {
+    color: f"var(--c{index})" for index, color in enumerate(SERIES)
+}
+
+
+def learning_curve(run: RunData) -> tuple[str, str]:
+    """SVG of evaluation and training returns of one run, and a caption that says what the band is."""
+    steps, values = run.series("eval/return")
+    with _figure(8.2, 4.7, run.unit) as (axes, svg):
+        _, training = drawn = run.series("train/return")
+        if len(training):
+            axes.plot(*drawn, color=FAINT, linewidth=1, label="training episodes")
+        caption = "No evaluation has been recorded yet."
+        if len(values):
+            low, high, caption = _evaluation_band(run, values)
+            axes.fill_between(steps, low, high, color=SERIES[0], alpha=0.18, linewidth=0)
+            marker = "o" if len(values) <= 40 else None
+            axes.plot(steps, values, color=SERIES[0], linewidth=2, marker=marker, markersize=4, label="evaluation")
+        axes.set_ylabel("return")
+        _stage_lines(axes, run)
+        _legend(axes, len(values) + len(training))
+    return svg[0], caption
+
+
+def _evaluation_band(run: RunData, values: Array) -> tuple[Array, Array, str]:
+    """The band around evaluations: Student t over the episodes of each evaluation. Never over seeds: there is one."""
+    column = run.columns.get("eval/return_std")
+    keep = np.isfinite(run.columns["eval/return"]) & np.isfinite(run.steps)
+    spread = np.nan_to_num(column[keep]) if column is not None else np.zeros(len(values))
+    episodes = (run.config.get("run") or {}).get("eval_episodes")
+    if column is None:
+        return values, values, "The line is the mean over evaluation episodes of this one run."
+    if isinstance(episodes, int) and episodes > 1:
+        half = stdtrit(episodes - 1, 0.975) * spread / np.sqrt(episodes - 1)  # the recorded one divides by n
+        text = f"95 % interval over the {episodes} episodes of each evaluation of this one run, not over seeds."
+    else:
+        half, text = spread, "± 1 standard deviation over the evaluation episodes of this one run, not over seeds."
+    return values - half, values + half, f"Band: {text}"
+
+
+def small_multiple(run: RunData, name: str, color: int = 0) -> str:
+    """SVG of one column."""
+    steps, values = run.series(name)
+    with _figure(3.5, 1.9, run.unit, small=True) as (axes, svg):
+        marker = "o" if len(values) == 1 else None
+        axes.plot(steps, values, color=SERIES[color % len(SERIES)], linewidth=1.4, marker=marker, markersize=4)
+        if len(values) and np.ptp(values) == 0:
+            axes.set_ylim(values[0] - max(abs(values[0]), 1), values[0] + max(abs(values[0]), 1))
+    return svg[0]
+
+
+def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:
+    """SVG of evaluation returns per label: interquartile mean over seeds, band, each seed as a thin line."""
+    count = 0
+    with _figure(11.6, 4.6, unit) as (axes, svg):
+        for index, (label, runs) in enumerate(groups.items()):
+            color = SERIES[index % len(SERIES)]
+            curves = [run.series("eval/return") for run in runs]
+            for curve in curves:
+                axes.plot(*curve, color=color, linewidth=0.7, alpha=0.35)
+            total = aggregate_curves(curves)
+            count += total.n
+            if total.n > 1:
+                axes.fill_between(total.steps, total.low, total.high, color=color, alpha=0.16, linewidth=0)
+            if total.n:
+                name = f"{label} ({total.n} seed{'s' if total.n > 1 else ''})"
+                axes.plot(total.steps, total.center, color=color, linewidth=2.2, label=name)
+        axes.set_ylabel("evaluation return")
+        _legend(axes, count)
+    if not count:
+        return svg[0], "No evaluation has been recorded yet."
+    return svg[
+        0
+    ], "Interquartile mean over seeds; band: 95 % percentile bootstrap over seeds; thin lines: single seeds."
+
+
+def interval_chart(rows: Sequence[tuple[str, dict[str, Any], Sequence[float | None]]]) -> str:
+    """SVG of final scores: a dot and interval per label, single seeds as small marks."""
+    with _figure(11.6, 0.75 + 0.42 * len(rows), None) as (axes, svg):
+        for index, (_, iqm, scores) in enumerate(rows):
+            color = SERIES[index % len(SERIES)]
+            kept = [value for value in scores if value is not None]
+            axes.plot(kept, [index] * len(kept), "|", color=color, markersize=11, alpha=0.55)
+            if iqm["low"] is not None:
+                axes.plot([iqm["low"], iqm["high"]], [index, index], color=color, linewidth=5, alpha=0.35)
+            if iqm["estimate"] is not None:
+                axes.plot([iqm["estimate"]], [index], "o", color=color, markersize=7)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("final score")
+    return svg[0]
+
+
+def _stage_lines(axes: Any, run: RunData) -> None:
+    """A dashed line where a new stage begins."""
+    for before, after, step in zip(run.stages[:-1], run.stages[1:], run.steps[1:]):
+        if before and after != before and np.isfinite(step):
+            axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                after, (step, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+                va="top", color=FAINT, fontsize=9,
+            )  # fmt: skip
+
+
+def _legend(axes: Any, count: int) -> None:
+    if count:
+        axes.legend(loc="best", frameon=False, labelcolor=INK)
+
+
+@contextmanager
+def _figure(width: float, height: float, unit: str | None, *, small: bool = False) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on, and a list that holds the SVG afterwards. No global state of matplotlib is touched."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "polopt",
+        "font.size": 9 if small else 10.5,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": FAINT,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "axes.formatter.useoffset": False,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "path.simplify": True,
+    }
+    svg: list[str] = []
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        if unit is not None:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(4 if small else 8, steps=[1, 2, 2.5, 5, 10]))
+            if not small:
+                axes.set_xlabel(unit.replace("_", " "))
+        if small:
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+        axes.margins(x=0.01)
+        yield axes, svg
+        text = io.StringIO()
+        none = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", transparent=True, metadata=none)
+    svg.append(_inline(text.getvalue()))
+
+
+def _inline(svg: str) -> str:
+    """The bare <svg> element: no prolog, no namespaces (HTML knows them), colors and fonts of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r"<svg\b[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 role="img">', svg, count=1)
+    svg = re.sub(r"font:\s*([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg.strip()

@@ -1,0 +1,265 @@
+"""One self-contained HTML page from run folders: everything is inside it, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polopt
+from polopt.core.errors import RunError, UsageError
+from polopt.report.curves import comparison_curves, interval_chart, learning_curve, small_multiple
+from polopt.report.runs import COUNTS, LAST, RunData, flatten, labels, last, read_runs
+from polopt.report.tables import comparison
+
+MAX_VIDEO_BYTES = 24_000_000
+SHOWN_APART = {*COUNTS, "seconds", "eval/return", "eval/return_std", "train/return"}
+
+
+def write_report(run_dirs: Iterable[Path | str | RunData], out: Path) -> Path:
+    """Writes the page for one run, or the comparison of several, and returns `out`.
+
+    Raises UsageError without runs or for a folder that is none, RunError when the file cannot be written.
+    """
+    runs = read_runs(run_dirs)
+    if not runs:
+        raise UsageError("a report needs at least one run folder")
+    page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    out = Path(out)
+    partial = out.with_name(f".{out.name}.new")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    return out
+
+
+def run_page(run: RunData) -> str:
+    """The page of one run."""
+    curve, caption = learning_curve(run)
+    names = [name for name in run.columns if name not in SHOWN_APART and len(run.series(name)[1])]
+    return _template().render(
+        title=f"{run.method} on {run.task}",
+        method=run.method,
+        task=run.task,
+        subtitle=_subtitle(run),
+        notices=_notices(run),
+        tiles=_tiles(run),
+        curve=curve,
+        caption=caption,
+        video=_video(run),
+        metrics=[
+            (name, small_multiple(run, name, index), _number(last(run.columns[name])))
+            for index, name in enumerate(names)
+        ],
+        run_table=_run_table(run),
+        config_table=_config_table(run),
+        version=polopt.__version__,
+    )
+
+
+def comparison_page(runs: Sequence[RunData]) -> str:
+    """The page of several runs: a section per task."""
+    result = comparison(runs)
+    named = list(zip(labels(runs), runs))
+    sections = []
+    for task, facts in result["tasks"].items():
+        groups: dict[str, list[RunData]] = {label: [] for label in facts["methods"]}
+        for label, run in named:
+            if run.task == task:
+                groups[label].append(run)
+        units = {run.unit for members in groups.values() for run in members}
+        curve, caption = comparison_curves(groups, units.pop() if len(units) == 1 else "steps")
+        chart = interval_chart([(label, row["iqm"], row["scores"]) for label, row in facts["methods"].items()])
+        seeds = sorted({seed for row in facts["methods"].values() for seed in row["seeds"] if seed is not None})
+        per_seed = {
+            label: dict(zip(row["seeds"], [_number(value) for value in row["scores"]]))
+            for label, row in facts["methods"].items()
+        }
+        pairs = {(item["a"], item["b"]): item for item in facts["improvement"]}
+        sections.append(
+            {
+                "task": task, "facts": facts, "curve": curve, "caption": caption, "chart": chart, "seeds": seeds,
+                "per_seed": per_seed, "pairs": pairs, "order": list(facts["methods"]),
+            }
+        )  # fmt: skip
+    methods = list(dict.fromkeys(label for label, _ in named))
+    return _template().render(
+        title=f"{' vs '.join(methods) if len(methods) <= 3 else f'{len(methods)} methods'}",
+        subtitle=[f"{len(runs)} runs", ", ".join(result["tasks"])],
+        notices=[],
+        sections=sections,
+        score=result["score"],
+        interval=result["interval"],
+        run_rows=[_run_row(label, run) for label, run in named],
+        version=polopt.__version__,
+    )
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    return environment.get_template("page.html")
+
+
+def _subtitle(run: RunData) -> list[str]:
+    unit = run.unit.replace("_", " ")
+    parts = [f"seed {run.seed}", f"{_count(run.spent)} {unit}"]
+    if run.config.get("preset"):
+        parts.append(f"preset {run.config['preset']}")
+    if run.config.get("created"):
+        parts.append(str(run.config["created"])[:10])
+    return parts
+
+
+def _notices(run: RunData) -> list[str]:
+    if not run.rows:
+        return ["metrics.csv holds no rows yet: this run has recorded nothing."]
+    if not run.finished:
+        return [
+            f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {run.unit.replace('_', ' ')}."
+        ]
+    return []
+
+
+def _tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """Headline numbers: label, value, remark."""
+    steps, values = run.series("eval/return")
+    unit = run.unit.replace("_", " ")
+    found: list[tuple[str, str, str]] = []
+    if len(values):
+        best = int(values.argmax())
+        spread = last(run.columns.get("eval/return_std", values * math.nan))
+        remark = f"± {_number(spread)} over episodes" if math.isfinite(spread) else ""
+        found.append(("Last evaluation", _number(values[-1]), remark))
+        found.append(("Best evaluation", _number(values[best]), f"at {_count(steps[best])} {unit}"))
+        if len(values) > 1:
+            found.append(("Before training", _number(values[0]), "first evaluation"))
+    seconds = last(run.columns.get("seconds", run.steps * math.nan))
+    if math.isfinite(seconds):
+        rate = f"{_count(run.spent / seconds)} {unit} a second" if seconds > 0 and math.isfinite(run.spent) else ""
+        found.append(("Wall time", _duration(seconds), rate))
+    return found
+
+
+def _video(run: RunData) -> dict[str, str]:
+    """A data URI and caption, or one honest sentence."""
+    path = run.video
+    if path is None:
+        return {"missing": "This run has no video."}
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return {"missing": f"The video {path.name} could not be read: {error.strerror}."}
+    if len(data) > MAX_VIDEO_BYTES:
+        size = f"{len(data) / 1e6:.0f} MB"
+        return {"missing": f"The video ({size}) is too large for this page: open {path.relative_to(run.folder)}."}
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+        ending = "a whole episode" if facts["whole_episode"] else "the first steps of an episode"
+        caption = f"Greedy policy, {ending}: return {_number(facts['return'])} in {facts['length']} steps."
+    except (OSError, ValueError, KeyError):
+        caption = "The trained policy, acting greedily."
+    return {"source": f"data:video/mp4;base64,{base64.b64encode(data).decode()}", "caption": caption}
+
+
+def _run_table(run: RunData) -> list[tuple[str, str]]:
+    config = run.config
+    rows: list[tuple[str, Any]] = [
+        ("method", run.method),
+        ("task", run.task),
+        ("task options", _text(config.get("task_options") or "")),
+        ("seed", run.seed),
+        ("budget", f"{_count(config['steps'])} {run.unit.replace('_', ' ')}" if config.get("steps") else None),
+    ]
+    rows += [(name.replace("_", " "), _count(last(run.columns[name]))) for name in COUNTS if _positive(run, name)]
+    _, values = run.series("eval/return")
+    if len(values):
+        rows.append((f"mean of the last {LAST} evaluations", _number(run.score)))
+    rows += [(name, version) for name, version in (config.get("versions") or {}).items()]
+    rows += [
+        ("git", config.get("git")),
+        ("machine", config.get("machine")),
+        ("created", config.get("created")),
+        ("command", config.get("command")),
+        ("folder", run.folder.resolve().name),
+    ]
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _positive(run: RunData, name: str) -> bool:
+    return name in run.columns and last(run.columns[name]) > 0
+
+
+def _config_table(run: RunData) -> list[tuple[str, str, str]]:
+    """Field, value and source of every setting; sources are there when config.json has them."""
+    sources = {str(key).replace("_", "-"): value for key, value in (run.config.get("sources") or {}).items()}
+    rows = []
+    for part in ("config", "run"):
+        for name, value in flatten(run.config.get(part) or {}).items():
+            if part == "config" or value not in (None, "", []):
+                field = name.replace("_", "-")
+                rows.append((field, _text(value), str(sources.get(field, "run" if part == "run" else ""))))
+    return rows
+
+
+def _run_row(label: str, run: RunData) -> dict[str, str]:
+    return {
+        "method": label,
+        "task": run.task,
+        "seed": str(run.seed),
+        "spent": f"{_count(run.spent)} {run.unit.replace('_', ' ')}",
+        "time": _duration(last(run.columns.get("seconds", run.steps * math.nan))),
+        "score": _number(run.score),
+        "git": str(run.config.get("git") or "-"),
+        "folder": run.folder.resolve().name,
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_text, value))
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float | None) -> str:
+    """Four digits where they matter: 1,234, 12.3, 0.0123."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    text = f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
+    return text.replace("-", "−") if not text.startswith("-0.0") or float(value) != 0 else "0"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

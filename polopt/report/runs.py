@@ -1,0 +1,164 @@
+"""Reads run folders for reports: forgiving where a run was cut off, strict where a folder is no run at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polopt.core.errors import RunError, UsageError
+from polopt.evaluation.statistics import Array
+
+COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates")
+LAST = 3  # the final score of a run is the mean of this many last evaluations
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run as it stands in its folder. `columns` maps a column of metrics.csv to [rows], NaN where it is absent."""
+
+    folder: Path
+    config: dict[str, Any]
+    columns: dict[str, Array]
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method", "unknown method"))
+
+    @property
+    def task(self) -> str:
+        return str(self.config.get("task", "unknown task"))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def unit(self) -> str:
+        """The column that the budget counts."""
+        unit = str(self.config.get("unit", "env_steps"))
+        return unit if unit in self.columns else "env_steps"
+
+    @property
+    def rows(self) -> int:
+        return max((len(column) for column in self.columns.values()), default=0)
+
+    @property
+    def steps(self) -> Array:
+        """The x axis [rows]: the count in the method's unit."""
+        return self.columns.get(self.unit, np.arange(self.rows, dtype=np.float64))
+
+    @property
+    def spent(self) -> float:
+        return last(self.steps)
+
+    @property
+    def finished(self) -> bool:
+        budget = self.config.get("steps")
+        return budget is None or self.spent >= budget
+
+    def series(self, name: str) -> tuple[Array, Array]:
+        """Steps and values of a column where both are numbers."""
+        values = self.columns.get(name)
+        if values is None:
+            return np.empty(0), np.empty(0)
+        keep = np.isfinite(values) & np.isfinite(self.steps)
+        return self.steps[keep], values[keep]
+
+    @cached_property
+    def score(self) -> float:
+        """The final score: the mean of the last three evaluations; NaN without one."""
+        values = self.series("eval/return")[1][-LAST:]
+        return float(values.mean()) if len(values) else float("nan")
+
+    @cached_property
+    def video(self) -> Path | None:
+        """The newest video."""
+        found = sorted((self.folder / "videos").glob("*.mp4"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return found[-1] if found else None
+
+
+def read_run(folder: Path) -> RunData:
+    """Reads config.json and metrics.csv. A missing or torn metrics.csv is a short run, not an error.
+
+    Raises UsageError when the folder is not a run, RunError when config.json is damaged.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
+    columns, stages = _read_metrics(folder / "metrics.csv")
+    return RunData(folder, config, columns, stages)
+
+
+def read_runs(runs: Iterable[Path | str | RunData]) -> list[RunData]:
+    return [run if isinstance(run, RunData) else read_run(Path(run)) for run in runs]
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Array], list[str]]:
+    if not path.is_file():
+        return {}, []
+    with open(path, newline="", errors="replace") as file:
+        lines = [line for line in csv.reader(file) if line]
+    if not lines:
+        return {}, []
+    head, body = lines[0], [line for line in lines[1:] if len(line) == len(lines[0])]  # a torn last line is dropped
+    table = {name: [line[index] for line in body] for index, name in enumerate(head) if name}
+    stages = table.pop("stage", [])
+    return {
+        name: np.array([_number(cell) for cell in cells], dtype=np.float64) for name, cells in table.items()
+    }, stages
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
+
+
+def last(values: Array) -> float:
+    """The last finite value, NaN when there is none."""
+    kept = values[np.isfinite(values)]
+    return float(kept[-1]) if len(kept) else float("nan")
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as dotted names, in order; a part's `kind` stands at the part's own name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            if "kind" in value and value["kind"] != name:
+                flat[path] = value["kind"]
+            flat |= flatten({key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+        elif name != "kind" or prefix:
+            flat[path] = value
+    return flat
+
+
+def labels(runs: Sequence[RunData]) -> list[str]:
+    """A label per run: its method, with the settings in which runs of that method differ, seeds aside."""
+    found = []
+    for run in runs:
+        peers = [flatten(other.config.get("config", {})) for other in runs if other.method == run.method]
+        own = flatten(run.config.get("config", {}))
+        differing = [
+            name
+            for name in dict.fromkeys(key for peer in peers for key in peer)
+            if any(peer.get(name) != peers[0].get(name) for peer in peers)
+        ]
+        settings = ", ".join(f"{name}={own[name]}" for name in differing if name in own)
+        found.append(f"{run.method} ({settings})" if settings else run.method)
+    return found

@@ -1,0 +1,76 @@
+"""Tasks: rows of environments behind one small interface. `make_task` makes any of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from polopt.tasks.base import Task
+
+
+def make_task(
+    task: Any,
+    num: int = 1,
+    seed: int = 0,
+    workers: int = 0,
+    render_mode: str | None = None,
+    preset: str | None = None,
+    evaluation: bool = False,
+    **kwargs: Any,
+) -> Task:
+    """Makes `num` rows of a task.
+
+    Args:
+        task: a Gymnasium id, a name of polopt's own ("random-mdp", "chain", "recall", "masked"), "module:function", a
+            function or class that makes an environment, an environment (each row gets a copy), a TabularMDP, or a
+            Task, which is returned as it is.
+        num: rows N.
+        seed: every start of every row derives from it; `evaluation` derives others from the same seed.
+        workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once.
+        render_mode: as in Gymnasium, for `task.render()`.
+        preset: "image" (gray, 84 x 84, 4 frames) or "atari" (the usual protocol).
+        kwargs: handed to the environment.
+
+    Raises UsageError, one sentence: an unknown name with the nearest known one, a missing package with the extra that
+    brings it, a space that is not served.
+    """
+    from polopt.tasks.base import Task
+
+    if isinstance(task, Task):
+        return task
+    for name, value, low in (("num", num, 1), ("seed", seed, 0), ("workers", workers, 0)):
+        if not isinstance(value, int) or value < low:
+            raise UsageError(f"{name} must be a whole number of at least {low}, not {value!r}")
+
+    from polopt.tasks.making import TABULAR, Maker, named_function
+    from polopt.tasks.tabular import TabularMDP, TabularTask
+
+    if isinstance(task, TabularMDP) or (isinstance(task, str) and task in TABULAR):
+        name = task if isinstance(task, str) else "tabular MDP"
+        if workers or preset or render_mode:
+            raise UsageError(f"{name} steps all rows at once: it has no workers, presets or pictures")
+        if isinstance(task, str):
+            function = named_function(TABULAR[task])
+            assert function is not None
+            try:
+                task = function(**kwargs)
+            except TypeError as error:
+                raise UsageError(f"{name} cannot be made: {error}") from None
+        elif kwargs:
+            raise UsageError(f"{name} is made already: {sorted(kwargs)} cannot be set any more")
+        return TabularTask(task, num=num, seed=seed, evaluation=evaluation, name=name)
+
+    from polopt.tasks.gym import GymTask
+
+    if not isinstance(task, str) and not callable(task) and not _is_env(task):
+        raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}")
+    maker = Maker(task, kwargs, preset, render_mode, evaluation)
+    return GymTask(maker, num=num, seed=seed, workers=workers, evaluation=evaluation, name=maker.name)
+
+
+def _is_env(task: Any) -> bool:
+    import gymnasium
+
+    return isinstance(task, gymnasium.Env)

@@ -1,0 +1,58 @@
+"""What every task is: rows of environments that step together and never reset by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from polopt.core.spec import Spec
+from polopt.core.state import Stateful
+
+Obs = Tensor | TensorDictBase
+Step = tuple[Obs, Tensor, Tensor, Tensor]
+
+
+class Task(Stateful):
+    """`num` rows (N) of one environment. The source resets finished rows, the task never does.
+
+    Attributes:
+        spec: the spaces of one row.
+        num: number of rows N.
+        obs: the present observation of every row [N, ...], None before the first reset.
+        first: bool [N], rows whose episode has not been stepped yet (also after a resume that had to reset).
+        exact_restore: True when a restored state continues bitwise as the saved run would have.
+        restore_note: one sentence that says why it does not; empty when it does.
+    """
+
+    spec: Spec
+    num: int
+    obs: Obs | None = None
+    first: Tensor
+    exact_restore: bool = True
+    restore_note: str = ""
+
+    def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
+        """Starts new episodes in the rows where the bool mask `rows` [N] is True (None: all).
+
+        `index` (int64 [N]) names the start: equal indices start equally; None takes the next start of each row.
+        Returns the observation of ALL rows [N, ...]; rows that were not reset keep theirs.
+        """
+        raise NotImplementedError
+
+    def step(self, record: Mapping[str, Tensor]) -> Step:
+        """Acts with `record["action"]`, in the environment's own units.
+
+        Returns (obs, reward, terminated, truncated), each [N, ...]: `obs` is always the true successor, also at the
+        end of an episode. Stepping a row that has ended raises RunError.
+        """
+        raise NotImplementedError
+
+    def render(self) -> list[Any]:
+        """One frame per row, for tasks that were made with a `render_mode`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees processes and windows; closing twice is fine."""

@@ -1,0 +1,467 @@
+"""Gymnasium environments as a task: vectorised by Gymnasium, checked at the border, restored exactly.
+
+An environment has no state to save, but every episode here starts from a seed that the task gives. So a row's state is
+the seed of its episode and the actions since: restoring resets with that seed and replays them. Whether this holds
+bitwise for an environment is tested on throw-away copies (`exact_restore`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.spec import Spec
+from polopt.tasks.base import Obs, Step, Task
+from polopt.tasks.restorable import Row
+
+TRAIN, EVALUATE, TRAIN_INDEX, EVALUATE_INDEX = range(4)
+PROBE_STEPS = 12
+FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class GymTask(Task):
+    """`num` copies of the environment that `make` makes, in this process or (`workers` > 0) one process per row.
+
+    Observation spaces: Box (floats come in the default dtype, uint8 stays), Discrete (int64, from 0), MultiBinary
+    (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A], flattened),
+    Discrete (int64 [N], from 0), MultiDiscrete (int64 [N, D], from 0). Others raise UsageError.
+
+    Raises RunError naming the task, the row and the step of the episode when the environment raises, or gives a
+    non-finite reward or observation, or one that does not fit its space.
+
+    Workers are started by "forkserver" ("spawn" on Windows): a fork of a process with threads (torch's, a progress
+    bar's) may hang. Functions and classes of the script itself are sent by value (cloudpickle).
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env],
+        num: int = 1,
+        seed: int = 0,
+        workers: int = 0,
+        evaluation: bool = False,
+        name: str = "this task",
+    ) -> None:
+        self.num = num
+        self.seed = seed
+        self.evaluation = evaluation
+        self._make = make
+        self._name = name
+        self._vector = _vectorize(make, num, workers, name)
+        self._broken = False
+        self._finalizer = weakref.finalize(self, _close, self._vector)
+        space, action = self._vector.single_observation_space, self._vector.single_action_space
+        self._read = reader(space, name)
+        self._write = writer(action, name)
+        info: dict[str, Any] = {}
+        registered = self._registered()
+        if registered is not None:
+            info = {"horizon": registered.max_episode_steps, "reward_threshold": registered.reward_threshold}
+        self.spec = Spec(obs=served(space), action=action, name=name, info=info)
+
+        self.obs: Obs | None = None
+        self.first = torch.ones(num, dtype=torch.bool)
+        self._none_first = torch.zeros(num, dtype=torch.bool)
+        self._ended = np.zeros(num, dtype=bool)
+        self._any_ended = False
+        self._steps = np.zeros(num, dtype=np.int64)  # of the present episodes
+        self._episodes = np.zeros(num, dtype=np.int64)  # started so far, per row
+        self._seeds = [0] * num  # of the present episodes
+        self._actions: list[np.ndarray] = []  # of all rows, since the start of the oldest present episode
+
+    # Stepping
+
+    def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
+        mask = np.ones(self.num, dtype=bool) if rows is None else rows.cpu().numpy().astype(bool)
+        if self.obs is None and not mask.all():
+            raise RunError(f"{self._name} must be reset in all rows first")
+        seeds: list[int | None] = [None] * self.num
+        for row in np.flatnonzero(mask).tolist():
+            if index is None:
+                key = [EVALUATE if self.evaluation else TRAIN, row, int(self._episodes[row])]
+                self._episodes[row] += 1
+            else:
+                key = [EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, int(index[row])]
+            seeds[row] = self._seeds[row] = start_seed(self.seed, key)
+        self._steps[mask] = 0
+        self._ended[mask] = False
+        self._any_ended = bool(self._ended.any())
+        # A fresh options dict each time: Gymnasium pops the mask from it.
+        raw, info = self._call(self._vector.reset, seed=seeds, options={"reset_mask": mask})
+        new = self._checked(raw, info)
+        chosen = torch.from_numpy(mask)
+        self.obs = new if rows is None or self.obs is None else where_rows(chosen, new, self.obs)
+        self.first = self.first | chosen
+        self._forget()
+        return self.obs
+
+    def step(self, record: Mapping[str, Tensor]) -> Step:
+        if self.obs is None:
+            raise RunError(f"{self._name} must be reset before its first step")
+        if self._any_ended:
+            row = int(self._ended.argmax())
+            raise RunError(f"row {row} of {self._name} has ended: it must be reset before it is stepped")
+        action = self._write(record["action"])
+        self._actions.append(action)
+        self._steps += 1
+        raw, reward, terminated, truncated, info = self._call(self._vector.step, action)
+        obs = self._checked(raw, info)
+        finite = np.isfinite(reward)
+        if not finite.all():
+            row = int((~finite).argmax())
+            raise self._fault(f"its reward is {reward[row]}", row)
+        self._ended = terminated | truncated
+        self._any_ended = bool(self._ended.any())
+        self.first = self._none_first
+        self.obs = obs
+        return obs, as_floats(reward), torch.from_numpy(terminated), torch.from_numpy(truncated)
+
+    def render(self) -> list[Any]:
+        return list(self._call(self._vector.render))
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (EOFError, ConnectionError, gymnasium.error.ClosedEnvironmentError) as error:
+            _close(self._vector, force=True)
+            raise RunError(f"a worker process of {self._name} has ended ({type(error).__name__})") from None
+
+    def _checked(self, raw: Any, info: dict[str, Any]) -> Obs:
+        if "fault" in info:
+            row = int(np.argmax(info["_fault"]))
+            raise RunError(f"{self._name} failed: {info['fault'][row]}")
+        try:
+            return self._read(raw)
+        except NonFinite as error:
+            raise self._fault(f"its observation{error.where} is not finite", error.row) from None
+
+    def _fault(self, what: str, row: int) -> RunError:
+        return RunError(f"{self._name} failed: {what} (row {row}, step {self._steps[row]} of the episode)")
+
+    def _registered(self) -> Any:
+        return self._vector.envs[0].spec if isinstance(self._vector, SyncVectorEnv) else None
+
+    def _forget(self) -> None:
+        """Drops the actions from before the oldest present episode, now and then."""
+        needed = int(self._steps.max())
+        if len(self._actions) > 2 * needed + 64:
+            del self._actions[: len(self._actions) - needed]
+
+    # Saving and restoring
+
+    @functools.cached_property
+    def restore_note(self) -> str:  # type: ignore[override]
+        return restores(self._make, self._name)
+
+    @property
+    def exact_restore(self) -> bool:  # type: ignore[override]
+        return not self.restore_note
+
+    def extra_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"episodes": self._episodes.tolist()}
+        if self.obs is None or not self.exact_restore:
+            return state
+        plans = self._plans()
+        state |= {"seeds": list(self._seeds), "steps": self._steps.tolist(), "ended": self._ended.tolist()}
+        state["actions"] = torch.from_numpy(np.concatenate(plans))
+        return state | {f"obs{path}": leaf for path, leaf in leaves(self.obs)}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if len(state["episodes"]) != self.num:
+            raise CheckpointError(f"it has {len(state['episodes'])} rows of {self._name} and this run has {self.num}")
+        self._episodes = np.array(state["episodes"], dtype=np.int64)
+        if not self._episodes.any() and "seeds" not in state:
+            return  # saved before the first reset
+        if "seeds" not in state or not self.exact_restore:
+            self.reset()
+            return
+        self._seeds = list(state["seeds"])
+        self._steps = np.array(state["steps"], dtype=np.int64)
+        self._ended = np.array(state["ended"], dtype=bool)
+        self._any_ended = bool(self._ended.any())
+        actions = state["actions"].numpy()
+        ends = np.cumsum(self._steps)
+        plans = [actions[end - count : end] for count, end in zip(self._steps, ends)]
+        self._actions = self._aligned(plans)
+        self.obs = self._replayed(plans)
+        self.first = torch.from_numpy(self._steps == 0)
+        saved = {f"obs{path}": leaf for path, leaf in leaves(self.obs)}
+        if not all(torch.equal(leaf, state[name].to(leaf.dtype)) for name, leaf in saved.items()):
+            self.restore_note = f"{self._name} did not replay to the saved observation, so its episodes start anew"
+            self.reset()
+
+    def _plans(self) -> list[np.ndarray]:
+        """The actions of each row's present episode, [steps of the row, ...]."""
+        total, space = len(self._actions), self.spec.action
+        empty = np.zeros((0, *(space.shape or ())), dtype=space.dtype)
+        return [
+            np.stack([actions[row] for actions in self._actions[total - count :]]) if count else empty
+            for row, count in enumerate(self._steps.tolist())
+        ]
+
+    def _aligned(self, plans: list[np.ndarray]) -> list[np.ndarray]:
+        """The inverse of `_plans`: batches of actions, each row's own at the end."""
+        longest = max(map(len, plans))
+        batch = np.zeros((longest, self.num, *plans[0].shape[1:]), dtype=plans[0].dtype)
+        for row, plan in enumerate(plans):
+            batch[longest - len(plan) :, row] = plan
+        return list(batch)
+
+    def _replayed(self, plans: list[np.ndarray]) -> Obs:
+        raw, info = self._call(self._vector.reset, seed=list(self._seeds), options={})
+        start = self._checked(raw, info)
+        self._call(self._vector.set_attr, "plan", [list(plan) for plan in plans])
+        results = self._call(self._vector.call, "replay")
+        fault = next((fault for _, fault in results if fault), "")
+        if fault:
+            raise RunError(f"{self._name} failed while its episodes were replayed: {fault}")
+        stepped = [row for row, plan in enumerate(plans) if len(plan)]
+        if not stepped:
+            return start
+        space = self._vector.single_observation_space
+        last = [results[row if row in stepped else stepped[0]][0] for row in range(self.num)]
+        out: Any = create_empty_array(space, n=self.num)
+        batch = concatenate(space, last, out)
+        return where_rows(torch.tensor([len(plan) > 0 for plan in plans]), self._checked(batch, {}), start)
+
+
+# Seeds
+
+
+def start_seed(seed: int, key: Sequence[int]) -> int:
+    """The seed of one episode start: independent streams by key, below 2**31 as some simulators need."""
+    return int(np.random.SeedSequence(seed, spawn_key=tuple(key)).generate_state(1)[0] >> 1)
+
+
+# Vectors
+
+
+def _vectorize(make: Callable[[], gymnasium.Env], num: int, workers: int, name: str) -> SyncVectorEnv | AsyncVectorEnv:
+    rows = [Row(make, row) for row in range(num)]
+    if not workers:
+        return SyncVectorEnv(rows, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    import multiprocessing
+
+    methods = multiprocessing.get_all_start_methods()
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    if method == "forkserver":
+        # Gymnasium is loaded once, in the server that the workers are forked from.
+        multiprocessing.get_context(method).set_forkserver_preload(["polopt.tasks.making"])
+    options: dict[str, Any] = {"max_concurrency": workers} if workers < num else {}
+    try:
+        with _main_hidden():
+            return AsyncVectorEnv(rows, copy=False, context=method, autoreset_mode=AutoresetMode.DISABLED, **options)
+    except UsageError:
+        raise
+    except (EOFError, ConnectionError):
+        raise UsageError(f"the worker processes of {name} ended while they started") from None
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{name} cannot run in worker processes: {type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keeps multiprocessing from running the user's script again in every worker.
+
+    Workers need nothing of it, since what it defines is sent by value; running it would start the training anew where
+    `if __name__ == "__main__":` is missing, and import torch where it is not.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {key: vars(main).pop(key) for key in ("__file__", "__spec__") if key in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
+
+
+def _close(vector: VectorEnv, force: bool = False) -> None:
+    """Ends processes and windows without a word, also at exit and after a fault."""
+    if vector.closed:
+        return
+    with contextlib.suppress(Exception):
+        if isinstance(vector, AsyncVectorEnv):
+            waiting = vector._state.value != "default"
+            vector._state = type(vector._state).DEFAULT  # else Gymnasium warns and waits for the pending call
+            vector.close(terminate=force or waiting)
+        else:
+            vector.close()
+    vector.closed = True
+
+
+# Observations and actions
+
+
+class NonFinite(Exception):
+    """NaN or infinity in row `row` of an observation, under the key `where`."""
+
+    def __init__(self, row: int, where: str = "") -> None:
+        super().__init__(row)
+        self.row = row
+        self.where = where
+
+
+def as_floats(raw: np.ndarray) -> Tensor:
+    """A fresh tensor in the default dtype. A plain copy in numpy takes a quarter of the time of `Tensor.to`."""
+    dtype = torch.get_default_dtype()
+    if raw.dtype == FLOATS.get(dtype):
+        return torch.from_numpy(np.array(raw))
+    return torch.from_numpy(raw).to(dtype, copy=True)
+
+
+def served(space: spaces.Space) -> spaces.Space:
+    """The space of the tensors that the task gives: MultiBinary becomes a Box, unless it is an action mask."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({k: v if k == "action_mask" else served(v) for k, v in space.spaces.items()})
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.Box(0.0, 1.0, space.shape, np.float32)
+    if isinstance(space, spaces.Discrete) and space.start:
+        return spaces.Discrete(int(space.n))
+    return space
+
+
+def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any], Any]:
+    """A function from a batch of raw observations to fresh tensors (or a TensorDict of them) [N, ...]."""
+    if isinstance(space, spaces.Dict):
+        parts = {key: reader(part, name, key == "action_mask") for key, part in space.spaces.items()}
+
+        def read_dict(raw: Any) -> TensorDict:
+            tensors = {}
+            for key, read in parts.items():
+                try:
+                    tensors[key] = read(raw[key])
+                except NonFinite as error:
+                    raise NonFinite(error.row, f" '{key}'{error.where}") from None
+            return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
+
+        return read_dict
+    if mask and isinstance(space, (spaces.MultiBinary, spaces.Box)):
+        return lambda raw: torch.from_numpy(np.array(raw, dtype=bool))
+    if isinstance(space, spaces.Discrete):
+        start = int(space.start)
+        return lambda raw: torch.from_numpy(np.array(raw, dtype=np.int64)) - start
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8:
+        return lambda raw: torch.from_numpy(np.array(raw))
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+
+        def read_box(raw: Any) -> Tensor:
+            tensor = as_floats(raw)
+            finite = np.isfinite(tensor.numpy())
+            if not finite.all():
+                raise NonFinite(int((~finite.reshape(len(raw), -1).all(axis=1)).argmax()))
+            return tensor
+
+        return read_box
+    kind = type(space).__name__
+    raise UsageError(
+        f"{name} has a {kind} observation space; polopt serves Box, Discrete, MultiBinary and Dict of these: "
+        "wrap the environment"
+    )
+
+
+def writer(space: spaces.Space, name: str) -> Callable[[Tensor], np.ndarray]:
+    """A function from actions as tensors to a batch of the environment's own, always a copy."""
+    dtype = space.dtype
+    if isinstance(space, spaces.Box):
+        shape = space.shape
+        return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype).reshape(-1, *shape)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        start = space.start
+        return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype) + start
+    raise UsageError(
+        f"{name} has a {type(space).__name__} action space; polopt serves Box, Discrete and MultiDiscrete: "
+        "wrap the environment"
+    )
+
+
+def where_rows(rows: Tensor, new: Any, old: Any) -> Any:
+    """Rows of `new` where the mask is True, else of `old`."""
+    if isinstance(new, Tensor):
+        return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+    return TensorDict({key: where_rows(rows, value, old[key]) for key, value in new.items()}, batch_size=new.batch_size)
+
+
+def leaves(obs: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """The tensors of an observation with their paths: ".state.position"."""
+    if isinstance(obs, Tensor):
+        return [(path, obs)]
+    return [leaf for key, value in obs.items() for leaf in leaves(value, f"{path}.{key}")]
+
+
+# The self-test
+
+
+def restores(make: Callable[[], gymnasium.Env], name: str) -> str:
+    """ "" if a seed and actions bring an environment back bitwise, else one sentence.
+
+    One copy plays a first episode for some steps and then a second one; another copy plays only the second.
+    """
+    tail = ", so its episodes start anew at a resume"
+    envs: list[gymnasium.Env] = []
+    try:
+        envs = [make(), make()]
+        env: Any = envs[0]
+        while env is not env.unwrapped:
+            if getattr(env, "across_resets", False):
+                return f"an episode of {name} depends on the one before{tail}"
+            env = env.env
+        rng = np.random.default_rng(0)
+        _play(envs[0], 1, rng, None)
+        trace, actions = _play(envs[0], 2, rng, None)
+        again, _ = _play(envs[1], 2, rng, actions)
+        same = len(trace) == len(again) and all(map(_equal, trace, again))
+        return "" if same else f"{name} does not repeat itself from a seed and the same actions{tail}"
+    except Exception as error:
+        return f"{name} could not be tested for exact restoring ({type(error).__name__}){tail}"
+    finally:
+        for env in envs:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list[Any] | None) -> tuple[list, list]:
+    obs, _ = env.reset(seed=seed)
+    trace, played = [obs], []
+    for step in range(PROBE_STEPS if actions is None else len(actions)):
+        action = _legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
+        obs, reward, terminated, truncated, _ = env.step(action)
+        trace += [reward, terminated, truncated, np.array(obs) if not isinstance(obs, dict) else dict(obs)]
+        played.append(action)
+        if terminated or truncated:
+            break
+    return trace, played
+
+
+def _legal(space: Any, obs: Any, rng: np.random.Generator) -> Any:
+    space.seed(int(rng.integers(2**31)))
+    mask = obs.get("action_mask") if isinstance(obs, dict) else None
+    if mask is None:
+        return space.sample()
+    mask = np.asarray(mask, dtype=np.int8)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.sample(mask=tuple(np.split(mask, np.cumsum(space.nvec)[:-1])))
+    return space.sample(mask=mask)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return np.array_equal(np.asarray(a), np.asarray(b))

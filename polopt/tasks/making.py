@@ -1,0 +1,226 @@
+"""How an environment is made: by id, function or copy, with the image presets. Imports no torch (workers run this)."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces, wrappers
+
+from polopt.core.errors import UsageError, nearest
+
+ENVIRONMENTS: dict[str, str] = {
+    "recall": "polopt.tasks.memory:Recall",
+    "masked": "polopt.tasks.masked:Masked",
+}
+"""polopt's own environments by name."""
+
+_EXTRAS = {"box2d": "box2d", "mujoco": None, "ale": "atari", "atari": "atari", "cv2": "atari", "opencv": "atari"}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A function without arguments that makes one environment, equal each time. Raises UsageError, one sentence.
+
+    `source` is an id, a "module:function", a callable, or an environment that is copied. `evaluation` leaves out what
+    only helps training: the signed rewards and the early episode ends of the preset "atari".
+    """
+
+    source: str | Callable[..., Any] | gymnasium.Env
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    render_mode: str | None = None
+    evaluation: bool = False
+
+    @property
+    def name(self) -> str:
+        if isinstance(self.source, str):
+            return self.source
+        if isinstance(self.source, gymnasium.Env):
+            return self.source.spec.id if self.source.spec else type(self.source.unwrapped).__name__
+        return getattr(self.source, "__name__", type(self.source).__name__).replace("<lambda>", "the environment")
+
+    def __call__(self) -> gymnasium.Env:
+        if self.preset not in (None, *PRESETS):
+            raise UsageError(f"there is no task preset '{self.preset}'{nearest(str(self.preset), PRESETS)}")
+        render_mode = self.render_mode
+        kwargs = dict(self.kwargs)
+        if self.preset == "image":
+            render_mode = render_mode or "rgb_array"  # for tasks whose observation is not an image itself
+        if self.preset == "atari":
+            kwargs.setdefault("frameskip", 1)
+        try:
+            env = self._make(kwargs, render_mode)
+            return PRESETS[self.preset](env, self.evaluation) if self.preset else env
+        except UsageError:
+            raise
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            raise UsageError(_missing(self.name, str(error))) from None
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UsageError(f"{self.name} cannot be made: {type(error).__name__}: {text}") from error
+
+    def _make(self, kwargs: dict[str, Any], render_mode: str | None) -> gymnasium.Env:
+        if isinstance(self.source, gymnasium.Env):
+            if kwargs:
+                raise UsageError(f"{self.name} is an environment already: {sorted(kwargs)} cannot be set any more")
+            try:
+                return copy.deepcopy(self.source)
+            except Exception as error:
+                advice = "pass a function that makes it instead"
+                raise UsageError(f"{self.name} cannot be copied ({type(error).__name__}): {advice}") from None
+        function = self.source if callable(self.source) else named_function(self.source)
+        if function is None:
+            assert isinstance(self.source, str)
+            return _registered(self.source, render_mode, kwargs)
+        if render_mode is not None and _accepts(function, "render_mode"):
+            kwargs["render_mode"] = render_mode
+        env = function(**kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise UsageError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
+        return env
+
+
+def named_function(name: str) -> Callable[..., Any] | None:
+    """What "module:function", or the name of one of polopt's environments, stands for; None for a Gymnasium id."""
+    name = ENVIRONMENTS.get(name, name)
+    module_name, colon, path = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in path.split(".")):
+        return None
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the task '{name}' needs the module '{error.name}', which cannot be imported") from None
+    try:
+        function = functools.reduce(getattr, path.split("."), module)
+    except AttributeError:
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"the module '{module_name}' has no '{path}'{nearest(path, functions)}") from None
+    return function  # type: ignore[return-value]
+
+
+def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
+    try:
+        # polopt checks every observation itself; Gymnasium's checker would only add a call to each step.
+        return _gym_make(name, render_mode, kwargs)
+    except gymnasium.error.UnregisteredEnv as error:
+        atari = name.startswith("ALE/") or "NoFrameskip" in name
+        try:
+            importlib.import_module("ale_py")  # registers its games
+        except ImportError:
+            if atari:
+                raise UsageError(_missing(name, "ale_py")) from None
+        else:
+            if name in gymnasium.registry:
+                return _gym_make(name, render_mode, kwargs)
+        known = [*gymnasium.registry, *ENVIRONMENTS, *TABULAR]
+        said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
+        close = nearest(name, known)
+        raise UsageError(f"there is no task '{name}'{close if close else said}") from None
+
+
+def _gym_make(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **kwargs)
+
+
+TABULAR: dict[str, str] = {
+    "random-mdp": "polopt.tasks.tabular:random_mdp",
+    "chain": "polopt.tasks.tabular:chain",
+}
+"""Tabular MDPs by name: functions that return a TabularMDP."""
+
+
+def _missing(name: str, said: str) -> str:
+    extra = next((extra for key, extra in _EXTRAS.items() if key in said.lower() or key in name.lower()), None)
+    said = " ".join(said.split())
+    advice = f"""pip install "polopt[{extra}]\"""" if extra else f"the import said: {said}"
+    return f"the task '{name}' needs a package that is not installed: {advice}"
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+# Presets for images. Stacked frames come channels first: uint8 [4, 84, 84].
+
+
+def image(env: gymnasium.Env, evaluation: bool) -> gymnasium.Env:
+    """Gray 84 x 84 images, the last 4 of them; the rendered frame when the observation is no image."""
+    if not (isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3):
+        env = wrappers.AddRenderObservation(env, render_only=True)
+    env = wrappers.GrayscaleObservation(env, keep_dim=False)
+    env = wrappers.ResizeObservation(env, (84, 84))
+    return wrappers.FrameStackObservation(env, 4)
+
+
+def atari(env: gymnasium.Env, evaluation: bool) -> gymnasium.Env:
+    """The usual protocol: up to 30 no-ops, 4 frames per action, gray 84 x 84, FIRE at the start, 4 frames stacked.
+
+    Training also ends an episode at each lost life and signs the rewards; evaluation plays whole games. Sticky actions
+    are the environment's own setting (`repeat_action_probability`). Mnih et al. 2015; Machado et al. 2018.
+    """
+    env = wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=84, grayscale_obs=True)
+    if not evaluation:
+        env = EpisodicLife(env)
+    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+        env = FireReset(env)
+    if not evaluation:
+        env = wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
+    return wrappers.FrameStackObservation(env, 4)
+
+
+PRESETS: dict[str, Callable[[gymnasium.Env, bool], gymnasium.Env]] = {"image": image, "atari": atari}
+
+
+class EpisodicLife(gymnasium.Wrapper):
+    """A lost life terminates the episode; the game itself goes on and is reset only when it is over."""
+
+    across_resets = True  # an episode depends on the one before: the start cannot be restored from a seed
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.lives = 0
+        self.over = True
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if self.over:
+            obs, info = self.env.reset(**kwargs)
+        else:
+            obs, _, terminated, truncated, info = self.env.step(0)
+            if terminated or truncated:
+                obs, info = self.env.reset(**kwargs)
+        self.over = False
+        self.lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.over = bool(terminated or truncated)
+        lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
+        terminated = bool(terminated) or 0 < lives < self.lives
+        self.lives = lives
+        return obs, reward, terminated, bool(truncated), info
+
+
+class FireReset(gymnasium.Wrapper):
+    """Presses FIRE after a reset, for games that wait for it."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.env.reset(**kwargs)
+        fire = self.unwrapped.get_action_meanings().index("FIRE")  # type: ignore[attr-defined]
+        started, _, terminated, truncated, info = self.env.step(fire)
+        return self.env.reset(**kwargs) if terminated or truncated else (started, info)

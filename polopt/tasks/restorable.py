@@ -1,0 +1,145 @@
+"""The wrapper around each environment, in process or in a worker. Imports no torch: worker processes start lean.
+
+It checks what the environment returns where it is returned, reports faults as text (an exception that crosses a pipe
+may not be picklable, and would end the worker), and replays actions so that an episode can be restored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+STEP = "(observation, reward, terminated, truncated, info)"
+Check = Callable[[Any], str]  # "" when the observation is right, otherwise what is wrong with it
+
+
+class Restorable(gymnasium.Wrapper):
+    """Row `row` of a vector environment. `info` is empty, or {"fault": one clause} when something went wrong."""
+
+    def __init__(self, env: gymnasium.Env, row: int) -> None:
+        super().__init__(env)
+        self.row = row
+        self.plan: list[Any] = []  # set by the task before it calls `replay`
+        self._check = checker(env.observation_space)
+        self._blank = blank(env.observation_space)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._steps = 0
+        try:
+            result = self.env.reset(seed=seed, options=options or None)
+        except Exception as error:
+            return self._fault(f"its reset raised {_said(error)}")
+        if not isinstance(result, tuple) or len(result) != 2:
+            return self._fault("its reset did not return the pair (observation, info)")
+        problem = self._check(result[0])
+        return self._fault(f"its reset returned {problem}") if problem else (result[0], {})
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        try:
+            result = self.env.step(action)
+            if len(result) != 5:
+                return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
+            obs, reward, terminated, truncated, _ = result
+            reward = float(reward)  # type: ignore[arg-type]
+        except Exception as error:
+            return self._failed_step(f"its step raised {_said(error)}")
+        problem = self._check(obs)
+        if problem:
+            return self._failed_step(f"its step returned {problem}")
+        return obs, reward, bool(terminated), bool(truncated), {}
+
+    def replay(self) -> tuple[Any, str]:
+        """Steps through `plan`; returns the last observation (None for an empty plan) and a fault or ""."""
+        obs = None
+        for action in self.plan:
+            obs, _, _, _, info = self.step(action)
+            if "fault" in info:
+                return obs, info["fault"]
+        self.plan = []
+        return obs, ""
+
+    def _failed_step(self, what: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, fault = self._fault(what)
+        return obs, 0.0, True, False, fault
+
+    def _fault(self, what: str) -> tuple[Any, dict[str, str]]:
+        return self._blank, {"fault": f"{what} (row {self.row}, step {self._steps} of the episode)"}
+
+
+class Row:
+    """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env], row: int) -> None:
+        self.make = make
+        self.row = row
+        self.parent = os.getpid()
+
+    def __call__(self) -> Restorable:
+        if os.getpid() != self.parent:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return Restorable(self.make(), self.row)
+
+
+def checker(space: spaces.Space) -> Check:
+    """A quick test of one observation: shapes and ranges that a buffer would hide by broadcasting or wrapping."""
+    if isinstance(space, spaces.Dict):
+        parts = {key: checker(part) for key, part in space.spaces.items()}
+
+        def check_dict(obs: Any) -> str:
+            if not isinstance(obs, dict) or set(obs) != set(parts):
+                found = sorted(map(str, obs)) if isinstance(obs, dict) else type(obs).__name__
+                return f"an observation with the keys {found}, not {sorted(parts)}"
+            for key, check in parts.items():
+                problem = check(obs[key])
+                if problem:
+                    return f"{problem} under '{key}'"
+            return ""
+
+        return check_dict
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n)
+
+        def check_discrete(obs: Any) -> str:
+            if np.ndim(obs) == 0 and low <= obs < high and int(obs) == obs:
+                return ""
+            return f"the observation {obs!r}, which is not in {space}"
+
+        return check_discrete
+    shape = space.shape
+
+    def check_array(obs: Any) -> str:
+        if isinstance(obs, np.ndarray) and obs.shape == shape and obs.dtype != object:
+            return ""
+        try:
+            array = np.asarray(obs)
+        except ValueError:
+            return "an observation that is not an array"
+        if array.dtype == object or array.dtype.kind in "USV":
+            return f"an observation of type {type(obs).__name__}, not an array of numbers"
+        if array.shape == shape:
+            return ""
+        return f"an observation of shape {array.shape}, but its observation space has shape {shape}"
+
+    return check_array
+
+
+def blank(space: spaces.Space) -> Any:
+    """An observation of the right structure, sent beside a fault."""
+    if isinstance(space, spaces.Dict):
+        return {key: blank(part) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return np.int64(space.start)
+    return np.zeros(space.shape or (), dtype=space.dtype)
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

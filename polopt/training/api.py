@@ -1,0 +1,479 @@
+"""`train`, `iterate`, `resume`, `load`, `evaluate`, `compare`: what the command line and scripts call."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from polopt import registry
+from polopt.config.parse import apply_many, parse_many
+from polopt.config.serialize import from_dict, to_dict
+from polopt.core.errors import UsageError, nearest
+from polopt.core.state import restore
+from polopt.method import Method
+from polopt.policies.base import Actor
+from polopt.tasks import make_task
+from polopt.tasks.base import Task
+from polopt.training import files, seeding
+from polopt.training.folder import Run, new_folder, write_config
+from polopt.training.loggers import make_loggers
+from polopt.training.loop import Row, Trainer
+from polopt.training.options import RunOptions, Until
+
+TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
+
+
+@dataclass
+class Plan:
+    """A run before it is built: everything that config.json records."""
+
+    method: str
+    task: TaskLike
+    config: Any
+    options: RunOptions
+    task_options: dict[str, Any]
+    preset: str | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.options.until:
+            Until.parse(self.options.until)
+
+    @property
+    def cls(self) -> type[Method]:
+        return registry.load(self.method)
+
+    @property
+    def steps(self) -> int:
+        return self.options.steps or self.cls.default_steps
+
+    def summary(self, folder: Path) -> str:
+        """What is about to happen, in one line, before the first step."""
+        options = self.options
+        return (
+            f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
+            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} -> {folder}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "task": task_name(self.task),
+            "task_options": self.task_options,
+            "steps": self.steps,
+            "unit": self.cls.unit,
+            "seed": self.options.seed,
+            "preset": self.preset,
+            "init": self.init,
+            "config": to_dict(self.config),
+            "run": to_dict(self.options),
+        }
+
+    def make_task(self, stream: int, num: int, workers: int = 0) -> Task:
+        return make_task(
+            self.task,
+            num=num,
+            seed=seeding.derive(self.options.seed, stream),
+            workers=workers,
+            evaluation=stream != seeding.TRAIN_TASK,
+            **self.task_options,
+        )
+
+    def build(self) -> Method:
+        """Builds task and method from the seed."""
+        seeding.seed_everything(self.options.seed)
+        task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
+        return self.cls(self.config, task)
+
+
+def plan(
+    method: str,
+    task: TaskLike,
+    *,
+    preset: str | None = None,
+    init: str | Path | None = None,
+    task_options: dict[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+    **settings: Any,
+) -> Plan:
+    """Sorts settings into those of the run and those of the method, and checks every name and value.
+
+    `argv` are further settings, spelled as on the command line.
+    """
+    cls = registry.load(method)
+    if callable(settings.get("network")) and not isinstance(settings["network"], type):
+        settings["network"] = {"make": settings["network"]}
+    if preset is not None:
+        settings["preset"] = preset
+    groups: dict[str, Any] = {"run": RunOptions, "method": cls.Config}
+    if argv is not None:
+        configs, preset = parse_many(groups, argv, presets=cls.presets)
+        groups, given = dict(configs), preset
+    configs, preset = apply_many(groups, settings, presets=cls.presets)
+    return Plan(
+        method,
+        task,
+        configs["method"],
+        configs["run"],
+        dict(task_options or {}),
+        preset or (given if argv is not None else None),
+        None if init is None else str(init),
+    )
+
+
+def task_name(task: TaskLike) -> str:
+    """A task by name, as `--task` would take it; what cannot be named again is shown in angle brackets."""
+    if isinstance(task, str):
+        return task
+    if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
+        return f"{task.__module__}:{task.__qualname__}"
+    if isinstance(task, gymnasium.Env) and task.spec is not None:
+        return task.spec.id
+    return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
+
+
+def iterate(
+    method: str,
+    task: TaskLike,
+    *,
+    out: str | Path | None = None,
+    init: str | Path | None = None,
+    preset: str | None = None,
+    task_options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[Row]:
+    """Trains like `train`, yielding each logged row; `row["method"]` is the live method and `row["run"]` the folder."""
+    planned = plan(method, task, preset=preset, init=init, task_options=task_options, **settings)
+    folder = new_folder(None if out is None else Path(out), method, task_name(task), planned.options.seed)
+    yield from start(planned, folder)
+
+
+def train(
+    method: str,
+    task: TaskLike,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    init: str | Path | None = None,
+    preset: str | None = None,
+    task_options: dict[str, Any] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Run:
+    """Trains a method on a task and returns the run.
+
+    Args:
+        method: a name of `polopt methods`.
+        task: a Gymnasium id, a tabular task, "module:function", a callable that returns an environment, or an
+            environment.
+        steps: budget in the method's unit. seed: everything random in the run follows from it.
+        out: run folder; by default runs/METHOD-TASK-sSEED.
+        init: a run folder whose weights to start from, wherever names and shapes agree.
+        preset: a named setting of the method.
+        task_options: keyword arguments of the environment.
+        progress: show a live display.
+        settings: fields of the run's options (`device`, `eval_every`, `until`, ...) and of the method's config; nested
+            fields as dicts, dataclasses or dotted names. `network` may be a callable (inputs, outputs) -> nn.Module.
+
+    Raises:
+        UsageError: wrong names or values, or a policy that cannot serve the method.
+        RunError: the run failed; what was saved before is untouched.
+    """
+    planned = plan(
+        method, task, preset=preset, init=init, task_options=task_options, steps=steps, seed=seed, **settings
+    )
+    folder = new_folder(None if out is None else Path(out), method, task_name(task), seed)
+    return finish(start(planned, folder), folder, progress=progress)
+
+
+def start(planned: Plan, folder: Path) -> Iterator[Row]:
+    """Runs a new plan in its folder."""
+    with _runtime(planned.options):
+        method = planned.build()
+        _check_budget(method, planned.steps)
+        if planned.init is not None:
+            _initialize(method, Path(planned.init))
+        write_config(folder, planned.record())
+        yield from _rows(planned, method, folder, None)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    extend: int | None = None,
+    checkpoint: int | None = None,
+    task: TaskLike | None = None,
+    network: Any = None,
+    progress: bool = False,
+) -> Run:
+    """Continues a run from its last checkpoint; on the CPU with bitwise the weights of a run never stopped.
+
+    Args:
+        folder: the run folder.
+        extend: a new, larger total budget; schedules then run over the new total.
+        checkpoint: continue from this older checkpoint instead of the latest.
+        task, network: the environment and the network again, when they were code of your own.
+
+    Raises:
+        UsageError: no run there, nothing saved yet, or a smaller budget.
+        CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
+    """
+    run = Run(Path(folder))
+    planned = read_plan(run, task, network)
+    if extend is not None:
+        if extend <= planned.steps:
+            raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
+        planned.options = replace(planned.options, steps=extend)
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise UsageError(f"{folder} has no checkpoint to resume from")
+    if checkpoint is not None and checkpoint not in steps:
+        raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps))}")
+    chosen = steps[-1] if checkpoint is None else checkpoint
+    return finish(_resumed(planned, run.folder, chosen, extend is not None), run.folder, progress=progress)
+
+
+def _resumed(planned: Plan, folder: Path, step: int, extended: bool) -> Iterator[Row]:
+    with _runtime(planned.options):
+        method = planned.build()
+        yield from _rows(planned, method, folder, step, rewrite=extended)
+
+
+def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewrite: bool = False) -> Iterator[Row]:
+    options = planned.options
+    if options.compile:
+        method.compile()
+    eval_task = planned.make_task(seeding.EVAL_TASK, min(options.eval_episodes, 10))
+    trainer = Trainer(method, planned.steps, options, Run(folder).checkpoints, eval_task, [])
+    if step is not None:
+        trainer.load(step)
+        if rewrite:
+            trainer.stopped = False
+            write_config(folder, planned.record())
+    trainer._loggers += make_loggers(
+        options.loggers, folder, planned.record(), keep=trainer.rows, purge_step=None if step is None else step + 1
+    )
+    try:
+        if step is None or not trainer.finished:
+            for row in trainer.run():
+                yield row | {"method": method, "run": Run(folder), "steps": planned.steps}
+    finally:
+        for logger in trainer._loggers:
+            logger.close()
+        for task in (eval_task, method.task):
+            task.close()
+
+
+def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
+    if progress:
+        from polopt.training.progress import show
+
+        rows = show(rows)
+    for _ in rows:
+        pass
+    return Run(folder)
+
+
+def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Plan:
+    """The plan that a run folder records.
+
+    A folder may come from anyone, so reading it imports no code that it names: a task or a network given as
+    "module:function" or as an object must be given again. Raises UsageError when it is not.
+    """
+    record = run.config
+    name = record["task"]
+    if task is None and (":" in name or name.startswith("<")):
+        again = f"--task {name}" if ":" in name else "task="
+        raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
+    cls = registry.load(record["method"])
+    return Plan(
+        record["method"],
+        name if task is None else task,
+        from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
+        from_dict(RunOptions, record["run"]),
+        record["task_options"],
+        record["preset"],
+        record["init"],
+    )
+
+
+def load(folder: str | Path, *, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None) -> Actor:
+    """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
+
+    Args:
+        checkpoint: "latest" or "best" (by evaluation return).
+        task, network: the environment and the network again, when they were code of your own.
+    """
+    method, _ = load_method(Path(folder), checkpoint, task, network)
+    return method.policy
+
+
+def load_method(
+    folder: Path, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None
+) -> tuple[Method, Plan]:
+    """Builds a run's method and loads the weights of its policy (and what else a checkpoint has, without its replay)."""
+    run = Run(folder)
+    planned = read_plan(run, task, network)
+    kinds = {"latest": "step", "best": "best"}
+    if checkpoint not in kinds:
+        raise UsageError(f"there is no checkpoint '{checkpoint}'; choose latest or best")
+    steps = run.checkpoints.steps(kinds[checkpoint])
+    if not steps:
+        raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
+    state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
+    with _runtime(planned.options):
+        method = planned.build()
+        method.task.close()
+        if checkpoint == "best":
+            restore(method.policy, state, "policy")
+        else:
+            restore(method, _method_state(state), strict=False)
+    return method, planned
+
+
+def _method_state(state: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("method."): leaf for name, leaf in state.items() if name.startswith("method.")}
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    episodes: int = 10,
+    checkpoint: str = "latest",
+    stochastic: bool = False,
+    task: TaskLike | None = None,
+    network: Any = None,
+) -> dict[str, float]:
+    """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used."""
+    method, planned = load_method(Path(folder), checkpoint, task, network)
+    with _runtime(planned.options):
+        fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
+        try:
+            return method.evaluate(fresh, episodes, greedy=not stochastic)
+        finally:
+            fresh.close()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of `compare`, the table over seeds as text, and the report page."""
+
+    runs: list[Run]
+    table: str
+    page: Path
+
+
+def compare(
+    methods: Sequence[str],
+    task: TaskLike,
+    *,
+    seeds: int = 5,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Comparison:
+    """Trains every method with the same seeds 0..seeds-1 and writes one report; what is finished is not run again.
+
+    Args:
+        jobs: runs at a time, each in a process of its own with one torch thread.
+        out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
+        settings: as for `train`; every method must have the fields that are named.
+    """
+    from polopt.report import compare_table
+
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{task_name(task)}".replace(":", "_")
+    for method in methods:
+        plan(method, task, **settings)  # wrong names are found before hours are spent
+    todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
+    if jobs == 1:
+        for method, seed, place in todo:
+            _train_or_resume(method, task, seed, place, settings, progress)
+    else:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            waiting = [
+                pool.submit(_train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
+                for method, seed, place in todo
+            ]
+            for number, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                if progress:
+                    print(f"{number} of {len(todo)} runs done", file=sys.stderr)
+    places = [place for _, _, place in todo]
+    return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
+
+
+def report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Writes one self-contained HTML page; of one run by default into its folder."""
+    from polopt.report import write_report
+
+    places = [Path(folder) for folder in folders]
+    for place in places:
+        Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
+    target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
+    return write_report(places, target)
+
+
+def _train_or_resume(
+    method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
+) -> None:
+    if (place / "config.json").exists() and Run(place).checkpoints.steps():
+        resume(place, task=task, progress=progress)
+        return
+    files.remove(place)
+    train(method, task, seed=seed, out=place, progress=progress, **settings)
+
+
+@contextmanager
+def _runtime(options: RunOptions) -> Iterator[None]:
+    """Device, dtype and threads of a run, put back afterwards."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: no CUDA device is available here")
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        torch.set_default_dtype(getattr(torch, options.dtype))
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        torch.set_default_device(None if device == "cpu" else device)
+        yield
+    except RuntimeError as error:
+        if "device" in str(error).lower() and "invalid" in str(error).lower():
+            raise UsageError(f"--device {device} is not a device of this machine") from error
+        raise
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+
+
+def _check_budget(method: Method, steps: int) -> None:
+    warmup = getattr(method.source, "warmup", 0)
+    if method.unit == "env_steps" and warmup >= steps:
+        raise UsageError(
+            f"--steps {steps:,} ends within the {warmup:,} random steps of the warm-up: nothing would be learned; "
+            f"raise --steps or lower --warmup"
+        )
+
+
+def _initialize(method: Method, folder: Path) -> None:
+    run = Run(folder)
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise UsageError(f"--init {folder} has no checkpoint")
+    used = restore(method, _method_state(run.checkpoints.load(steps[-1])), strict=False)
+    if not used:
+        raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")

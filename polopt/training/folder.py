@@ -1,0 +1,127 @@
+"""The run folder: what a run writes, and reading it back.
+
+config.json   resolved config, versions, git hash, command line, seed        metrics.csv   one line a row
+checkpoints/  latest two and best        tensorboard/  events        videos/        report.html
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from polopt.core.errors import RunError, UsageError
+from polopt.training import files
+from polopt.training.checkpoints import Checkpoints
+from polopt.training.loggers import read_metrics
+
+PACKAGES = ("polopt", "torch", "tensordict", "gymnasium", "mujoco", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json. Raises UsageError when this is not a run folder."""
+        path = self.folder / "config.json"
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UsageError(f"{self.folder} is not a run folder: it has no config.json") from None
+        except (ValueError, OSError) as error:
+            raise RunError(f"{path} cannot be read ({error})") from error
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.csv."""
+        return read_metrics(self.folder)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows that hold an evaluation."""
+        return [row for row in self.rows if "eval/return" in row]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The last evaluation's row. Raises RunError when there is none."""
+        rows = self.evaluations
+        if not rows:
+            raise RunError(f"{self.folder} has no evaluation yet")
+        return rows[-1]
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder)
+
+
+def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
+    """The folder of a new run: `out`, or runs/METHOD-TASK-sSEED with a number when that one is taken.
+
+    Raises UsageError when `out` holds a run already.
+    """
+    if out is not None:
+        if (out / "config.json").exists():
+            raise UsageError(
+                f"{out} holds a run already: continue it with 'polopt resume {out}', or choose another --out"
+            )
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out {out} is a file, not a folder")
+        files.make_folder(out)
+        return out
+    base = Path("runs") / f"{method}-{task.replace('/', '_').replace(':', '_')}-s{seed}"
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    files.make_folder(folder)
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Writes config.json, with what is needed to know later how the run came about."""
+    record = config | {
+        "versions": versions(),
+        "git": git_hash(),
+        "command": " ".join(sys.argv),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+    files.replace(folder / "config.json", json.dumps(record, indent=2).encode())
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_hash() -> str | None:
+    """The commit of the checkout that polopt runs from, with '+' when it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()

@@ -1,0 +1,192 @@
+"""The training loop: the two verbs of a method, and around them rows, evaluations, checkpoints and stops."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polopt.core.errors import RunError
+from polopt.core.state import Stateful, gather, restore
+from polopt.method import Method
+from polopt.tasks.base import Task
+from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
+from polopt.training.loggers import Logger
+from polopt.training.options import RunOptions, Until
+
+Row = dict[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C (or SIGTERM) while training; everything is saved."""
+
+
+class Trainer(Stateful):
+    """Runs one method to the end of its budget.
+
+    Args:
+        method: the learner; `method.unit` says what `steps` counts.
+        steps: the budget.
+        options: how often to evaluate, log and save, and when to stop early.
+        checkpoints: where to save.
+        eval_task: separate environments with seeds of their own.
+        loggers: where rows go.
+    """
+
+    saved = ("seconds", "rows", "best", "stopped")
+
+    def __init__(
+        self,
+        method: Method,
+        steps: int,
+        options: RunOptions,
+        checkpoints: Checkpoints,
+        eval_task: Task,
+        loggers: list[Logger],
+    ) -> None:
+        self.method = method
+        self.steps = steps
+        self.options = options
+        self.until = Until.parse(options.until) if options.until else None
+        self.checkpoints = checkpoints
+        self._eval_task = eval_task  # the same starts at every evaluation: nothing to save
+        self._loggers = loggers
+        self.eval_every = options.eval_every or max(1, steps // 20)
+        self.log_every = options.log_every or max(1, steps // 100)
+        self.checkpoint_every = options.checkpoint_every or self.eval_every
+        self.seconds = 0.0
+        self.rows = 0
+        self.best: float | None = None
+        self.stopped = False
+        self._sums: dict[str, Tensor] = {}
+        self._updates = 0
+        self._clock = time.perf_counter()
+
+    @property
+    def count(self) -> int:
+        """What has been spent, in the method's unit."""
+        return self.method.ledger[self.method.unit]
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.count >= self.steps
+
+    def run(self) -> Iterator[Row]:
+        """Trains; yields every row that is logged, with the method free to be looked at in between."""
+        self._clock = time.perf_counter()
+        with _interruptible() as interrupted:
+            if self.rows == 0:
+                yield self._row(evaluate=True)
+                self.save()
+            while not self.finished:
+                before, stage = self.count, self.method.stage_name
+                self.method.progress = before / self.steps
+                metrics = self.method.update(self.method.collect())
+                self.method.ledger.updates += 1
+                self._add(metrics)
+                if self.count == before and not metrics:
+                    raise RunError(f"{self.method.slug} makes no progress: an update spent nothing and learned nothing")
+                ending = self.finished or bool(interrupted) or self.method.stage_name != stage
+                evaluate = self._crossed(self.eval_every, before) or self.finished
+                save = self._crossed(self.checkpoint_every, before) or ending
+                if evaluate or save or self._crossed(self.log_every, before):
+                    row = self._row(evaluate=evaluate)
+                    if save or self.finished:
+                        self.save()
+                    yield row
+                if interrupted:
+                    raise Interrupted
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
+        for name, module in self.method.modules():
+            for path, parameter in module.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise RunError(
+                        f"{name}.{path} is not finite at {self.count:,} {self.method.unit}{self._last_good()}"
+                    )
+        self._tick()
+        self.checkpoints.save(self.count, gather(self) | random_state())
+
+    def load(self, step: int) -> None:
+        """Continues from the checkpoint at `step`, exactly."""
+        state = self.checkpoints.load(step)
+        restore(self, {name: leaf for name, leaf in state.items() if not name.startswith("random/")})
+        self.checkpoints.drop_after(step)
+        restore_random_state(state)
+
+    def _crossed(self, every: int, before: int) -> bool:
+        return self.count // every > before // every
+
+    def _add(self, metrics: dict[str, Tensor]) -> None:
+        """Sums stay on the device until a row is written; a NaN survives in them."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._updates += 1
+
+    def _row(self, *, evaluate: bool) -> Row:
+        method = self.method
+        self._tick()
+        row: Row = dict(method.ledger.counts()) | {"seconds": round(self.seconds, 3), "stage": method.stage_name}
+        names = list(self._sums)
+        means = (torch.stack([s.double() for s in self._sums.values()]) / self._updates).tolist() if names else []
+        for name, value in zip(names, means):
+            if not math.isfinite(value):
+                raise RunError(f"{name} became {value} at {self.count:,} {method.unit}{self._last_good()}")
+            row[name] = value
+        self._sums, self._updates = {}, 0
+        episodes = method.source.episodes() if hasattr(method.source, "episodes") else []
+        if episodes:
+            row["train/return"] = sum(ret for ret, _ in episodes) / len(episodes)
+            row["train/length"] = sum(length for _, length in episodes) / len(episodes)
+        if evaluate:
+            scores = method.evaluate(self._eval_task, self.options.eval_episodes)
+            row |= {f"eval/{name}": value for name, value in scores.items()}
+            if "return" in scores and (self.best is None or scores["return"] > self.best):
+                self.best = scores["return"]
+                self.checkpoints.save(self.count, gather(method.policy, "policy"), kind="best", keep=1)
+            if self.until is not None and self.until.met(scores):
+                self.stopped = True
+            self._tick()
+            row["seconds"] = round(self.seconds, 3)
+        self.rows += 1
+        for logger in self._loggers:
+            logger.log(row, self.count)
+        return row
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+
+    def _last_good(self) -> str:
+        steps = self.checkpoints.steps()
+        return f"; the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else ""
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM is noted, so that the loop can save; the second one stops at once."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""How good decisions are: returns and advantages, targets, critics, and the scale of rewards."""

@@ -1,0 +1,29 @@
+"""Shared by all tests: one torch thread, the default dtype and device put back, no leftovers in the repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+settings.register_profile("polopt", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("polopt")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_torch() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def float64() -> None:
+    """Computes in double precision; put back afterwards."""
+    torch.set_default_dtype(torch.float64)

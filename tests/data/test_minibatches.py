@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from polopt.data import minibatches
+
+
+def batch(rows: int = 4, steps: int = 5, mask: torch.Tensor | None = None) -> TensorDict:
+    number = torch.arange(rows * steps).reshape(rows, steps)
+    items: dict[str, Any] = {"action": number, "obs": {"x": number.unsqueeze(-1) * 1.0}}
+    if mask is not None:
+        items["mask"] = mask
+    return TensorDict(items, batch_size=[rows, steps])
+
+
+def test_every_decision_once_per_epoch_and_a_ragged_end() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = list(minibatches(batch(), 6, epochs=2, generator=generator))
+    assert [len(part) for part in parts] == [6, 6, 6, 2] * 2
+    epochs = [torch.cat([part["action"] for part in parts[i : i + 4]]) for i in (0, 4)]
+    for order in epochs:
+        assert sorted(order.tolist()) == list(range(20))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    for part in parts:
+        assert torch.equal(part["obs", "x"].squeeze(-1), part["action"].float())
+        torch.testing.assert_close(part["weight"], torch.full((len(part),), 1 / len(part)))
+    again = list(minibatches(batch(), 6, epochs=2, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(a["action"], b["action"]) for a, b in zip(parts, again))
+
+
+def test_rows_stay_whole_for_recurrent_policies() -> None:
+    parts = list(minibatches(batch(), 10, generator=torch.Generator(), recurrent=True))
+    assert [tuple(part.batch_size) for part in parts] == [(2, 5), (2, 5)]
+    rows = torch.cat([part["action"] for part in parts])
+    assert sorted(rows[:, 0].tolist()) == [0, 5, 10, 15]
+    assert torch.equal(rows, rows[:, :1] + torch.arange(5))
+    parts = list(minibatches(batch(), 2, recurrent=True))  # fewer than a row: one row
+    assert [len(part) for part in parts] == [1] * 4
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_weights_sum_to_one_and_ignore_what_is_masked(recurrent: bool) -> None:
+    mask = torch.arange(5) < torch.tensor([[5], [2], [1], [4]])
+    for part in minibatches(batch(mask=mask), 5, epochs=3, recurrent=recurrent):
+        torch.testing.assert_close(part["weight"].sum(), torch.tensor(1.0))
+        if recurrent:
+            assert not part["weight"][~part["mask"]].any()
+        else:
+            assert mask.flatten()[part["action"]].all()
+            assert len(part) in (5, 2)
+
+
+def test_given_weights_keep_their_proportions() -> None:
+    data = batch().clone()
+    data["weight"] = (data["action"] + 1.0) / 210
+    for part in minibatches(data, 8):
+        number = part["action"] + 1.0
+        torch.testing.assert_close(part["weight"], number / number.sum())
+    assert data["weight"].sum().item() == pytest.approx(1.0)  # the batch itself is untouched

@@ -1,0 +1,64 @@
+"""Builds the smallest run that a method declares, for the guards that every method gets from the registry."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from polopt import registry
+from polopt.method import Method
+from polopt.staged import Staged
+from polopt.training import api, seeding
+
+BUILT = registry.entries()
+SEED = 7
+
+
+def plan(name: str, **changes: Any) -> api.Plan:
+    """The plan of a method's smoke run, with changed settings."""
+    smoke = registry.load(name).smoke
+    settings = {"steps": smoke.steps, "seed": SEED, "eval_episodes": 2, "eval_every": smoke.steps, "loggers": ()}
+    return api.plan(name, smoke.task, task_options=smoke.task_options, **{**smoke.config, **settings, **changes})
+
+
+@contextlib.contextmanager
+def built(name: str, **changes: Any) -> Iterator[Method]:
+    """A freshly seeded method; its task is closed afterwards."""
+    planned = plan(name, **changes)
+    method = planned.build()
+    try:
+        yield method
+    finally:
+        method.task.close()
+
+
+def advance(method: Method, steps: int) -> list[dict[str, float]]:
+    """The loop without anything around it, until `steps` of the method's unit; returns the metrics of each update."""
+    history = []
+    while method.ledger[method.unit] < steps:
+        method.progress = min(method.ledger[method.unit] / steps, 1.0)
+        metrics = method.update(method.collect())
+        method.ledger.updates += 1
+        history.append({key: float(value) for key, value in metrics.items()})
+    return history
+
+
+def learner(method: Method) -> Method:
+    """The method itself, or the learner of a staged one."""
+    return method.learner if isinstance(method, Staged) else method
+
+
+def parameters(method: Method) -> dict[str, torch.Tensor]:
+    """Every parameter of every module that is an attribute, by path."""
+    return {
+        f"{name}.{path}": parameter
+        for name, module in method.modules()
+        for path, parameter in module.named_parameters()
+    }
+
+
+def reseed() -> None:
+    seeding.seed_everything(SEED)

@@ -1,0 +1,51 @@
+"""How a batch is cut, and whether a loss is compiled, changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polopt import registry
+from polopt.staged import Staged
+from tests.guards.harness import BUILT, advance, built, parameters, reseed
+
+LEARNERS = [name for name in BUILT if not issubclass(registry.load(name), Staged)]
+WITH_LOSSES = [name for name in LEARNERS if any(item.endswith("_loss") for item in dir(registry.load(name)))]
+
+
+@pytest.mark.parametrize("name", WITH_LOSSES)
+def test_micro_batches_change_nothing(name, float64):
+    results = []
+    for micro_batch in (None, 16):
+        reseed()
+        with built(name, micro_batch=micro_batch) as method:
+            advance(method, registry.load(name).smoke.steps // 2)
+            results.append({path: value.detach().clone() for path, value in parameters(method).items()})
+    for path, value in results[0].items():
+        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
+
+
+@pytest.mark.parametrize("name", WITH_LOSSES)
+def test_losses_compile_without_graph_breaks(name, float64):
+    smoke = registry.load(name).smoke
+    with built(name) as method:
+        seen: dict[str, tuple] = {}  # what each loss was last called with
+        for loss in method.losses():
+
+            def spy(batch, loss=loss, original=getattr(method, loss)):
+                state = torch.get_rng_state()
+                seen[loss] = (batch.clone(), state)
+                return original(batch)
+
+            setattr(method, loss, spy)
+        advance(method, smoke.steps // 2)
+        assert seen, "no loss was called"
+        for loss in method.losses():
+            delattr(method, loss)
+        for loss, (batch, state) in seen.items():
+            torch._dynamo.reset()
+            compiled = torch.compile(getattr(method, loss), fullgraph=True, backend="aot_eager")
+            torch.set_rng_state(state)
+            value = getattr(method, loss)(batch)[0]
+            torch.set_rng_state(state)
+            torch.testing.assert_close(compiled(batch)[0], value, rtol=1e-9, atol=1e-9, msg=lambda t, n=loss: n + t)

@@ -1,0 +1,72 @@
+"""Every method: builds, collects, updates, stays finite, moves what it trains, and keeps its config honest."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+
+from polopt import registry
+from polopt.config.serialize import fields_of, from_dict, to_dict
+from tests.guards.harness import BUILT, advance, built, learner, parameters, plan
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_trains_what_it_says(name):
+    with built(name) as method:
+        before = {path: value.detach().clone() for path, value in parameters(method).items()}
+        history = advance(method, registry.load(name).smoke.steps)
+        assert history
+        assert all(math.isfinite(value) for metrics in history for value in metrics.values()), history[-1]
+        own = {id(p) for optimizer in learner(method).optimizers() for p in optimizer.parameters}
+        for path, value in parameters(method).items():
+            assert torch.isfinite(value).all(), path
+            if value.requires_grad:
+                assert not torch.equal(value, before[path]), f"{path} is trainable and did not move"
+                assert id(value) in own or learner(method) is not method, f"{path} is trainable and in no optimizer"
+            elif not path.startswith(("target_", "old_", "best_", "snapshot_")):
+                assert torch.equal(value, before[path]), f"{path} is frozen and moved"
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_evaluates(name):
+    with built(name) as method:
+        task = plan(name).make_task(1, 2)
+        scores = method.evaluate(task, 2)
+        assert scores == method.evaluate(task, 2)  # the same starts, and nothing of the run disturbed
+        assert math.isfinite(scores["return"])
+        task.close()
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_config_round_trip(name):
+    config = plan(name).config
+    assert from_dict(type(config), to_dict(config)) == config
+    cls = registry.load(name)
+    for preset in cls.presets:
+        chosen = plan(name, preset=preset).config
+        assert from_dict(type(chosen), to_dict(chosen)) == chosen
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_every_field_has_a_source_and_is_used(name):
+    cls = registry.load(name)
+    for option in fields_of(cls.Config):
+        assert option.source, f"{name}: {option.name} has no source"
+    bases = {base for base in (*cls.__mro__, *cls.Config.__mro__) if base.__module__.startswith("polopt")}
+    text = "".join(inspect.getsource(inspect.getmodule(base)) for base in bases)
+    for item in fields(cls.Config):
+        used = re.findall(rf"config\.{item.name}\b", text)
+        assert used or item.name == "envs", f"{name}: {item.name} is never read"
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_names_its_parts(name):
+    cls = registry.load(name)
+    assert cls.limits or cls.no_limit, "declare limit cases, or why there is none"
+    assert registry.find(name).family in registry.FAMILIES
+    assert inspect.getdoc(inspect.getmodule(cls)), "the module's docstring is the method's page"

@@ -1,0 +1,60 @@
+"""Limit cases: at the declared setting a method is its base, bitwise, and elsewhere it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polopt import registry
+from polopt.core.state import gather, restore
+from polopt.training import api
+from tests.guards.harness import BUILT, built, learner, reseed
+
+CASES = [
+    pytest.param(name, limit, id=f"{name}-is-{limit.base}")
+    for name in BUILT
+    for limit in registry.load(name).__dict__.get("limits", ())
+]
+UPDATES = 3
+
+
+def policies_after(name, limit, settings):
+    """Policies of the base and of the method after the same batches, which the base collected."""
+    task = registry.load(limit.base).smoke
+    shared = {"envs": 2} if "envs" in task.config else {}
+    smoke = registry.load(limit.base).smoke
+    with built(limit.base, **limit.base_at) as base:
+        planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**smoke.config, **settings})
+        method = planned.build()
+        # The two start from the same weights wherever they have modules of the same name and shape.
+        state = {path: leaf.clone() for path, leaf in gather(base).items() if torch.is_tensor(leaf)}
+        restore(learner(method), state, strict=False)
+        for update in range(UPDATES):
+            batch = base.collect()
+            for each in (base, method):
+                each.progress = update / UPDATES
+                reseed()
+                learner(each).generator.manual_seed(update)
+                each.update(batch.clone())
+                each.ledger.updates += 1
+        method.task.close()
+        return [gather(each.policy) for each in (base, method)]
+
+
+def difference(one, other):
+    return max(float((one[path] - other[path]).abs().max()) for path in one if torch.is_tensor(one[path]))
+
+
+@pytest.mark.parametrize(("name", "limit"), CASES)
+def test_limit(name, limit, float64):
+    base, method = policies_after(name, limit, limit.at)
+    assert base.keys() == method.keys()
+    assert difference(base, method) <= limit.tolerance, limit.because
+
+
+@pytest.mark.parametrize(("name", "limit"), CASES)
+def test_apart(name, limit, float64):
+    base, method = policies_after(name, limit, limit.at | limit.apart)
+    assert difference(base, method) > 0, (
+        f"{name} is {limit.base} also away from the limit: its mechanism is not wired in"
+    )

@@ -1,0 +1,59 @@
+"""A stopped run continues bitwise as the run that was never stopped, for every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import polopt
+from polopt import registry
+from polopt.training.folder import Run
+from tests.guards.harness import BUILT, SEED
+
+
+def settings(name):
+    smoke = registry.load(name).smoke
+    every = max(1, smoke.steps // 8)
+    return smoke, {
+        "steps": smoke.steps,
+        "seed": SEED,
+        "task_options": smoke.task_options,
+        "eval_episodes": 1,
+        "eval_every": smoke.steps,
+        "checkpoint_every": every,
+        "log_every": every,
+        "loggers": (),
+        **smoke.config,
+    }
+
+
+def final_state(folder):
+    checkpoints = Run(folder).checkpoints
+    return checkpoints.load(checkpoints.steps()[-1])
+
+
+def same(one, other):
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_stopped_equals_unstopped(name, tmp_path):
+    smoke, options = settings(name)
+    polopt.train(name, smoke.task, out=tmp_path / "whole", **options)
+    rows = polopt.iterate(name, smoke.task, out=tmp_path / "stopped", **options)
+    for row in rows:
+        if row[row["method"].unit] >= 0.6 * smoke.steps:
+            break
+    rows.close()
+    polopt.resume(tmp_path / "stopped")
+    one, other = final_state(tmp_path / "whole"), final_state(tmp_path / "stopped")
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        if path == "#seconds":
+            continue
+        assert same(value, other[path]), path

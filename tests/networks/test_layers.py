@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from polopt.networks.layers import ACTIVATIONS, MLP, EnsembleLayerNorm, EnsembleLinear, initialize
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+@pytest.mark.parametrize("gain", [0.01, math.sqrt(2.0)])
+def test_orthogonal_layer_has_orthogonal_rows_or_columns_of_the_given_gain(shape, gain):
+    layer = nn.Linear(shape[1], shape[0])
+    initialize(layer, "orthogonal", gain)
+    weight = layer.weight if shape[0] <= shape[1] else layer.weight.T
+    torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(min(shape)))
+    assert (layer.bias == 0).all()
+
+
+def test_gains_of_a_whole_mlp():
+    net = MLP(8, 3, (8, 8), init="orthogonal", head_gain=0.01)
+    for layer, gain in ((net.layers[0], math.sqrt(2)), (net.layers[2], math.sqrt(2)), (net.head, 0.01)):
+        torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.full(layer.weight.shape[:1], gain))
+
+
+def test_gains_of_every_member_of_an_ensemble():
+    net = MLP(8, 3, (8,), init="orthogonal", head_gain=0.1, members=4)
+    torch.testing.assert_close(torch.linalg.svdvals(net.layers[0].weight), torch.full((4, 8), math.sqrt(2)))
+    torch.testing.assert_close(torch.linalg.svdvals(net.head.weight), torch.full((4, 3), 0.1))
+    assert not torch.equal(net.head.weight[0], net.head.weight[1])
+
+
+def test_head_gain_scales_a_default_head():
+    torch.manual_seed(1)
+    plain = MLP(4, 2, (5,))
+    torch.manual_seed(1)
+    scaled = MLP(4, 2, (5,), head_gain=0.01)
+    torch.testing.assert_close(scaled.head.weight, 0.01 * plain.head.weight)
+    torch.testing.assert_close(scaled.head.bias, 0.01 * plain.head.bias)
+    torch.testing.assert_close(scaled.layers[0].weight, plain.layers[0].weight)
+
+
+def test_ensemble_members_are_drawn_as_single_layers():
+    torch.manual_seed(2)
+    layers = [nn.Linear(7, 3) for _ in range(5)]
+    torch.manual_seed(2)
+    ensemble = EnsembleLinear(5, 7, 3)
+    for e, layer in enumerate(layers):
+        assert torch.equal(ensemble.weight[e], layer.weight.T)
+        assert torch.equal(ensemble.bias[e, 0], layer.bias)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+@pytest.mark.parametrize("lead", [(), (1,), (6,), (2, 3)])
+def test_member_equals_single_mlp_with_the_same_weights(activation, normalization, lead):
+    options = {"activation": activation, "normalization": normalization}
+    ensemble = MLP(5, 2, (8, 6), members=3, **options)
+    for parameter in ensemble.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(*lead, 5)
+    outputs = ensemble(x)
+    assert outputs.shape == (3, *lead, 2)
+    for e in range(3):
+        single = MLP(5, 2, (8, 6), **options)
+        for one, many in zip(single.layers, ensemble.layers):
+            if isinstance(many, EnsembleLinear):
+                one.weight.data, one.bias.data = many.weight[e].T.clone(), many.bias[e, 0].clone()
+            elif isinstance(many, EnsembleLayerNorm):
+                one.weight.data, one.bias.data = many.weight[e, 0].clone(), many.bias[e, 0].clone()
+        torch.testing.assert_close(outputs[e], single(x))
+
+
+def test_members_do_not_share_gradients():
+    ensemble = MLP(5, 1, (4,), members=2)
+    ensemble(torch.randn(3, 5))[0].sum().backward()
+    for parameter in ensemble.parameters():
+        assert parameter.grad[0].abs().sum() > 0
+        assert parameter.grad[1].abs().sum() == 0
+
+
+def test_no_hidden_layers_is_one_linear_map():
+    net = MLP(3, 2, ())
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(net(x), x @ net.head.weight.T + net.head.bias)

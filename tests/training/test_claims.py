@@ -1,0 +1,355 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from polopt import registry
+from polopt.core.errors import RunError, UsageError
+from polopt.evaluation import Above, Claim
+from polopt.training import claim_keys, claim_pages, claims
+
+SOURCE = '''
+"""A claim in numbers."""
+from pathlib import Path
+
+from polopt.evaluation import Above, Claim, Greater
+
+LOG = Path(__file__).with_suffix(".log")
+
+
+def good(seed, budget):
+    with open(LOG, "a") as file:
+        file.write(f"good {seed} {budget['samples']}\\n")
+    return {"score": 10.0 + seed, "curve": [1, 2]}
+
+
+def poor(seed, budget):
+    with open(LOG, "a") as file:
+        file.write(f"poor {seed} {budget['samples']}\\n")
+    return {"score": 1.0 + 2 * seed}
+
+
+CLAIM = Claim(
+    method="toy", statement="good is better than poor", budget={"samples": 100}, seeds=4, minutes=1,
+    arms={"good": good, "poor": poor},
+    expect=(Greater("score", "good", "poor", by=1), Above("score", "good", 5, control=True)),
+)
+'''
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "claims").mkdir()
+    git(tmp_path, "init", "-q")
+    write(tmp_path, SOURCE)
+    return tmp_path
+
+
+def write(root, source):
+    (root / "claims" / "toy.py").write_text(source)
+    git(root, "add", "claims/toy.py")
+    git(root, "commit", "-q", "--allow-empty", "-m", "claim")
+
+
+def ran(root):
+    path = root / "claims" / "toy.log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def path_of(root):
+    return root / "claims" / "results" / "toy.jsonl"
+
+
+def test_a_claim_is_run_recorded_and_judged(root):
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert outcome.verdict.name == "reproduced"
+    assert outcome.ran == 8
+    assert ran(root)[:3] == ["good 0 100", "poor 0 100", "good 1 100"]  # seeds outside, arms inside
+    lines = [json.loads(text) for text in path_of(root).read_text().splitlines()]
+    assert len(lines) == 8
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert {line["commit"] for line in lines} == {head}
+    assert lines[0].keys() >= {"arm", "seed", "key", "expect", "commit", "seconds", "metrics", "date"}
+    entry = claims.recorded_verdicts(root)["toy"]
+    assert entry["verdict"] == "reproduced"
+    assert entry["commit"] == head
+    assert claims.recompute_all(root) == claims.recorded_verdicts(root)
+    again = claims.run_claim("toy", root=root, jobs=1)
+    assert again.ran == 0
+    assert len(ran(root)) == 8
+
+
+def test_parallel_processes_give_the_same_lines(root):
+    claims.run_claim("toy", root=root, jobs=2)
+    lines = claims.read_lines(path_of(root))[0]
+    assert sorted((line["arm"], line["seed"]) for line in lines) == sorted(
+        (arm, seed) for arm in ("good", "poor") for seed in range(4)
+    )
+    assert claims.recorded_verdicts(root)["toy"]["verdict"] == "reproduced"
+
+
+def test_killed_claim_continues_with_what_is_missing(root):
+    slow = SOURCE.replace("def poor(seed, budget):\n", "def poor(seed, budget):\n    import time; time.sleep(0.2)\n")
+    write(root, slow)
+    code = (
+        "import sys, pathlib; from polopt.training.claims import run_claim; "
+        "run_claim('toy', root=pathlib.Path(sys.argv[1]), jobs=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(root)])
+    while not path_of(root).exists() or path_of(root).read_text().count("\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = claims.read_lines(path_of(root))[0]
+    with open(path_of(root), "a") as file:
+        file.write('{"arm": "good", "seed": 3, "metr')  # the line that was being written
+    before = len(ran(root))
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert outcome.ran == 8 - len(kept)
+    assert len(ran(root)) == before + outcome.ran
+    assert outcome.torn == 1
+    assert outcome.verdict.name == "reproduced"
+    assert claims.read_lines(path_of(root))[0][: len(kept)] == kept
+
+
+def test_uncommitted_expectations_are_refused(root):
+    with open(root / "claims" / "toy.py", "a") as file:
+        file.write("# changed\n")
+    with pytest.raises(UsageError, match="must be committed before results are recorded"):
+        claims.run_claim("toy", root=root, jobs=1)
+    assert not path_of(root).exists()
+    assert claims.run_claim("toy", root=root, jobs=1, pilot=True).ran == 8
+
+
+def test_never_committed_is_refused_too(root):
+    (root / "claims" / "new.py").write_text(SOURCE)
+    with pytest.raises(UsageError, match="must be committed"):
+        claims.run_claim("new", root=root, jobs=1)
+
+
+def test_quick_and_pilot_record_nothing(root):
+    quick = claims.run_claim("toy", root=root, jobs=1, quick=True)
+    assert quick.verdict is None
+    assert ran(root) == ["good 2000 10", "poor 2000 10"]
+    assert claim_pages.notes(quick) == ["Quick run: a fraction of the budget on one seed, not recorded, no verdict."]
+    pilot = claims.run_claim("toy", root=root, jobs=1, pilot=True)
+    assert pilot.verdict is None
+    assert ran(root)[2] == "good 1000 100"
+    assert [item.holds for item in pilot.checks] == [False, True]  # 1010 against 2001: shown, without a verdict
+    assert not (root / "claims" / "results").exists()
+
+
+def test_changed_code_makes_lines_stale_but_not_void(root):
+    claims.run_claim("toy", root=root, jobs=1)
+    lines = claims.read_lines(path_of(root))[0]
+    write(root, SOURCE.replace('"""A claim in numbers."""', '"""Another docstring."""  # and a comment'))
+    assert claims.stale_lines("toy", root) == 0
+    write(root, SOURCE.replace("LOG = ", "UNUSED = 1\nLOG = "))
+    assert claims.stale_lines("toy", root) == 8
+    assert claims.recompute_all(root) == claims.recorded_verdicts(root)  # the published verdict stands
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert (outcome.ran, outcome.stale, outcome.other) == (8, 0, 8)
+    assert claims.read_lines(path_of(root))[0][:8] == lines  # nothing is deleted
+
+
+def test_changed_arms_and_budgets_are_other_experiments(root):
+    claims.run_claim("toy", root=root, jobs=1)
+    write(root, SOURCE.replace('"samples": 100', '"samples": 200'))
+    assert str(claims.verdict(*loaded(root))) == "no verdict: 0 of 8 runs recorded"
+    write(root, SOURCE.replace("10.0 + seed", "11.0 + seed"))
+    assert str(claims.verdict(*loaded(root))) == "no verdict: 4 of 8 runs recorded"
+
+
+def loaded(root):
+    return claims.load_claim(root / "claims" / "toy.py"), claims.read_lines(path_of(root))[0]
+
+
+def test_changed_expectation_is_shown(root):
+    claims.run_claim("toy", root=root, jobs=1)
+    write(root, SOURCE.replace("by=1", "by=0.5"))
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert outcome.ran == 0
+    assert outcome.changed
+    assert "The expectation was changed after results had been recorded." in claim_pages.notes(outcome)
+    assert claims.recorded_verdicts(root)["toy"]["expectation_changed"]
+    assert "expectation was changed" in claim_pages.claims_page(root)
+
+
+def test_raising_arms_give_no_verdict_and_are_tried_again(root):
+    write(root, SOURCE.replace("    return {\"score\": 1.0", "    if not Path(LOG.parent / 'ok').exists():\n"
+                                                            "        raise ValueError('no\\nluck')\n"
+                                                            "    return {\"score\": 1.0"))  # fmt: skip
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert str(outcome.verdict) == "no verdict: 1 arm failed (poor)"
+    assert outcome.failed[0]["error"] == "ValueError: no luck"
+    assert claims.recorded_verdicts(root)["toy"]["verdict"] is None
+    (root / "claims" / "ok").touch()
+    again = claims.run_claim("toy", root=root, jobs=1)
+    assert (again.ran, again.verdict.name, again.failed) == (4, "reproduced", [])
+
+
+def test_a_result_is_never_replaced_by_a_repetition(root):
+    claims.run_claim("toy", root=root, jobs=1)
+    claim, lines = loaded(root)
+    better = lines[1] | {"metrics": {"score": -99.0}}
+    assert claims.select(claim, [*lines, better]) == claims.select(claim, lines)
+
+
+def test_wrong_usage_in_an_arm_stops_the_claim(root):
+    write(root, SOURCE.replace("    return {\"score\": 1.0", "    from polopt.core.errors import UsageError\n"
+                                                            "    raise UsageError('no such field')\n"
+                                                            "    return {\"score\": 1.0"))  # fmt: skip
+    for jobs in (1, 2):
+        with pytest.raises(UsageError, match="no such field"):
+            claims.run_claim("toy", root=root, jobs=jobs)
+
+
+def test_dead_workers_are_one_sentence(root):
+    write(root, SOURCE.replace('    return {"score": 1.0', '    import os; os._exit(9)\n    return {"score": 1.0'))
+    with pytest.raises(RunError, match="a worker process died"):
+        claims.run_claim("toy", root=root, jobs=2)
+
+
+def test_unknown_claims_name_the_nearest(root):
+    with pytest.raises(UsageError, match="no claim for 'toi'; did you mean 'toy'"):
+        claims.run_claim("toi", root=root)
+    write(root, "CLAIM = 3")
+    with pytest.raises(UsageError, match="defines no CLAIM"):
+        claims.run_claim("toy", root=root)
+    write(root, "1 / 0")
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        claims.run_claim("toy", root=root)
+
+
+def test_pages(root, capsys):
+    assert "none: 0 of 8 runs recorded" in claim_pages.claims_page(root)
+    outcome = claims.run_claim("toy", root=root, jobs=1)
+    claim_pages.print_outcome(outcome)
+    printed = capsys.readouterr().out
+    assert "Verdict: reproduced" in printed
+    assert "worst seed 3" in printed
+    page = claim_pages.write_claims_page(root)
+    assert page == root / "docs" / "claims.md"
+    assert page.read_text() == claim_pages.claims_page(root)
+    assert "| good | " not in page.read_text()
+    assert "| `good` | 11.5 (10 to 13) |" in page.read_text()
+    assert "**reproduced**" in page.read_text()
+
+
+class FakeRun:
+    def __init__(self):
+        self.evaluations = [{"env_steps": 10 * i, "eval/return": float(i)} for i in range(6)]
+        self.rows = [{"entropy": float(i)} if i % 2 else {} for i in range(20)]
+        self.config = {"unit": "env_steps"}
+
+
+def test_measure():
+    found = claims.measure(FakeRun(), ("entropy", "entropy:max"))
+    assert (found["return"], found["area"], found["best"]) == (4, 2.5, 5)
+    assert (found["entropy"], found["entropy:max"]) == (18, 19)
+    assert found["curve"][1] == [10, 1.0]
+    assert claims.measure(FakeRun(), {"low": "entropy:min", "own": len_of_rows})["own"] == 20
+    with pytest.raises(RunError, match="no 'entropi'; did you mean 'entropy'"):
+        claims.measure(FakeRun(), ("entropi",))
+    with pytest.raises(UsageError, match="':maxx'; did you mean 'max'"):
+        claims.measure(FakeRun(), ("entropy:maxx",))
+
+
+def len_of_rows(run):
+    return len(run.rows)
+
+
+def test_train_arm_describes_and_trains(monkeypatch, tmp_path):
+    seen = {}
+
+    def train(method, task, *, steps, seed, out, progress=False, **config):
+        seen.update(method=method, task=task, steps=steps, seed=seed, config=config)
+        assert isinstance(out, Path)
+        return FakeRun()
+
+    module = type(sys)("polopt.training.api")
+    module.train = train
+    monkeypatch.setitem(sys.modules, "polopt.training.api", module)
+    arm = claims.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=10, policy={"std": "x"})
+    assert arm(3, {"env_steps": 500})["return"] == 4
+    assert (seen["steps"], seen["seed"], seen["config"]["reward_scale"]) == (500, 3, 10)
+    assert json.dumps(arm.describe())
+    other = claims.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=1, policy={"std": "x"})
+    assert arm.describe() != other.describe()
+    with pytest.raises(UsageError, match="counts env_steps"):
+        arm(0, {"episodes": 5})
+    with pytest.raises(UsageError, match="several units"):
+        arm(0, {"episodes": 5, "env_steps": 3})
+
+
+def test_code_key_follows_imports(tmp_path, monkeypatch):
+    package = tmp_path / "polopt"
+    for name in ("methods/control", "losses", "training"):
+        (package / name).mkdir(parents=True)
+    method, part = package / "methods/control/two.py", package / "losses/ratio.py"
+    method.write_text("from polopt.training.loop import x\n\ndef f():\n    from polopt.losses.ratio import ratio\n")
+    part.write_text("def ratio():\n    'doc'\n    return 1\n")
+    (package / "losses/__init__.py").write_text("")
+    (package / "training/loop.py").write_text("x = 1\n")
+    (tmp_path / "two.py").write_text("CLAIM = 1")
+    where = registry.Location("polopt.methods.control.two", "Two", method)
+    monkeypatch.setattr(claim_keys, "PACKAGE", package)
+    monkeypatch.setattr(registry, "locations", lambda: {"two": where})
+    arms = {"a": claims.train_arm("two", "Pendulum-v1")}
+    claim = Claim("two", "s", {"env_steps": 9}, arms, (Above("return", "a", 0),))
+
+    def key():
+        return claim_keys.code_key(claim, tmp_path / "two.py", "a")
+
+    before = key()
+    part.write_text("def ratio():\n    'other words'\n    return 1  # the same\n")
+    (package / "training/loop.py").write_text("x = 2\n")
+    (tmp_path / "two.py").write_text("CLAIM = 2")
+    assert key() == before
+    part.write_text("def ratio():\n    return 2\n")
+    assert key() != before
+
+
+def test_two_writers_exclude_each_other(tmp_path):
+    path = tmp_path / "toy.jsonl"
+    with (
+        claims._appending(path),
+        pytest.raises(UsageError, match="another process is recording"),
+        claims._appending(path),
+    ):
+        pass
+
+
+def test_unwritable_results_are_one_sentence(root):
+    (root / "claims" / "results").touch()
+    with pytest.raises(RunError, match="could not write"):
+        claims.run_claim("toy", root=root, jobs=1)
+
+
+def test_arms_that_cannot_be_told_apart_are_refused():
+    number = 3
+    with pytest.raises(UsageError, match="the arm 'x' must be"):
+        claim_keys.describe_arm(lambda seed, budget: {"score": number}, "x")
+
+
+def test_the_verb_prints_and_returns_the_exit_code(root, monkeypatch, capsys):
+    place = claims.find_place(root)
+    monkeypatch.setattr(claims, "find_place", lambda root=None: place)
+    assert claims.run_verb("toy", jobs=1) == 0
+    printed = capsys.readouterr().out
+    assert "8/8  poor  seed 3" in printed
+    assert "Verdict: reproduced" in printed
+    write(root, SOURCE.replace('return {"score": 1.0', 'raise OSError("gone")\n    return {"score": 1.0'))
+    assert claims.run_verb("toy", jobs=1) == 1
+    assert "no verdict: 1 arm failed (poor)" in capsys.readouterr().out
