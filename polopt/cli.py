@@ -128,9 +128,10 @@ def _train(argv: list[str]) -> int:
         raise UsageError("polopt train METHOD --task TASK ...: name a method first; 'polopt methods' lists them")
     if argv[0] in ("-h", "--help"):
         print(
-            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P] [--device D] "
-            "[any option of the method]\n\n--task: a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE "
-            "is passed to the environment.\n'polopt train METHOD --help' and 'polopt show METHOD' list the options."
+            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P] [--device D]\n"
+            "             [any option of the method]\n\n"
+            "--task is a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE goes to the environment.\n"
+            "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
         )
         return 0
     from polopt.training.options import RunOptions
@@ -168,8 +169,14 @@ def _trained(work: Callable[[], Any], folder: Path) -> int:
     try:
         run = work()
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"interrupted; saved: continue with 'polopt resume {folder}'") from error
-    print(f"return {run.final['eval/return']:.6g} at the end; run folder {folder}" if run.evaluations else folder)
+        started = (folder / "config.json").exists()  # else it was stopped before there was anything to save
+        said = f"interrupted; saved: continue with 'polopt resume {folder}'" if started else "interrupted"
+        raise KeyboardInterrupt(said) from error
+    from polopt.training import api
+
+    page = api.report([folder], video=run.config["run"]["video"])
+    final = f"return {run.final['eval/return']:.6g} at the end; " if run.evaluations else ""
+    print(f"{final}report {page}")
     return 0
 
 
@@ -206,15 +213,17 @@ def _eval(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
     _add_own_code(parser)
     args = parser.parse_args(argv)
     if args.episodes < 1:
         raise UsageError(f"--episodes {args.episodes}: at least 1")
     from polopt.training import api
 
-    scores = api.evaluate(
-        args.dir, episodes=args.episodes, checkpoint=args.checkpoint, stochastic=args.stochastic, **_own_code(args)
-    )
+    how = {"episodes": args.episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic, **_own_code(args)}
+    if args.record is not None:
+        api.demonstrate(args.dir, args.record, **how)
+    scores = api.evaluate(args.dir, **how)
     if args.json:
         print(json.dumps(scores | {"episodes": args.episodes, "checkpoint": args.checkpoint}))
     else:
@@ -259,11 +268,13 @@ def _compare(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     parser = _parser("report", "One self-contained HTML page of one run, or a comparison of many.")
     parser.add_argument("dirs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="the file to write; default: report.html in the folder of the run")
+    parser.add_argument("--no-video", action="store_true", help="do not record a video where there is none")
+    _add_own_code(parser)
     args = parser.parse_args(argv)
     from polopt.training import api
 
-    print(api.report(args.dirs, args.out))
+    print(api.report(args.dirs, args.out, video=not args.no_video, task=args.task))
     return 0
 
 

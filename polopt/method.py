@@ -99,7 +99,7 @@ class Method(Stateful):
     no_limit: ClassVar[str] = ""  # the reason why there is no limit case
     smoke: ClassVar[Smoke]
 
-    policy: Actor
+    policy: Any  # an Actor; what it promises is in `requires`
     source: Source
     stage_name: str = ""
 

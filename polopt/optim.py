@@ -126,8 +126,12 @@ def frozen_copy(module: M) -> M:
     Observation normalizers are shared, not copied: all copies must see observations on the same scale.
     """
     shared = {id(part): part for part in module.modules() if isinstance(part, Normalizer)}
+    learning = [(part, part.training) for part in shared.values()]
     twin = copy.deepcopy(module, shared)  # deepcopy takes its memo as "already copied"
-    return twin.requires_grad_(False).eval()
+    twin.requires_grad_(False).eval()
+    for part, training in learning:
+        part.train(training)  # a shared one goes on learning
+    return twin
 
 
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:

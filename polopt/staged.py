@@ -16,7 +16,7 @@ from polopt.tasks.base import Task
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its learner, and how long it lasts (ledger units counted from the stage's start; empty: to the end)."""
+    """One stage: its learner, and how long it lasts, in ledger units from the stage's start (empty: to the end)."""
 
     name: str
     method: Method

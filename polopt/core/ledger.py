@@ -7,7 +7,7 @@ from polopt.core.state import Stateful
 
 
 class Ledger(Stateful):
-    """Counts what has been spent: `env_steps`, `episodes`, `completions`, `tokens` and `updates` (calls of `update`)."""
+    """What has been spent: `env_steps`, `episodes`, `completions`, `tokens` and `updates` (calls of `update`)."""
 
     UNITS = ("env_steps", "episodes", "completions", "tokens", "updates")
     saved = UNITS

@@ -31,7 +31,7 @@ class Spec:
 
     @property
     def action_dim(self) -> int:
-        """Number of action coordinates: of a Box its flattened size, of a MultiDiscrete its factors, of a Discrete 1."""
+        """Number of action coordinates: of a Box its flattened size, of MultiDiscrete its factors, of Discrete 1."""
         if isinstance(self.action, spaces.Discrete):
             return 1
         return int(np.prod(self.action.shape or (1,)))

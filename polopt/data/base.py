@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -31,6 +32,11 @@ class Source(Stateful):
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length) of the episodes that ended since the last call."""
         return []
+
+
+def put(value: Any, device: torch.device) -> Any:
+    """`value.to(device)`; tasks give CPU tensors, for which even asking a TensorDict takes time."""
+    return value if device.type == "cpu" else value.to(device)
 
 
 def add_action_mask(batch: dict[str, Any]) -> None:

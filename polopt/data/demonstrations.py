@@ -37,7 +37,7 @@ def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:
 
 
 def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
-    """Reads a file of `save_demonstrations`. Raises UsageError when it is missing, damaged, empty or of other spaces."""
+    """Reads a file of `save_demonstrations`. Raises UsageError if it is missing, damaged, empty or of other spaces."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -50,8 +50,8 @@ def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
         raise UsageError(f"{path} holds no demonstrations: it needs {', '.join(KEYS)} with at least one decision each")
     if json.loads(metadata.get("spaces", "{}")) != _spaces(spec):
         raise UsageError(
-            f"the demonstrations at {path} were recorded on {metadata.get('task', 'another task')}, whose spaces differ "
-            f"from those of {spec.name}"
+            f"the demonstrations at {path} were recorded on {metadata.get('task', 'another task')}, whose spaces "
+            f"differ from those of {spec.name}"
         )
     nested = TensorDict(flat, batch_size=[len(flat["action"])]).unflatten_keys("/")
     return nested.apply(lambda value: value.to(torch.get_default_dtype()) if value.is_floating_point() else value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows
+from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
 from polopt.tasks.base import Task
 
 
@@ -72,14 +72,14 @@ class Episodes(Source):
         played[job[job >= 0]] = torch.arange(task.num)[job >= 0]
         steps: list[dict[str, Any]] = []
         with torch.no_grad():
-            obs = task.reset(index=index[job.clamp_min(0)]).to(self._device)
+            obs = put(task.reset(index=index[job.clamp_min(0)]), self._device)
             carry: Carry | None = None
             while (job >= 0).any():
                 first = task.first
                 record, carry = actor.act(obs, carry, greedy=self.greedy)
                 action = actor.env_action(record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
-                next_obs = next_obs.to(self._device)
+                next_obs = put(next_obs, self._device)
                 busy = job >= 0
                 length[job[busy]] += 1
                 self.ledger.env_steps += int(busy.sum())
@@ -106,8 +106,8 @@ class Episodes(Source):
                         if upcoming < total:
                             begin[upcoming], played[upcoming] = len(steps), row
                             upcoming += 1
-                    next_obs = task.reset(done, index=index[job.clamp_min(0)]).to(self._device)
-                    carry = keep_rows(carry, (~done).to(self._device))
+                    next_obs = put(task.reset(done, index=index[job.clamp_min(0)]), self._device)
+                    carry = keep_rows(carry, put(~done, self._device))
                 obs = next_obs
         return self._batch(steps, begin, length, played, index)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.state import Blob, Stateful
-from polopt.data.base import Acts, Source
+from polopt.data.base import Acts, Source, put
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 
@@ -98,27 +98,28 @@ class Replay(Stateful):
         `batch` is [B], in order of time, or [N, T]: N rows whose decisions follow each other (final_obs serves where
         next_obs is missing).
         """
-        rows = 1
+        rows = batch.batch_size[0] if batch.batch_dims == 2 else 1
+        columns = _flatten(batch)
+        mask = batch.get("mask", None)
         if batch.batch_dims == 2:
-            rows = batch.batch_size[0]
             if batch.get("next_obs", None) is None:
-                batch = batch.clone(False)
-                batch["next_obs"] = successors(batch)
-            batch = batch.transpose(0, 1).reshape(-1)  # time first: neighbours in time are `rows` apart
+                columns |= _flatten({"next_obs": successors(batch)})
+            # time first: neighbours in time are `rows` apart
+            columns = {path: value.transpose(0, 1).flatten(0, 1) for path, value in columns.items()}
+            mask = None if mask is None else mask.T.flatten()
         elif batch.batch_dims != 1:
             raise ValueError(f"a replay takes batches [B] or [N, T], not {list(batch.batch_size)}")
-        mask = batch.get("mask", None)
         if mask is not None:
             if self.n_step > 1:
                 raise UsageError("n-step returns need whole rows, not padded episodes with a mask")
-            batch = batch[mask]
+            columns = {path: value[mask] for path, value in columns.items()}
         if self.n_step > 1 and self.rows not in (0, rows):
             raise UsageError(f"n-step returns need the same number of rows each time: {self.rows} before, {rows} now")
         self.rows = rows
-        count = len(batch)
+        count = len(next(iter(columns.values())))
         if count > self.capacity:
-            batch, self.added, count = batch[-self.capacity :], self.added + count - self.capacity, self.capacity
-        columns = _flatten(batch)
+            columns = {path: value[-self.capacity :] for path, value in columns.items()}
+            self.added, count = self.added + count - self.capacity, self.capacity
         if self.n_step == 1:
             columns.pop("first", None)  # only sums over several transitions need it
         if not self._columns:
@@ -365,7 +366,7 @@ class ReplaySource(Source):
         while self.served >= self.collected * self.ratio:
             self.collected += self._collect(actor)
         self.served += 1
-        return self.replay.sample(self.batch_size).to(self.rollouts._device)
+        return put(self.replay.sample(self.batch_size), self.rollouts._device)
 
     def episodes(self) -> list[tuple[float, int]]:
         return self.rollouts.episodes()

@@ -11,7 +11,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows
+from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
 from polopt.tasks.base import Task
 
 
@@ -41,18 +41,18 @@ class Rollouts(Source):
         task, ledger = self.task, self.ledger
         columns: dict[str, list[Any]] = {}
         with torch.no_grad():
-            obs = (task.reset() if task.obs is None else task.obs).to(self._device)
+            obs = put(task.reset() if task.obs is None else task.obs, self._device)
             first = task.first
             for _ in range(self.steps):
                 if first.any():  # also true where a resume had to start an episode anew
                     keep = ~first
-                    self._carry = keep_rows(self._carry, keep.to(self._device))
+                    self._carry = keep_rows(self._carry, put(keep, self._device))
                     self._returns *= keep
                     self._lengths *= keep
                 record, self._carry = actor.act(obs, self._carry)
                 action = actor.env_action(record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
-                next_obs = next_obs.to(self._device)
+                next_obs = put(next_obs, self._device)
                 ledger.env_steps += task.num
                 self._returns += reward
                 self._lengths += 1
@@ -72,7 +72,7 @@ class Rollouts(Source):
                 done = terminated | truncated
                 if done.any():
                     self._finish(done)
-                    next_obs = task.reset(done).to(self._device)
+                    next_obs = put(task.reset(done), self._device)
                 obs, first = next_obs, task.first
         return self._window(columns)
 
@@ -95,7 +95,8 @@ class Rollouts(Source):
         for name, column in columns.items():
             if len(column) != self.steps:
                 raise RunError(f"the actor recorded '{name}' in {len(column)} of {self.steps} steps")
-            window[name] = torch.stack(column, dim=1).to(self._device)
+            joined = column[0].unsqueeze(1) if self.steps == 1 else torch.stack(column, dim=1)
+            window[name] = put(joined, self._device)
         add_action_mask(window)
         device = None if self._device.type == "cpu" else self._device
         return TensorDict(window, batch_size=[self.task.num, self.steps], device=device)

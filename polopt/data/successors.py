@@ -17,18 +17,15 @@ def successors(batch: Batch) -> Any:
     Reads obs, final_obs, terminated and truncated. The observation that follows an end belongs to the next episode
     and never appears as a successor.
     """
-    take = batch["terminated"] | batch["truncated"]
-    take = take.clone()
-    take[..., -1] = True
-    return _successors(batch["obs"], batch["final_obs"], take)
+    return _successors(batch["obs"], batch["final_obs"], batch["terminated"] | batch["truncated"])
 
 
-def _successors(obs: Any, final_obs: Any, take: Tensor) -> Any:
+def _successors(obs: Any, final_obs: Any, ends: Tensor) -> Any:
     if not isinstance(obs, Tensor):
-        parts = {key: _successors(value, final_obs[key], take) for key, value in obs.items()}
+        parts = {key: _successors(value, final_obs[key], ends) for key, value in obs.items()}
         return TensorDict(parts, batch_size=obs.batch_size)
-    time = take.dim() - 1
-    if take.shape[-1] == 1:
+    time = ends.dim() - 1
+    if ends.shape[-1] == 1:
         return final_obs
-    shifted = torch.cat([obs.narrow(time, 1, take.shape[-1] - 1), final_obs.narrow(time, take.shape[-1] - 1, 1)], time)
-    return torch.where(take.reshape(*take.shape, *[1] * (obs.dim() - take.dim())), final_obs, shifted)
+    shifted = torch.cat([obs.narrow(time, 1, ends.shape[-1] - 1), final_obs.narrow(time, ends.shape[-1] - 1, 1)], time)
+    return torch.where(ends.reshape(*ends.shape, *[1] * (obs.dim() - ends.dim())), final_obs, shifted)

@@ -153,7 +153,7 @@ def _check_clamp(low: float, high: float) -> None:
 
 
 AnyPolicy = Auto | Gaussian | SquashedGaussian | Deterministic | Categorical | MultiDiscrete | TabularSoftmax
-"""Every policy there is: the type of a method's `policy` field. What the method cannot use is refused when it is built."""
+"""Every policy: the type of a method's `policy` field. What a method cannot use is refused when it is built."""
 
 __all__ = [
     "AnyPolicy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
 from polopt.policies.base import Record, Scores
 from polopt.policies.categorical import CategoricalPolicy
+
+if TYPE_CHECKING:
+    from polopt.tasks.tabular import TabularMDP
 
 
 class Table(nn.Module):
@@ -43,6 +48,26 @@ class TabularSoftmaxPolicy(CategoricalPolicy):
         return self.net.values
 
 
+def draw_index(probability: Tensor) -> Tensor:
+    """A sample [...] from probabilities [..., K], by the inverse distribution function; never one of probability 0."""
+    below = probability.cumsum(-1)
+    uniform = torch.rand((*below.shape[:-1], 1), dtype=below.dtype, device=below.device)
+    return (below <= uniform * below[..., -1:]).sum(-1).clamp_max(below.shape[-1] - 1)
+
+
+def noisy_table(table: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """The table [H, S, A], but a random action in a share `noise` of the (h, s): deterministic where the table is."""
+    actions = table.shape[-1]
+    random = torch.randint(actions, table.shape[:-1], generator=generator)
+    replaced = torch.rand(table.shape[:-1], generator=generator) < noise
+    return torch.where(replaced.unsqueeze(-1), torch.eye(actions, dtype=table.dtype)[random], table)
+
+
+def soft_table(table: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """The table [H, S, A] with probability 1 - noise, else a uniform action: it tries everything. Draws nothing."""
+    return (1 - noise) * table + noise / table.shape[-1]
+
+
 class TabularMixture(Scores):
     """Probability tables for tasks with a step, one of which is drawn at the start of each episode and then followed.
 
@@ -64,10 +89,8 @@ class TabularMixture(Scores):
         super().__init__()
         keys = spec.obs.spaces if isinstance(spec.obs, spaces.Dict) else {}
         state, step = keys.get("state"), keys.get("step")
-        finite = isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete)
-        if not finite or not isinstance(spec.action, spaces.Discrete):
+        if not (isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete) and spec.discrete):
             raise UsageError(f"a mixture of tables needs a tabular task with 'state' and 'step'; {spec.name} is none")
-        assert isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete)
         self.spec = spec
         horizon = int(step.n) - 1  # the successor of the last decision is at step H
         shape = (components, horizon, int(state.n), spec.num_actions)
@@ -79,17 +102,22 @@ class TabularMixture(Scores):
         self.table.copy_(table)
         self.weight.copy_(weight)
 
+    def value(self, mdp: TabularMDP) -> float:
+        """Exact expected return of an episode, the draw of the table included."""
+        pairs = zip(self.weight.tolist(), self.table)
+        return sum(weight * float(mdp.value(table)[0, mdp.start]) for weight, table in pairs if weight > 0)
+
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         rows = obs["state"].shape[0]
         if greedy:
             component = self.weight.argmax().expand(rows)
         else:
-            component = torch.multinomial(self.weight, rows, replacement=True)
+            component = draw_index(self.weight.expand(rows, -1))
         if carry:  # holds component + 1, since a row of zeros is a new episode
             component = torch.where(carry["component"] > 0, carry["component"] - 1, component)
         probability = self.table[component, obs["step"], obs["state"]]
-        action = probability.argmax(-1) if greedy else torch.multinomial(probability, 1)[..., 0]
+        action = probability.argmax(-1) if greedy else draw_index(probability)
         log_prob = probability.gather(-1, action.unsqueeze(-1))[..., 0].log()
         record = {"component": component, "action": action, "log_prob": log_prob.to(torch.get_default_dtype())}
         return record, {"component": component + 1}

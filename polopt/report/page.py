@@ -162,7 +162,8 @@ def _video(run: RunData) -> dict[str, str]:
     """A data URI and caption, or one honest sentence."""
     path = run.video
     if path is None:
-        return {"missing": "This run has no video."}
+        reason = run.folder / "videos" / "none.txt"
+        return {"missing": reason.read_text() if reason.is_file() else "This run has no video."}
     try:
         data = path.read_bytes()
     except OSError as error:

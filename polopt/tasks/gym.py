@@ -61,17 +61,14 @@ class GymTask(Task):
         self.evaluation = evaluation
         self._make = make
         self._name = name
-        self._vector = _vectorize(make, num, workers, name)
+        rows = [Row(make, row) for row in range(num)]
+        self._vector = _vectorize(rows, workers, name)
         self._broken = False
         self._finalizer = weakref.finalize(self, _close, self._vector)
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        info: dict[str, Any] = {}
-        registered = self._registered()
-        if registered is not None:
-            info = {"horizon": registered.max_episode_steps, "reward_threshold": registered.reward_threshold}
-        self.spec = Spec(obs=served(space), action=action, name=name, info=info)
+        self.spec = Spec(obs=served(space), action=action, name=name, info=rows[0].info)
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -154,9 +151,6 @@ class GymTask(Task):
 
     def _fault(self, what: str, row: int) -> RunError:
         return RunError(f"{self._name} failed: {what} (row {row}, step {self._steps[row]} of the episode)")
-
-    def _registered(self) -> Any:
-        return self._vector.envs[0].spec if isinstance(self._vector, SyncVectorEnv) else None
 
     def _forget(self) -> None:
         """Drops the actions from before the oldest present episode, now and then."""
@@ -253,8 +247,7 @@ def start_seed(seed: int, key: Sequence[int]) -> int:
 # Vectors
 
 
-def _vectorize(make: Callable[[], gymnasium.Env], num: int, workers: int, name: str) -> SyncVectorEnv | AsyncVectorEnv:
-    rows = [Row(make, row) for row in range(num)]
+def _vectorize(rows: list[Row], workers: int, name: str) -> SyncVectorEnv | AsyncVectorEnv:
     if not workers:
         return SyncVectorEnv(rows, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     import multiprocessing
@@ -264,7 +257,7 @@ def _vectorize(make: Callable[[], gymnasium.Env], num: int, workers: int, name: 
     if method == "forkserver":
         # Gymnasium is loaded once, in the server that the workers are forked from.
         multiprocessing.get_context(method).set_forkserver_preload(["polopt.tasks.making"])
-    options: dict[str, Any] = {"max_concurrency": workers} if workers < num else {}
+    options: dict[str, Any] = {"max_concurrency": workers} if workers < len(rows) else {}
     try:
         with _main_hidden():
             return AsyncVectorEnv(rows, copy=False, context=method, autoreset_mode=AutoresetMode.DISABLED, **options)

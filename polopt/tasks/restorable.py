@@ -48,7 +48,7 @@ class Restorable(gymnasium.Wrapper):
             if len(result) != 5:
                 return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
             obs, reward, terminated, truncated, _ = result
-            reward = float(reward)  # type: ignore[arg-type]
+            reward = float(reward)
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
         problem = self._check(obs)
@@ -75,17 +75,24 @@ class Restorable(gymnasium.Wrapper):
 
 
 class Row:
-    """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops."""
+    """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops.
+
+    `info` holds what is registered about the environment, once a row was made in this process.
+    """
 
     def __init__(self, make: Callable[[], gymnasium.Env], row: int) -> None:
         self.make = make
         self.row = row
         self.parent = os.getpid()
+        self.info: dict[str, Any] = {}
 
     def __call__(self) -> Restorable:
         if os.getpid() != self.parent:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return Restorable(self.make(), self.row)
+        env = self.make()
+        if env.spec is not None:
+            self.info = {"horizon": env.spec.max_episode_steps, "reward_threshold": env.spec.reward_threshold}
+        return Restorable(env, self.row)
 
 
 def checker(space: spaces.Space) -> Check:

@@ -7,8 +7,8 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,22 @@ import torch
 
 from polopt import registry
 from polopt.config.parse import apply_many, parse_many
-from polopt.config.serialize import from_dict, to_dict
-from polopt.core.errors import UsageError, nearest
-from polopt.core.state import restore
+from polopt.config.serialize import fields_of, from_dict, to_dict
+from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.state import gather, restore
+from polopt.data import demonstrations
 from polopt.method import Method
 from polopt.policies.base import Actor
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
+from polopt.tasks.making import TABULAR, Maker
 from polopt.training import files, seeding
 from polopt.training.folder import Run, new_folder, write_config
-from polopt.training.loggers import make_loggers
+from polopt.training.loggers import check_names, make_loggers
 from polopt.training.loop import Row, Trainer
 from polopt.training.options import RunOptions, Until
 
+RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
 TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
 
 
@@ -48,6 +51,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.options.until:
             Until.parse(self.options.until)
+        check_names(self.options.loggers)
+        for name in RESERVED & self.task_options.keys():
+            raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
 
     @property
     def cls(self) -> type[Method]:
@@ -62,7 +68,8 @@ class Plan:
         options = self.options
         return (
             f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
-            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} -> {folder}"
+            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} "
+            f"-> {folder}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -76,6 +83,7 @@ class Plan:
             "preset": self.preset,
             "init": self.init,
             "config": to_dict(self.config),
+            "sources": {item.name: item.source for item in fields_of(self.config)},
             "run": to_dict(self.options),
         }
 
@@ -88,6 +96,14 @@ class Plan:
             evaluation=stream != seeding.TRAIN_TASK,
             **self.task_options,
         )
+
+    def make_renderer(self) -> Callable[..., gymnasium.Env]:
+        """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
+        if isinstance(self.task, str) and self.task in TABULAR:
+            raise UsageError(f"{self.task} has no picture")
+        options = dict(self.task_options)
+        preset = options.pop("preset", None)
+        return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
 
     def build(self) -> Method:
         """Builds task and method from the seed."""
@@ -190,9 +206,9 @@ def train(
         UsageError: wrong names or values, or a policy that cannot serve the method.
         RunError: the run failed; what was saved before is untouched.
     """
-    planned = plan(
-        method, task, preset=preset, init=init, task_options=task_options, steps=steps, seed=seed, **settings
-    )
+    if steps is not None:
+        settings["steps"] = steps
+    planned = plan(method, task, preset=preset, init=init, task_options=task_options, seed=seed, **settings)
     folder = new_folder(None if out is None else Path(out), method, task_name(task), seed)
     return finish(start(planned, folder), folder, progress=progress)
 
@@ -200,11 +216,16 @@ def train(
 def start(planned: Plan, folder: Path) -> Iterator[Row]:
     """Runs a new plan in its folder."""
     with _runtime(planned.options):
-        method = planned.build()
-        _check_budget(method, planned.steps)
-        if planned.init is not None:
-            _initialize(method, Path(planned.init))
-        write_config(folder, planned.record())
+        try:
+            method = planned.build()
+            _check_budget(method, planned.steps)
+            if planned.init is not None:
+                _initialize(method, Path(planned.init))
+            write_config(folder, planned.record())
+        except Exception:
+            with suppress(OSError):
+                folder.rmdir()  # if it is still empty: nothing is left of a run that never began
+            raise
         yield from _rows(planned, method, folder, None)
 
 
@@ -219,6 +240,8 @@ def resume(
 ) -> Run:
     """Continues a run from its last checkpoint; on the CPU with bitwise the weights of a run never stopped.
 
+    A run that was stopped before its first checkpoint starts again.
+
     Args:
         folder: the run folder.
         extend: a new, larger total budget; schedules then run over the new total.
@@ -226,7 +249,7 @@ def resume(
         task, network: the environment and the network again, when they were code of your own.
 
     Raises:
-        UsageError: no run there, nothing saved yet, or a smaller budget.
+        UsageError: no run there, no such checkpoint, or a smaller budget.
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
     run = Run(Path(folder))
@@ -236,10 +259,10 @@ def resume(
             raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
         planned.options = replace(planned.options, steps=extend)
     steps = run.checkpoints.steps()
-    if not steps:
-        raise UsageError(f"{folder} has no checkpoint to resume from")
     if checkpoint is not None and checkpoint not in steps:
-        raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps))}")
+        raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps)) or 'none'}")
+    if not steps:
+        return finish(start(planned, run.folder), run.folder, progress=progress)
     chosen = steps[-1] if checkpoint is None else checkpoint
     return finish(_resumed(planned, run.folder, chosen, extend is not None), run.folder, progress=progress)
 
@@ -256,16 +279,15 @@ def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewr
         method.compile()
     eval_task = planned.make_task(seeding.EVAL_TASK, min(options.eval_episodes, 10))
     trainer = Trainer(method, planned.steps, options, Run(folder).checkpoints, eval_task, [])
-    if step is not None:
-        trainer.load(step)
-        if rewrite:
-            trainer.stopped = False
-            write_config(folder, planned.record())
-    trainer._loggers += make_loggers(
-        options.loggers, folder, planned.record(), keep=trainer.rows, purge_step=None if step is None else step + 1
-    )
     try:
-        if step is None or not trainer.finished:
+        if step is not None:
+            trainer.load(step)
+            if rewrite:
+                trainer.stopped = False
+                write_config(folder, planned.record())
+        if step is None or not trainer.finished:  # a finished run is left as it is
+            purge = 0 if step is None else step + 1
+            trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
             for row in trainer.run():
                 yield row | {"method": method, "run": Run(folder), "steps": planned.steps}
     finally:
@@ -292,6 +314,11 @@ def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Pl
     "module:function" or as an object must be given again. Raises UsageError when it is not.
     """
     record = run.config
+    texts, tables = ("method", "task"), ("config", "run", "task_options")
+    wrong = [key for key in texts if not isinstance(record.get(key), str)]
+    wrong += [key for key in tables if not isinstance(record.get(key), dict)]
+    if wrong:
+        raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
     name = record["task"]
     if task is None and (":" in name or name.startswith("<")):
         again = f"--task {name}" if ":" in name else "task="
@@ -303,8 +330,8 @@ def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Pl
         from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
         from_dict(RunOptions, record["run"]),
         record["task_options"],
-        record["preset"],
-        record["init"],
+        record.get("preset"),
+        record.get("init"),
     )
 
 
@@ -322,7 +349,7 @@ def load(folder: str | Path, *, checkpoint: str = "latest", task: TaskLike | Non
 def load_method(
     folder: Path, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None
 ) -> tuple[Method, Plan]:
-    """Builds a run's method and loads the weights of its policy (and what else a checkpoint has, without its replay)."""
+    """Builds a run's method and loads its weights (of the best checkpoint the policy only), not its replay."""
     run = Run(folder)
     planned = read_plan(run, task, network)
     kinds = {"latest": "step", "best": "best"}
@@ -335,11 +362,23 @@ def load_method(
     with _runtime(planned.options):
         method = planned.build()
         method.task.close()
-        if checkpoint == "best":
-            restore(method.policy, state, "policy")
-        else:
-            restore(method, _method_state(state), strict=False)
+        try:
+            if checkpoint == "best":
+                restore(method.policy, state, "policy")
+            else:
+                _restore_weights(method, _method_state(state))
+        except CheckpointError as error:
+            where = run.checkpoints.path(steps[-1], kinds[checkpoint])
+            raise CheckpointError(f"checkpoint {where} does not fit {run.folder / 'config.json'}: {error}") from error
     return method, planned
+
+
+def _restore_weights(method: Method, state: dict[str, Any]) -> None:
+    """Loads every tensor that the method has. Raises CheckpointError when one of the policy is not there."""
+    used = restore(method, state, strict=False)
+    for path, leaf in gather(method).items():
+        if path.startswith("policy.") and isinstance(leaf, torch.Tensor) and path not in used:
+            raise CheckpointError(f"it has no '{path}' of the shape {tuple(leaf.shape)}")
 
 
 def _method_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -372,6 +411,30 @@ class Comparison:
     runs: list[Run]
     table: str
     page: Path
+
+
+def demonstrate(
+    folder: str | Path,
+    file: str | Path,
+    *,
+    episodes: int = 10,
+    checkpoint: str = "latest",
+    stochastic: bool = False,
+    task: TaskLike | None = None,
+    network: Any = None,
+) -> Path:
+    """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
+    method, planned = load_method(Path(folder), checkpoint, task, network)
+    with _runtime(planned.options):
+        fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
+        try:
+            data = demonstrations.record(method.policy, fresh, episodes, greedy=not stochastic)
+        finally:
+            fresh.close()
+    file = Path(file)
+    files.make_folder(file.parent)
+    demonstrations.save_demonstrations(file, data, method.spec)
+    return file
 
 
 def compare(
@@ -414,24 +477,57 @@ def compare(
     return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
 
 
-def report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Writes one self-contained HTML page; of one run by default into its folder."""
+def report(
+    folders: Sequence[str | Path], out: str | Path | None = None, *, video: bool = True, task: TaskLike | None = None
+) -> Path:
+    """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
+
+    Args:
+        video: record one of the policy for the page of a single run that has none yet.
+        task: the environment again, when it was code of your own.
+    """
     from polopt.report import write_report
 
     places = [Path(folder) for folder in folders]
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
+    if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
+        record(places[0], task=task)
     target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
     return write_report(places, target)
+
+
+def record(folder: str | Path, *, seconds: float = 20, task: TaskLike | None = None, network: Any = None) -> Path | str:
+    """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
+    from polopt.report.video import record_video
+
+    run = Run(Path(folder))
+    try:
+        method, planned = load_method(run.folder, "latest", task, network)
+        with _runtime(planned.options):
+            maker = planned.make_renderer()
+            name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"
+            seed = seeding.derive(planned.options.seed, seeding.TEST_TASK)
+            video = record_video(method.policy, maker, run.folder / "videos" / name, seed, seconds=seconds)
+    except UsageError as error:
+        video = f"No video: {error}."
+    if isinstance(video, str):
+        files.make_folder(run.folder / "videos")
+        files.replace(run.folder / "videos" / "none.txt", video.encode())
+    return video
 
 
 def _train_or_resume(
     method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
 ) -> None:
-    if (place / "config.json").exists() and Run(place).checkpoints.steps():
-        resume(place, task=task, progress=progress)
+    if (place / "config.json").exists():
+        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
+        for key in ("method", "task", "task_options", "steps", "seed", "config"):
+            if before.get(key) != now[key]:
+                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
+        network = settings.get("network")
+        resume(place, task=task, network=network if callable(network) else None, progress=progress)
         return
-    files.remove(place)
     train(method, task, seed=seed, out=place, progress=progress, **settings)
 
 

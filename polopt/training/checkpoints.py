@@ -5,7 +5,8 @@
     checkpoints/blobs/KEY.safetensors                                immutable blocks shared by checkpoints (replay)
 
 `state.json` is written last inside a folder that is renamed into place: a save that is killed at any point leaves the
-checkpoint before it as the latest. Nothing that is loaded can execute code.
+checkpoint before it as the latest. A checkpoint is removed by renaming it first, for the same reason. Nothing that is
+loaded can execute code.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Checkpoints:
         return self.folder / f"{kind}-{step:09d}"
 
     def save(self, step: int, state: dict[str, Leaf], *, kind: str = "step", keep: int = 2) -> Path:
-        """Writes a checkpoint and only then removes all but the newest `keep`. Raises RunError when the disk refuses."""
+        """Writes a checkpoint, and only then removes all but the newest `keep`. Raises RunError if the disk refuses."""
         files.make_folder(self.folder / "blobs")
         tensors = {name: leaf.cpu().contiguous() for name, leaf in state.items() if isinstance(leaf, Tensor)}
         blobs = {name: leaf.key for name, leaf in state.items() if isinstance(leaf, Blob)}
@@ -65,15 +66,16 @@ class Checkpoints:
 
         target = self.path(step, kind)
         beside = target.with_name(f".new-{target.name}")
-        files.remove(beside)
+        for leftover in self.folder.glob(".*-*"):  # of a save that was killed
+            files.remove(leftover)
         files.make_folder(beside)
         files.write(beside / "tensors.safetensors", data)
         files.write(beside / "state.json", manifest_data)
         if target.exists():  # the same step again, after a resume
-            files.remove(target)
+            self._discard(target)
         files.rename(beside, target)
         for old in self.steps(kind)[:-keep]:
-            files.remove(self.path(old, kind))
+            self._discard(self.path(old, kind))
         self._remove_unused_blobs()
         return target
 
@@ -102,15 +104,23 @@ class Checkpoints:
         for kind in ("step", "best"):
             for newer in self.steps(kind):
                 if newer > step:
-                    files.remove(self.path(newer, kind))
+                    self._discard(self.path(newer, kind))
         self._remove_unused_blobs()
+
+    def _discard(self, path: Path) -> None:
+        """Removes a checkpoint at once: half a folder must never be taken for one."""
+        hidden = path.with_name(f".old-{path.name}")
+        files.remove(hidden)
+        files.rename(path, hidden)
+        files.remove(hidden)
 
     def _save_blob(self, blob: Blob) -> str:
         path = self.folder / "blobs" / f"{blob.key}.safetensors"
-        if path.exists():
-            return path.with_suffix(".sha256").read_text()
+        digest = path.with_suffix(".sha256")
+        if path.exists() and digest.exists():
+            return digest.read_text()
         data = save({name: tensor.cpu().contiguous() for name, tensor in blob.tensors().items()})
-        files.replace(path.with_suffix(".sha256"), _digest(data).encode())
+        files.replace(digest, _digest(data).encode())
         files.replace(path, data)
         return _digest(data)
 

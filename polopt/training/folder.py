@@ -36,11 +36,14 @@ class Run:
         """config.json. Raises UsageError when this is not a run folder."""
         path = self.folder / "config.json"
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
+            record = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.folder} is not a run folder: it has no config.json") from None
         except (ValueError, OSError) as error:
             raise RunError(f"{path} cannot be read ({error})") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{path} is damaged: it does not hold the record of a run")
+        return record
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,21 +90,33 @@ def _number(cell: str) -> Any:
     return cell
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise files.refused(path, error) from error
+
+
 class TensorBoardLogger:
     """TensorBoard events; after a resume, events past the checkpoint are purged from view."""
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+        self.path = folder / "tensorboard"
+        with _writing(self.path):
+            self.writer = SummaryWriter(str(self.path), purge_step=purge_step)
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name not in COUNTS:
-                self.writer.add_scalar(name, value, step)
+        with _writing(self.path):
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name not in COUNTS:
+                    self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        with suppress(OSError):  # a full disk was reported already; what ended the run must not be hidden
+            self.writer.close()
 
 
 class WandbLogger:
@@ -125,8 +139,15 @@ class WandbLogger:
 NAMES = ("csv", "tensorboard", "wandb")
 
 
+def check_names(names: tuple[str, ...]) -> None:
+    """Raises UsageError for a logger that does not exist."""
+    for name in names:
+        if name not in NAMES:
+            raise UsageError(f"there is no logger '{name}'{nearest(name, NAMES)}")
+
+
 def make_loggers(
-    names: tuple[str, ...], folder: Path, config: dict[str, Any], *, keep: int = 0, purge_step: int | None = None
+    names: tuple[str, ...], folder: Path, config: dict[str, Any], keep: int = 0, purge_step: int | None = None
 ) -> list[Logger]:
     """The loggers with these names; `csv` is always first, because reports read it."""
     loggers: list[Logger] = [CSVLogger(folder, keep)]
@@ -135,6 +156,4 @@ def make_loggers(
             loggers.append(TensorBoardLogger(folder, purge_step))
         elif name == "wandb":
             loggers.append(WandbLogger(folder, config))
-        elif name != "csv":
-            raise UsageError(f"there is no logger '{name}'{nearest(name, NAMES)}")
     return loggers

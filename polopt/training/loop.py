@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.core.errors import RunError
+from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
 from polopt.method import Method
 from polopt.tasks.base import Task
@@ -66,7 +66,7 @@ class Trainer(Stateful):
         self.best: float | None = None
         self.stopped = False
         self._sums: dict[str, Tensor] = {}
-        self._updates = 0
+        self._counts: dict[str, int] = {}
         self._clock = time.perf_counter()
 
     @property
@@ -118,7 +118,10 @@ class Trainer(Stateful):
     def load(self, step: int) -> None:
         """Continues from the checkpoint at `step`, exactly."""
         state = self.checkpoints.load(step)
-        restore(self, {name: leaf for name, leaf in state.items() if not name.startswith("random/")})
+        try:
+            restore(self, {name: leaf for name, leaf in state.items() if not name.startswith("random/")})
+        except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {self.checkpoints.path(step)} does not fit this run: {error}") from error
         self.checkpoints.drop_after(step)
         restore_random_state(state)
 
@@ -126,22 +129,23 @@ class Trainer(Stateful):
         return self.count // every > before // every
 
     def _add(self, metrics: dict[str, Tensor]) -> None:
-        """Sums stay on the device until a row is written; a NaN survives in them."""
+        """Sums stay on the device until a row is written; a NaN survives in them. Delayed steps have metrics of fewer
+        updates, so each is averaged over its own number."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._updates += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def _row(self, *, evaluate: bool) -> Row:
         method = self.method
         self._tick()
         row: Row = dict(method.ledger.counts()) | {"seconds": round(self.seconds, 3), "stage": method.stage_name}
         names = list(self._sums)
-        means = (torch.stack([s.double() for s in self._sums.values()]) / self._updates).tolist() if names else []
+        means = torch.stack([self._sums[n].double() / self._counts[n] for n in names]).tolist() if names else []
         for name, value in zip(names, means):
             if not math.isfinite(value):
                 raise RunError(f"{name} became {value} at {self.count:,} {method.unit}{self._last_good()}")
             row[name] = value
-        self._sums, self._updates = {}, 0
+        self._sums, self._counts = {}, {}
         episodes = method.source.episodes() if hasattr(method.source, "episodes") else []
         if episodes:
             row["train/return"] = sum(ret for ret, _ in episodes) / len(episodes)

@@ -28,7 +28,7 @@ class RunOptions(Config):
     checkpoint_every: int | None = param(None, "polopt", low=1, help="steps between checkpoints; default: eval_every")
     until: str | None = param(None, "polopt", help="stop early once an evaluation says so, e.g. 'return>=475'")
     loggers: tuple[str, ...] = param(("tensorboard",), "polopt", help="besides metrics.csv: tensorboard, wandb")
-    video: bool = param(False, "polopt", help="record a video of the policy at the end")
+    video: bool = param(False, "polopt", help="record a video of the policy at the end, and show it in report.html")
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def sampled(replay: Replay) -> dict[int, tuple[float, float, float, bool, bool]]
     batch = replay.sample(3000)
     names = ("reward", "discount", "next_obs", "terminated", "truncated")
     return {
-        int(step["action"]): tuple(step[name].item() for name in names)  # type: ignore[misc]
+        int(step["action"]): tuple(step[name].item() for name in names)
         for step in batch[batch["action"].unique(return_inverse=True)[1].argsort()].unbind(0)
     }
 

@@ -25,19 +25,23 @@ def test_micro_batches_change_nothing(name, float64):
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
 
 
+def spy(original, loss, seen):
+    """The loss, noting the batch and the random state of its last call."""
+
+    def call(batch):
+        seen[loss] = (batch.clone(), torch.get_rng_state())
+        return original(batch)
+
+    return call
+
+
 @pytest.mark.parametrize("name", WITH_LOSSES)
 def test_losses_compile_without_graph_breaks(name, float64):
     smoke = registry.load(name).smoke
     with built(name) as method:
         seen: dict[str, tuple] = {}  # what each loss was last called with
         for loss in method.losses():
-
-            def spy(batch, loss=loss, original=getattr(method, loss)):
-                state = torch.get_rng_state()
-                seen[loss] = (batch.clone(), state)
-                return original(batch)
-
-            setattr(method, loss, spy)
+            setattr(method, loss, spy(getattr(method, loss), loss, seen))
         advance(method, smoke.steps // 2)
         assert seen, "no loss was called"
         for loss in method.losses():

@@ -20,8 +20,6 @@ UPDATES = 3
 
 def policies_after(name, limit, settings):
     """Policies of the base and of the method after the same batches, which the base collected."""
-    task = registry.load(limit.base).smoke
-    shared = {"envs": 2} if "envs" in task.config else {}
     smoke = registry.load(limit.base).smoke
     with built(limit.base, **limit.base_at) as base:
         planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**smoke.config, **settings})

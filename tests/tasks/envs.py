@@ -54,6 +54,7 @@ class Faulty(Counter):
         return obs if self.fault == "reset old" else (obs, info)
 
     def step(self, action: Any) -> Any:
+        reward: Any
         obs, reward, terminated, truncated, info = super().step(action)
         if self.time == 2:
             if self.fault == "step raises":

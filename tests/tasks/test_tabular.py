@@ -121,9 +121,10 @@ def test_episodes_follow_the_model() -> None:
 def test_a_tabular_task_restores_bitwise() -> None:
     def play(task: TabularTask, steps: int) -> list:
         trace = []
+        obs: Any
         for step in range(steps):
             obs, reward, terminated, _ = task.step({"action": torch.full((3,), step % 2)})
-            trace.append((obs["state"].tolist(), reward.tolist()))  # type: ignore[call-overload]
+            trace.append((obs["state"].tolist(), reward.tolist()))
             if terminated.any():
                 task.reset(terminated)
         return trace

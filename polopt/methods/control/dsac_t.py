@@ -5,7 +5,6 @@ Actor-Critic: Off-Policy Reinforcement Learning for Addressing Value Estimation 
 
 The critic is a Gaussian N(mean, std^2) over the soft return, fitted by maximum likelihood to sampled targets: the mean
 moves by error / std^2, so it moves little where the return is uncertain, and that reduces over-estimation.
-
 With replay batch (s, a, r, s'), next action a' ~ pi_targ(.|s') of the TARGET policy, temperature alpha, discount g:
 
     next    critic j = argmin_i mean_targ_i(s', a');  Q' = mean_targ_j,  Z' = mean_targ_j + std_targ_j clip(noise, +-3)
@@ -14,32 +13,28 @@ With replay batch (s, a, r, s'), next action a' ~ pi_targ(.|s') of the TARGET po
     y_b,i   mean_i + clip(y_z - mean_i, +-bound_i)
     critic  sum_i E[ scale_i (mean_i - y_m)^2 / 2 + std_scale_i (sg[std_i]^2 - sg[mean_i - y_b,i]^2) std_i ]
     policy  E[ alpha log pi(a|s) - min_i mean_i(s, a) ],   a = rsample(s)
+    v1      one critic, y_m = y_z, bound = `td_bound`, scale = 1 / (std^2 + epsilon), std_scale = 1 / (std^3 + epsilon)
 
-DSACv1: one critic; y_m = y_z; `td_bound` = bound; with epsilon = 0.1
-
-    scale = 1 / (std^2 + epsilon)        std_scale = 1 / (std^3 + epsilon)        constants, as all the scales are
-
-which has the gradient of -log N(y_z; mean, std) with the target of the std clipped. DSAC-T refines it:
+All scales are constants in the gradient: v1's is that of -log N(y_z; mean, std), but clipped for the std. DSAC-T has
 
     1 expected value substitution   y_m = y_q; only the std is regressed on a sample
     2 twin value distributions      two critics; target and policy take the one with the smaller mean
-    3 variance-based adjustment     `mean_std` m_i <- (1 - std_tau) m_i + std_tau E[std_i], from the first batch's E[std_i];
+    3 variance-based adjustment     with `mean_std` m_i <- (1 - std_tau) m_i + std_tau E[std_i], at first E[std_i]:
                                     bound_i = 3 m_i,   scale_i = omega_i = clip(m_i^2 / (std_i^2 + epsilon), 0.1, 10),
                                     std_scale_i = omega_i / (std_i + epsilon)
 
-Policy, temperature and all targets (critics and policy) move on every second update only (`delay`).
-
-Differs from SAC in: the critic and its loss, a' from a target policy, the delay, networks and learning rates.
+Differs from SAC in: the critic and its loss, a' from a target policy, networks and learning rates; policy, temperature
+and all targets (critics and policy) move on every second update only (`delay`).
 Also in the papers: each refinement removed (`--no-expected-value`, `--critics 1`, `--no-variance-based`, which brings
 back `td_bound`); likelihood without a bound (`dsac-v1 --td-bound none`).
-Departs from the paper in: the limits on omega are the released code's. With `--huber 50`, as in that code, Huber's
-function replaces the squares, and half a square is the target of the variance: std then settles near .7 of the error's
-std, and far below it where errors pass 50, so that the scale of the reward matters again. The policy's step sees the
-critics after theirs; in the released code, before.
+Departs from the paper in: omega is limited as in the released code. With `--huber 50`, as there, Huber's function
+replaces the squares, and half a square is the target of the variance: std settles near .7 of the error's, and far below
+it where errors pass 50, so that the scale of the reward matters again. The policy's step sees the critics after theirs.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +96,7 @@ class DSACv1(SAC):
 
     def build(self, task: Task) -> None:
         super().build(task)
-        self.target_policy = frozen_copy(self.policy)
+        self.target_policy: Any = frozen_copy(self.policy)
         if self.temperature.learned:
             self.temperature_optimizer = self.make_optimizer(self.temperature, lr=self.config.temperature_lr)
         self.updates = 0
@@ -134,22 +129,21 @@ class DSACv1(SAC):
 
     def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         """Factors of the gradients of mean and std, each [E, B] like `std`, and the bound on the TD error."""
-        bound, epsilon = self.config.td_bound, self.config.epsilon
-        if bound is None:  # the gradient of -log N(y_z; mean, std), as it is
-            bound, epsilon = math.inf, 0.0
-        return 1 / (std.square() + epsilon), 1 / (std**3 + epsilon), bound
+        if self.config.td_bound is None:  # the gradient of -log N(y_z; mean, std), as it is
+            return std**-2, std**-3, math.inf
+        epsilon = self.config.epsilon
+        return 1 / (std.square() + epsilon), 1 / (std**3 + epsilon), self.config.td_bound
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         mean, std = self.critic(batch["obs"], batch["action"])
         scale, std_scale, bound = self.scales(std.detach())
         bounded = bounded_target(mean, batch["std_target"], bound)
         terms = distribution_loss(mean, std, batch["mean_target"], bounded, scale, std_scale, self.config.huber)
-        loss = weighted_mean(terms.sum(0), batch["weight"])
-        q, spread = (weighted_mean(value.mean(0), batch["weight"]) for value in (mean, std))
+        loss, q, spread = (weighted_mean(x, batch["weight"]) for x in (terms.sum(0), mean.mean(0), std.mean(0)))
         return loss, {"critic_loss": loss, "q": q, "std": spread}
 
     def evaluate_batch(self, batch: Batch) -> Batch:
-        """Adds weights and targets: noise is drawn for the whole batch, before it may be split."""
+        """Adds weights and targets: their noise is drawn before the batch may be split."""
         batch = weigh(batch)
         batch["mean_target"], batch["std_target"] = self.target(batch)
         return batch
@@ -165,7 +159,7 @@ class DSACv1(SAC):
         return metrics | {"entropy_temperature": self.temperature.value}
 
 
-REMOVED = {"expected_value": False, "critics": 1, "variance_based": False}
+UNREFINED = {"expected_value": False, "critics": 1, "variance_based": False}
 
 
 class DSACT(DSACv1):
@@ -180,8 +174,8 @@ class DSACT(DSACv1):
 
     slug = "dsac-t"
     limits = tuple(
-        Limit("dsac-v1", at=REMOVED, apart=refinement, because="without its three refinements it is DSACv1")
-        for refinement in ({"expected_value": True}, {"critics": 2}, {"variance_based": True})
+        Limit("dsac-v1", at=UNREFINED, apart={name: value}, because="without the three refinements it is DSACv1")
+        for name, value in {"expected_value": True, "critics": 2, "variance_based": True}.items()
     )
 
     def build(self, task: Task) -> None:

@@ -2,35 +2,33 @@
 
 Tomar, Shani, Efroni and Ghavamzadeh, "Mirror Descent Policy Optimization", 2020, arXiv 2005.09814.
 
-Each iteration k is a step of mirror descent: maximize the linearized return minus a divergence from the policy pi_k that
-the iteration started with. This proximal problem is solved only roughly, by m gradient steps with pi_k frozen.
+Iteration k is a step of mirror descent: the linearized return minus a divergence from the policy pi_k with which the
+iteration started is maximized, and that only roughly, by m gradient steps with pi_k frozen.
 
     proximal    pi_{k+1} ~ argmax_pi  E_{s ~ rho_k}[ E_{a ~ pi}[A_k(s, a)] - KL(pi || pi_k) / t_k ]     NEW first
-    solved by   pi_k exp(t_k A_k) / Z, which m = `inner_steps` (on) or `refresh` (off) steps approach
-    t_k         `step_size` = max(1 - k / K, 1 / K) / `proximity` in iteration k of K
-    pi_k        `old_policy`
+    solution    pi_k exp(t_k A_k) / Z, which m = `inner_steps` (on-policy) or `refresh` (off-policy) steps approach
+    t_k         max(1 - k / K, 1 / K) / `proximity` in iteration k of K;  max(...) is `step_size`, pi_k `old_policy`
 
-On-policy, on the whole window in each of the `inner_steps`, nothing clipped; then the critic, by itself:
+On-policy, with the whole window in every inner step and nothing clipped; the critic learns by itself afterwards:
 
-    policy      E[ -ratio advantage ] + KL(pi || pi_k) / t_k,   ratio = pi(a|s) / pi_k(a|s);  KL in closed form
-    `tsallis_q` q: KL becomes E[ ratio (log_{2-q} pi - log_{2-q} pi_k) ], log_p(x) = (x^(1-p) - 1) / (1 - p)
-    value       `value_coefficient` times PPO's clipped loss, `epochs` times over `minibatches`
+    policy      E[ -ratio advantage ] + KL(pi || pi_k) / t_k,   ratio = pi(a|s) / pi_k(a|s),   KL in closed form
+    `tsallis_q` q: for KL, E[ ratio (log_{2-q} pi - log_{2-q} pi_k) ] with log_p(x) = (x^(1-p) - 1) / (1 - p)
+    value       `value_coefficient` times PPO's clipped loss, `epochs` passes of `minibatches`
 
-At pi = pi_k the divergence has no gradient: one inner step is the plain policy gradient, whatever t_k is.
+At pi = pi_k the divergence has no gradient: a single inner step is the plain policy gradient, whatever t_k.
 
-Off-policy, lambda = `entropy` temperature and c = `proximity` = 1 / t_k constant, a = rsample(s):
+Off-policy, with lambda the `entropy` temperature, c = `proximity` = 1 / t_k constant, a = rsample(s):
 
     policy      E[ c log pi(a|s) + (lambda - c) log pi_k(a|s) - Q_1(s, a) ]       gradient through a in all three
-    critic      y = reward + discount (1 - terminated) V_targ(s'),    sum_i E[ (Q_i(s, a) - y)^2 / 2 ]
-    value       E[ (V(s) - min_i Q_i(s, a) + lambda log pi(a|s))^2 / 2 ],   y and V's target constant
+    critic      sum_i E[ (Q_i(s, a) - y)^2 / 2 ],   y = reward + discount (1 - terminated) V_targ(s')
+    value       E[ (V(s) - min_i Q_i(s, a) + lambda log pi(a|s))^2 / 2 ],   through V alone
 
-Differs from PPO in: many full-batch steps against KL(new || old) in place of the clip, and a separate critic optimizer.
-Differs from SAC in: the term of the old policy (c = lambda is SAC), and the value network (`--no-value-network`).
+Differs from PPO in: full-batch steps on KL(new || old) in place of the clip; policy and critic have optimizers apart.
+Differs from SAC in: the term of pi_k, which c = lambda takes away, and the value network (`--no-value-network`).
 
-Departs from the paper in: actions that explore off-policy are sampled (the released code acts on the mean), and the
-critics move before the policy, as in SAC. The ratio stands in the Tsallis term, without which sampled actions of pi_k
-estimate -KL(pi_k || pi) and push away; the released code leaves it out. The value targets take the minimum of the two
-critics and the policy only the first one, as in the released code: `--policy-critic min` takes it in both.
+Departs from the paper in: off-policy, actions that explore are sampled (the released code acts on the mean) and critics
+move before the policy, as in SAC. The ratio stands in the Tsallis term: the released code leaves it out, and then
+actions of pi_k estimate -KL(pi_k || pi), which pushes away. Q_1 alone in the policy loss is the released code's.
 """
 
 from collections.abc import Iterator
@@ -49,21 +47,16 @@ from polopt.method import Limit, Smoke
 from polopt.methods.control.ppo import PPO
 from polopt.methods.control.sac import SAC
 from polopt.optim import frozen_copy, polyak_update
-from polopt.policies.base import Density, Reparameterized
+from polopt.policies.base import Density
 from polopt.regularizers import Fixed, Learned
 from polopt.regularizers.proximity import exact_proximity, reparameterized_proximity, sampled_proximity
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble, StateValue
 from polopt.values.targets import reduce_members, soft_value, td_target
 
-PLAIN_PPO = {"minibatches": 1, "max_grad_norm": None, "entropy_coefficient": 0.0}  # one step per epoch, nothing clipped
-AS_PLAIN_PPO = PLAIN_PPO | {
-    "value_coefficient": 0.5,
-    "lr": 2.5e-4,
-    "lr_schedule": "linear",
-    "normalize_obs": False,
-    "normalize_reward": False,
-}
+RAW = {"normalize_obs": False, "normalize_reward": False}
+ONE_STEP = RAW | {"epochs": 1, "minibatches": 1, "max_grad_norm": None, "entropy_coefficient": 0.0}
+UNIT_TEMPERATURE = {"entropy": "fixed", "entropy.value": 1.0}  # lambda = 1, the default of c
 
 
 class MDPO(PPO):
@@ -73,53 +66,37 @@ class MDPO(PPO):
         window: int = param(2048, "official code", low=1, help="steps of every environment copy per iteration")
         inner_steps: int = param(10, "official code", low=1, help="m, full-batch gradient steps per iteration")
         proximity: float = param(1.0, "official code", low=0, help="1 / t at the start; 0: no divergence")
-        step_schedule: Constant | Linear | Cosine = param(Linear(), "section 5.1", help="factor on t, at least 1 / K")
-        tsallis_q: float = param(1.0, "section 5.3", low=1, high=2, help="1: KL(new || old) in closed form")
+        step_schedule: Constant | Linear | Cosine = param(Linear(), "official code", help="of t, at least 1 / K")
+        tsallis_q: float = param(1.0, "official code", low=1, high=2, help="1: KL(new || old) in closed form")
         epochs: int = param(5, "official code", low=1, help="passes of the critic over the window")
         minibatches: int = param(16, "official code: 128 of 2048", low=1, help="minibatches of the critic per pass")
-        surrogate: Surrogate = param(Surrogate(keep="all"), "section 5.1", help="no ratio is clipped")
+        surrogate: Surrogate = param(Surrogate(keep="all"), "official code", help="no ratio is clipped")
         value_coefficient: float = param(2.0, "official code", low=0, help="on the critic's own loss (2: no half)")
         entropy_coefficient: float = param(0.0, "official code", low=0)
         advantage_over: str = param("batch", "official code", choices=("batch", "none"), help="standardize over")
         lr: float = param(3e-4, "official code", above=0, help="of policy and critic, each with its own Adam")
         lr_schedule: Constant | Linear | Cosine = param(Constant(), "official code")
-        max_grad_norm: float | None = param(0.5, "official code", above=0, help="of the policy; the critic has none")
         normalize_obs: bool = param(True, "official code", help="running mean and std, clipped at 10")
         normalize_reward: bool = param(True, "official code", help="divide by the running std of returns")
 
     slug = "mdpo"
+    saved = ("iterations",)
     requires = (Density,)
     headline = ("entropy", "proximity", "step_size", "explained_variance")
     default_steps = 1_000_000
-    presets = {
-        "classic": {"window": 512, "lr": 1e-3, "minibatches": 4, "normalize_obs": False, "normalize_reward": False}
-    }
+    presets = {"classic": RAW | {"window": 512, "minibatches": 4, "lr": 1e-3}}
     limits = (
         Limit(
             base="ppo",
-            at=AS_PLAIN_PPO | {"inner_steps": 1, "epochs": 1},
+            at=ONE_STEP | {"inner_steps": 1, "value_coefficient": 0.5, "lr": 2.5e-4, "lr_schedule": "linear"},
             apart={"inner_steps": 2},
-            because="the first inner step has no divergence yet: it is the plain policy gradient, as PPO's first step is; "
-            "equal up to rounding, since PPO shuffles the rows and the softmax divergence is 0 up to rounding",
-            base_at=PLAIN_PPO | {"epochs": 1},
-            tolerance=1e-10,
-        ),
-        Limit(
-            base="ppo",
-            at=AS_PLAIN_PPO | {"inner_steps": 3, "epochs": 3, "proximity": 0.0},
-            apart={"proximity": 1.0},
-            because="without the divergence, m inner steps are m full-batch epochs of PPO without clipping; equal up to "
-            "rounding, since PPO shuffles the rows",
-            base_at=PLAIN_PPO | {"epochs": 3, "surrogate.keep": "all"},
+            because="the first step meets neither a divergence nor a clip: both are the plain policy gradient, up to "
+            "rounding (PPO shuffles the batch, and a softmax's divergence from itself has a gradient of rounding size)",
+            base_at=ONE_STEP,
             tolerance=1e-10,
         ),
     )
-    smoke = Smoke(
-        "CartPole-v1",
-        192,
-        {"envs": 2, "window": 32, "inner_steps": 3, "minibatches": 2, "epochs": 2, "network.sizes": (16,)},
-    )
-    saved = ("iterations",)
+    smoke = Smoke("CartPole-v1", PPO.smoke.steps, PPO.smoke.config | {"inner_steps": 3})
 
     def build(self, task: Task) -> None:
         super().build(task)
@@ -134,12 +111,12 @@ class MDPO(PPO):
 
     @property
     def step_size(self) -> float:
-        """Mirror-descent step size t_k, in units of 1 / proximity; K is the number of iterations in the budget."""
-        one_of_all = self.progress / self.iterations if self.iterations else 1.0  # 1 / K
-        return max(self.config.step_schedule(self.progress), one_of_all)
+        """t_k in units of 1 / proximity. K, the number of iterations in the budget, is k / progress."""
+        least = self.progress / self.iterations if self.iterations else 1.0
+        return max(self.config.step_schedule(self.progress), least)
 
-    def proximity(self, batch: Batch) -> Tensor:
-        """Divergence of the policy from the old one, averaged over the batch; the new policy comes first."""
+    def divergence(self, batch: Batch) -> Tensor:
+        """From the old policy, averaged over the batch; the new policy comes first."""
         if self.config.tsallis_q == 1:
             return exact_proximity(self.policy, self.old_policy, batch)
         log_prob = self.policy.log_prob(batch)
@@ -147,35 +124,27 @@ class MDPO(PPO):
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().policy_loss(batch)
-        proximity = self.proximity(batch)
-        return loss + self.config.proximity / self.step_size * proximity, metrics | {"proximity": proximity}
+        divergence = self.divergence(batch)
+        return loss + self.config.proximity / self.step_size * divergence, metrics | {"proximity": divergence}
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().value_loss(batch)
         return self.config.value_coefficient * loss, metrics
 
     def total_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the inner steps: the critic has steps of its own."""
+        """That of the inner steps: the critic has its own."""
         return self.policy_loss(batch)
+
+    def minibatches(self, batch: Batch) -> Iterator[Batch]:
+        """The whole batch in every inner step."""
+        return repeat(batch if self.policy.recurrent else batch.reshape(-1), self.config.inner_steps)
 
     def improve(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().improve(batch) | {"step_size": batch["weight"].new_tensor(self.step_size)}
         parts = super().minibatches(batch)
-        values = [self.value_optimizer.minimize(self.value_loss, part) for part in parts]
+        values = average([self.value_optimizer.minimize(self.value_loss, part) for part in parts])
         self.iterations += 1
-        return metrics | average(values)
-
-    def minibatches(self, batch: Batch) -> Iterator[Batch]:
-        """The whole batch, once per inner step."""
-        return repeat(batch if self.policy.recurrent else batch.reshape(-1), self.config.inner_steps)
-
-
-class SoftCritics(QEnsemble):
-    """Action values Q_i, and beside them the state value V that they bootstrap from."""
-
-    def __init__(self, spec, network, members) -> None:
-        super().__init__(spec, network, members=members)
-        self.state_value = StateValue(spec, network)
+        return metrics | values
 
 
 class OffPolicyMDPO(SAC):
@@ -183,49 +152,36 @@ class OffPolicyMDPO(SAC):
     class Config(SAC.Config):
         proximity: float = param(1.0, "official code", low=0, help="c = 1 / t, weight of KL(new || old)")
         refresh: int = param(1000, "official code", low=1, unit="env_steps", help="m, steps between copies to pi_k")
-        value_network: bool = param(True, "official code", help="bootstrap from V; no: from the critics, as SAC does")
-        moment_penalty: float = param(1e-3, "official code", low=0, help="on mean^2 and log_std^2 of the Gaussian")
-        policy_critic: str = param(
-            "first", "official code", choices=("first", "min", "mean"), help="reduction in the policy loss"
-        )
+        value_network: bool = param(True, "official code", help="bootstrap from V; no: from the critics, as in SAC")
+        moment_penalty: float = param(1e-3, "official code", low=0, help="on mean^2 + log_std^2 of the Gaussian")
+        policy_critic: str = param("first", "official code", choices=("first", "min", "mean"), help="in its loss")
         entropy: Learned | Fixed = param(Fixed(0.2), "official code", help="lambda")
 
     slug = "mdpo-off"
-    requires = (Reparameterized, Density)
+    saved = ("refreshes",)
     headline = ("entropy", "proximity", "q", "critic_loss")
-    presets = {"pendulum": {"warmup": 1_000, "refresh": 200, "network.sizes": (64, 64)}}
+    presets = {"pendulum": SAC.presets["pendulum"] | {"refresh": 200}}
     limits = (
         Limit(
             base="sac",
-            at={
-                "proximity": 1.0,
-                "entropy": "fixed",
-                "entropy.value": 1.0,
-                "value_network": False,
-                "moment_penalty": 0.0,
-                "policy_critic": "min",
-            },
+            at=UNIT_TEMPERATURE | {"value_network": False, "moment_penalty": 0.0, "policy_critic": "min"},
             apart={"proximity": 0.5},
             because="at c = lambda the old policy has no weight, and what is left is SAC at that temperature",
-            base_at={"entropy": "fixed", "entropy.value": 1.0},
+            base_at=UNIT_TEMPERATURE,
         ),
     )
-    smoke = Smoke(
-        "Pendulum-v1",
-        96,
-        {"warmup": 64, "refresh": 16, "batch_size": 32, "network.sizes": (16, 16), "replay_size": 1_000},
-    )
-    saved = ("refreshes",)
+    smoke = Smoke("Pendulum-v1", SAC.smoke.steps, SAC.smoke.config | {"refresh": 16})
 
     def build(self, task: Task) -> None:
         super().build(task)
-        self.old_policy = frozen_copy(self.policy)
         self.refreshes = 0
+        self.old_policy = frozen_copy(self.policy)
 
     def make_critic(self) -> QEnsemble:
-        if not self.config.value_network:
-            return super().make_critic()
-        return SoftCritics(self.spec, self.config.network, self.config.critics)
+        critic = super().make_critic()
+        if self.config.value_network:  # beside the Q functions, so that they have one optimizer and one target
+            critic.state_value = StateValue(self.spec, self.config.network)
+        return critic
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
@@ -236,39 +192,35 @@ class OffPolicyMDPO(SAC):
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().critic_loss(batch)
-        if self.config.value_network:
-            value_loss, value_metrics = self.value_loss(batch)
-            loss, metrics = loss + value_loss, metrics | value_metrics
-        return loss, metrics
-
-    def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.config.value_network:
+            return loss, metrics
         with torch.no_grad():
             action, log_prob = self.policy.rsample(batch["obs"])
             q = reduce_members(self.critic(batch["obs"], action), "min")
             target = soft_value(q, log_prob, self.temperature.value)
-        loss = regression(self.critic.state_value(batch["obs"]), target, batch["weight"])
-        return loss, {"value_loss": loss}
+        value_loss = regression(self.critic.state_value(batch["obs"]), target, batch["weight"])
+        return loss + value_loss, metrics | {"value_loss": value_loss}
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        config, weight = self.config, batch["weight"]
+        config, weight, temperature = self.config, batch["weight"], self.temperature.value
         action, log_prob = self.policy.rsample(batch["obs"])
         old_log_prob = self.old_policy.log_prob(batch.select("obs").set("action", action))
-        q = self.critic(batch["obs"], action)
+        q = self.action_values(batch["obs"], action)
         q = q[0] if config.policy_critic == "first" else reduce_members(q, config.policy_critic)
-        proximity = reparameterized_proximity(log_prob, old_log_prob, weight)
         # lambda log pi - Q + (c - lambda) (log pi - log pi_k) = c log pi + (lambda - c) log pi_k - Q
-        loss = pathwise(q, log_prob, self.temperature.value, weight)
-        loss = loss + (config.proximity - self.temperature.value) * proximity
-        if config.moment_penalty:
+        divergence = reparameterized_proximity(log_prob, old_log_prob, weight)
+        loss = pathwise(q, log_prob, temperature, weight) + (config.proximity - temperature) * divergence
+        if config.moment_penalty > 0:
             mean, log_std = self.policy.moments(batch)
             moments = (mean.square() + log_std.square()).mean(-1)
             loss = loss + config.moment_penalty * weighted_mean(moments, weight)
-        metrics = {"policy_loss": loss, "entropy": weighted_mean(-log_prob, weight), "proximity": proximity}
-        return loss, metrics
+        entropy = weighted_mean(-log_prob, weight)
+        return loss, {"policy_loss": loss, "entropy": entropy, "proximity": divergence}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().update(batch)
-        if self.ledger.env_steps // self.config.refresh > self.refreshes:
-            self.refreshes = self.ledger.env_steps // self.config.refresh
+        refreshes = self.ledger.env_steps // self.config.refresh
+        if refreshes > self.refreshes:
+            self.refreshes = refreshes
             polyak_update(self.old_policy, self.policy, 1.0)
         return metrics

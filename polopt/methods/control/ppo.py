@@ -1,7 +1,7 @@
 """Proximal Policy Optimization, with the details that carry it.
 
-Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347; GAE: arXiv 1506.02438; practice: "The
-37 Implementation Details of PPO" (Huang et al., 2022), legged_gym (arXiv 2109.11978, `--preset legged`).
+Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347; GAE: arXiv 1506.02438; practice:
+"The 37 Implementation Details of PPO" (Huang et al., 2022), legged_gym (arXiv 2109.11978, `--preset legged`).
 
 A window of experience is collected, and used for several epochs of minibatch steps on a surrogate whose clipping takes
 away the incentive to move the ratio far from 1.
@@ -14,10 +14,11 @@ away the incentive to move the ratio far from 1.
     value       1/2 E[ max((V - returns)^2, (V_old + clip(V - V_old, +-value_clip) - returns)^2) ]
     loss        policy + value_coefficient value - entropy_coefficient entropy
 
-The policy term is computed as the unified estimator (`losses/estimator.py`): its gradient, not its value, is that of the
-max. `--surrogate` takes other named variants, `--kl-penalty kl-penalty` the paper's penalty beta KL(old || new).
+The policy term is computed as the unified estimator (`losses/estimator.py`): its gradient, not its value, is that of
+the max. `--surrogate` takes other named variants, `--kl-penalty kl-penalty` the paper's penalty beta KL(old || new).
 
-Departs from the paper in: the defaults are those of the 37 details for classic control; the presets carry the others.
+Departs from the paper in: the defaults are those of the 37 details for classic control, the presets carry the others;
+policy and critic have separate networks also on images, and the preset for Procgen keeps the convolutions of Atari.
 """
 
 from collections.abc import Iterator
@@ -233,7 +234,8 @@ class PPO(Method):
 
     def kl_from_old(self, batch: Batch) -> Tensor:
         """Exact KL(old || new), averaged over the batch."""
-        return weighted_mean(self.old_policy.kl(batch, self.policy), batch["weight"])
+        old: Any = self.old_policy  # there is one when something asks for it
+        return weighted_mean(old.kl(batch, self.policy), batch["weight"])
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.evaluate_window(batch)

@@ -1,9 +1,9 @@
 """Behavioral cloning: supervised learning of a policy on demonstrated actions.
 
-Pomerleau, "ALVINN: An Autonomous Land Vehicle in a Neural Network", 1989; as a baseline of offline reinforcement learning
-for example in arXiv 2004.07219.
+Pomerleau, "ALVINN: An Autonomous Land Vehicle in a Neural Network", 1989; as a baseline of offline reinforcement
+learning for example in arXiv 2004.07219.
 
-    loss   E_(s, a) ~ demonstrations [ imitation_loss(s, a) ]      -log pi(a|s); squared error for deterministic policies
+    loss   E_(s, a) ~ demonstrations [ imitation_loss(s, a) ]      -log pi(a|s); squared error if deterministic
 
 Demonstrations are a file that `polopt eval RUN --record FILE` wrote, or "random": episodes of uniform random actions.
 

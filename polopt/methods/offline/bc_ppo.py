@@ -1,11 +1,11 @@
 """Behavioral cloning, then PPO from there: the smallest staged method.
 
-Rajeswaran et al., "Learning Complex Dexterous Manipulation with Deep Reinforcement Learning and Demonstrations", 2017, arXiv
-1709.10087, section IV, start their policy gradient from a cloned policy in this way.
+Rajeswaran et al., "Learning Complex Dexterous Manipulation with Deep Reinforcement Learning and Demonstrations", 2017,
+arXiv 1709.10087, section IV, start their policy gradient from a cloned policy in this way.
 
     stage "bc"    `bc_updates` steps of behavioral cloning (bc.py) on the demonstrations; costs no environment steps
-    stage "ppo"   PPO (ppo.py) with the cloned policy; for the first `critic_warmup` updates only the critic learns, because
-                  advantages of a fresh critic would undo what was cloned
+    stage "ppo"   PPO (ppo.py) with the cloned policy; for the first `critic_warmup` updates only the critic learns,
+                  because advantages of a fresh critic would undo what was cloned
 
 Both stages train one policy object. The budget counts environment steps, so it is PPO's; `envs` is that of both.
 
@@ -13,6 +13,7 @@ Departs from the paper in: PPO in place of natural policy gradient, and no demon
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class BCPPO(Staged):
         super().build(task)
 
     def stage(self, index: int) -> Stage | None:
-        shared = {"ledger": self.ledger, "policy": self.policy}
+        shared: dict[str, Any] = {"ledger": self.ledger, "policy": self.policy}
         if index == 0 and self.config.bc_updates > 0:
             return Stage("bc", BC(self.config.bc, self.task, **shared), until={"updates": self.config.bc_updates})
         if index <= 1:

@@ -3,12 +3,10 @@
 Li et al., "Near-optimal Conservative Exploration in Reinforcement Learning under Episode-wise Constraints", ICML 2023,
 arXiv 2306.06265.
 
-In a tabular MDP with horizon H a baseline policy is known, whose value lies above `threshold`. Each episode must be
-played by a policy with a value above the threshold, although the MDP is unknown. So the optimistic policy is mixed with
-the baseline just enough that a lower confidence bound of the value of the mixture, known before the episode, meets it.
-
-With visits n, frequencies P^ and mean rewards r of each (h, s, a), L = log(S A H K / delta) for K = `episodes`, and
-variance and expectations over P^ (h, s, a):
+In an unknown tabular MDP with horizon H every episode must be played by a policy with a value above `threshold`; that
+of a known baseline is. The optimistic policy is mixed with the baseline just enough that a lower confidence bound of
+the value of the mixture, known before the episode, meets the threshold; all data, also of mixtures, is counted.
+With visits n, frequencies P^ and mean rewards r of each (h, s, a), L = log(S A H K / delta), K = `episodes`:
 
     bonus       b  = scale (3 sqrt(Var(V~_{h+1}) L / n) + 14 H^2 L / n + P^ (V~_{h+1} - V_{h+1}) / H)     "bernstein"
                 b  = scale (3 sqrt(Var(V~_{h+1}) L / n) + 1.4 H L / n + sqrt(L / n))                      "practical"
@@ -16,28 +14,26 @@ variance and expectations over P^ (h, s, a):
     optimistic  Q~ = min(H, r + P^ V~_{h+1} + b),  pi~ = argmax Q~,  V~ = max Q~
     lower       Q_ = max(0, r + P^ V_{h+1} - b),   V_ = sum_a pi(a|s) Q_      for any policy pi
     candidates  pi^i follows the baseline in its first i steps, and pi~ in the others: pi^0 = pi~, pi^H = baseline
-    StepMix     i the first with V_(pi^i) >= threshold; plays rho pi^i + (1 - rho) pi^(i-1), which differ in one step
-                only, with the smallest rho in [0, 1] for which V_ of that mixture is >= threshold
-    EpsMix      plays the baseline with probability rho, else pi~, a whole episode each; rho is the smallest for which
+    StepMix     with the first i for which V_(pi^i) >= threshold, plays rho pi^i + (1 - rho) pi^(i-1): these differ in
+                one step only; rho in [0, 1] is the smallest for which V_ of the mixture is >= threshold
+    EpsMix      plays the baseline with probability rho, else pi~, for a whole episode; rho is the smallest for which
                 rho V(baseline) + (1 - rho) V_(pi~) >= threshold
     both        play the baseline alone where no mixture is safe
 
-Differs from UCBVI (`--mixing none`) in the mixture; all else is the same. `--mixing switch` is the naive rule: pi~ if
-it is safe, else the baseline; behind a deterministic baseline it never sees what it would need to leave it.
+Differs from UCBVI, its base (`--mixing none`), in the mixture. `--mixing switch` is the naive rule: pi~ if it is safe,
+else the baseline; behind a deterministic baseline it never sees what it would need to leave it.
 
-Departs from the paper in: the constants of the bonuses are reconstructed, and those of the theory never leave the
-baseline within a small budget, so the default is "practical" at scale 0.1 (`--preset theory` has the others); rewards
-are estimated, without a width of their own, which is exact where they are deterministic; the baseline is given, not
-learned from offline data.
+Departs from the paper in: the bonuses are reconstructed; those of the theory (`--preset theory`) never leave the
+baseline within a small budget, so the default is "practical" at scale 0.1. Rewards are estimated without a width of
+their own, exact where they are deterministic. The baseline is given: it is not learned from offline data.
 
-The baseline and the threshold are made from the task's model, as knowledge that the learner is given; from nothing else
-does it know the model. The metrics `value`, `violation` and `regret` use it too, for logging only.
+Baseline and threshold are made from the task's model, as what the learner is told. Beyond that the model is only used
+to log `value`, `violation` (value below the threshold) and `regret`, all exact.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,83 +44,13 @@ from polopt.core.errors import UsageError
 from polopt.data.rollouts import Rollouts
 from polopt.method import Limit, Method, Smoke
 from polopt.models.tabular import TabularModel
-from polopt.policies.tabular import TabularMixture
+from polopt.policies.tabular import TabularMixture, noisy_table, soft_table
 from polopt.tasks.base import Task
-from polopt.tasks.tabular import TabularMDP, TabularTask
-
+from polopt.tasks.tabular import TabularMDP
+from polopt.values.confidence import BONUSES, lower_values, optimistic_plan, scaled
 
 ROUNDING = 1e-12  # of a value in float64
-
-
-class Bonus(NamedTuple):
-    """b = deviation sqrt(Var) + constant + gap P^ (V~ - V_), with deviation and constant [H, S, A]."""
-
-    deviation: Tensor
-    constant: Tensor
-    gap: float
-
-
-def practical(visits: Tensor, horizon: int, log_term: float) -> Bonus:
-    rate = log_term / visits
-    return Bonus(3 * rate.sqrt(), 1.4 * horizon * rate + rate.sqrt(), 0.0)
-
-
-def bernstein(visits: Tensor, horizon: int, log_term: float) -> Bonus:
-    rate = log_term / visits
-    return Bonus(3 * rate.sqrt(), 14 * horizon**2 * rate, 1 / horizon)
-
-
-def hoeffding(visits: Tensor, horizon: int, log_term: float) -> Bonus:
-    return Bonus(torch.zeros_like(visits), horizon * (log_term / visits).sqrt(), 0.0)
-
-
-BONUSES = {"practical": practical, "bernstein": bernstein, "hoeffding": hoeffding}
-
-
-def scaled(bonus: Bonus, scale: float, visits: Tensor) -> Bonus:
-    """The bonus times `scale`, and H where nothing was seen (there P^ is 0, and so is the gap)."""
-    seen, horizon = visits > 0, float(len(visits))
-    constant = torch.where(seen, scale * bonus.constant, horizon)
-    return Bonus(torch.where(seen, scale * bonus.deviation, 0.0), constant, scale * bonus.gap)
-
-
-class Bounds(NamedTuple):
-    """The optimistic policy [H, S, A], V~ [H + 1, S], and what a lower bound needs: V_ of pi at step h is the mean of
-    max(0, floor + slope V_{h+1}) with floor [H, S, A] and slope [H, S, A, S]."""
-
-    policy: Tensor
-    upper: Tensor
-    floor: Tensor
-    slope: Tensor
-
-
-def plan(reward: Tensor, transition: Tensor, bonus: Bonus) -> Bounds:
-    """Optimistic value iteration; the first of equal actions is taken."""
-    horizon, states, _ = reward.shape
-    policy, floor = torch.zeros_like(reward), torch.empty_like(reward)
-    upper, lower = reward.new_zeros(2, horizon + 1, states)
-    slope = (1 + bonus.gap) * transition
-    for h in reversed(range(horizon)):
-        after = upper[h + 1]
-        mean, square = (transition[h] @ torch.stack((after, after.square()), -1)).unbind(-1)
-        width = bonus.deviation[h] * (square - mean.square()).clamp_min(0).sqrt() + bonus.constant[h]
-        width = width + bonus.gap * mean  # lacks gap P^ V_, which `slope` holds for V_ of any policy
-        q = (reward[h] + mean + width - bonus.gap * (transition[h] @ lower[h + 1])).clamp_max(horizon)
-        best = q.max(-1, keepdim=True)
-        upper[h] = best.values[:, 0]
-        policy[h].scatter_(-1, best.indices, 1.0)
-        floor[h] = reward[h] - width
-        lower[h] = (floor[h] + slope[h] @ lower[h + 1]).clamp_min(0).gather(-1, best.indices)[:, 0]
-    return Bounds(policy, upper, floor, slope)
-
-
-def lower_values(bounds: Bounds, policies: Tensor) -> Tensor:
-    """V_ [C, S] at the first step of policies [C, H, S, A]."""
-    value = bounds.floor.new_zeros(len(policies), bounds.floor.shape[1])
-    for h in reversed(range(len(bounds.floor))):
-        q = (bounds.floor[h] + (bounds.slope[h] @ value.T).movedim(-1, 0)).clamp_min(0)
-        value = (policies[:, h] * q).sum(-1)
-    return value
+Lower = Callable[[Tensor], Tensor]  # policies [C, H, S, A] -> lower bounds [C] of their values
 
 
 def candidates(baseline: Tensor, optimistic: Tensor, orientation: str) -> Tensor:
@@ -135,7 +61,7 @@ def candidates(baseline: Tensor, optimistic: Tensor, orientation: str) -> Tensor
     return torch.where(follows[..., None, None], baseline, optimistic)
 
 
-def smallest_share(lower: Callable[[Tensor], Tensor], unsafe: Tensor, safe: Tensor, threshold: float) -> float:
+def smallest_share(lower: Lower, unsafe: Tensor, safe: Tensor, threshold: float) -> float:
     """The smallest rho for which V_ of rho `safe` + (1 - rho) `unsafe` [H, S, A] is at least `threshold`.
 
     V_ is convex in rho, because of the maximum with 0: the root of the chord is exact where that is not active, and at
@@ -153,47 +79,28 @@ def smallest_share(lower: Callable[[Tensor], Tensor], unsafe: Tensor, safe: Tens
     return end
 
 
-class Choice(NamedTuple):
-    """The policy [H, S, A] of the next episode, the probability that the baseline plays it instead, and how much of
-    the baseline is in both: 0 none, 1 nothing else."""
-
-    policy: Tensor
-    baseline_share: float
-    conservatism: float
-
-
-def step_mixture(
-    lower: Callable[[Tensor], Tensor], optimistic: Tensor, baseline: Tensor, threshold: float, orientation: str
-) -> Choice:
-    """StepMix; the conservatism is (i - 1 + rho) / H."""
-    family = candidates(baseline, optimistic, orientation)
+def step_mixture(lower: Lower, family: Tensor, threshold: float) -> tuple[Tensor, float]:
+    """StepMix: the policy [H, S, A], and its conservatism (i - 1 + rho) / H; the baseline where nothing is safe."""
     safe = (lower(family) >= threshold).tolist()
-    if safe[0]:
-        return Choice(optimistic, 0.0, 0.0)
-    if not any(safe):
-        return Choice(baseline, 0.0, 1.0)
+    if safe[0] or not any(safe):
+        return (family[0], 0.0) if safe[0] else (family[-1], 1.0)
     first = safe.index(True)
     share = smallest_share(lower, family[first - 1], family[first], threshold)
-    mixture = torch.lerp(family[first - 1], family[first], share)
-    return Choice(mixture, 0.0, (first - 1 + share) / len(baseline))
+    return torch.lerp(family[first - 1], family[first], share), (first - 1 + share) / (len(family) - 1)
 
 
-def switch(
-    lower: Callable[[Tensor], Tensor], optimistic: Tensor, baseline: Tensor, threshold: float, orientation: str
-) -> Choice:
+def switch(lower: Lower, family: Tensor, threshold: float) -> tuple[Tensor, float]:
     """The naive rule: all or nothing."""
-    safe = bool(lower(optimistic.unsqueeze(0)) >= threshold)
-    return Choice(optimistic, 0.0, 0.0) if safe else Choice(baseline, 0.0, 1.0)
+    return (family[0], 0.0) if lower(family[:1]) >= threshold else (family[-1], 1.0)
 
 
-def unrestrained(
-    lower: Callable[[Tensor], Tensor], optimistic: Tensor, baseline: Tensor, threshold: float, orientation: str
-) -> Choice:
+def unrestrained(lower: Lower, family: Tensor, threshold: float) -> tuple[Tensor, float]:
     """UCBVI."""
-    return Choice(optimistic, 0.0, 0.0)
+    return family[0], 0.0
 
 
 MIXING = {"step": step_mixture, "switch": switch, "none": unrestrained}
+BASELINES = {"deterministic": noisy_table, "soft": soft_table}
 
 
 def episode_share(below: float, baseline: float, threshold: float) -> float:
@@ -201,22 +108,6 @@ def episode_share(below: float, baseline: float, threshold: float) -> float:
     if below >= threshold:
         return 0.0
     return 1.0 if baseline <= threshold else (threshold - below) / (baseline - below)
-
-
-def noisy(optimal: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Deterministic: optimal, but for a share `noise` of the (h, s), which take a random action."""
-    actions = optimal.shape[-1]
-    random = torch.randint(actions, optimal.shape[:-1], generator=generator)
-    replaced = torch.rand(optimal.shape[:-1], generator=generator) < noise
-    return torch.where(replaced.unsqueeze(-1), torch.eye(actions, dtype=optimal.dtype)[random], optimal)
-
-
-def soft(optimal: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Optimal with probability 1 - noise, else uniform: it tries every action."""
-    return (1 - noise) * optimal + noise / optimal.shape[-1]
-
-
-BASELINES = {"deterministic": noisy, "soft": soft}
 
 
 class Conservative(Method):
@@ -242,10 +133,10 @@ class Conservative(Method):
 
     def build(self, task: Task) -> None:
         config = self.config
-        if not isinstance(task, TabularTask):
+        if "mdp" not in self.spec.info:
             raise UsageError(f"{self.slug} plans in a table: it needs a tabular task, which {self.spec.name} is not")
-        self.mdp: TabularMDP = task.mdp
-        self.policy = self.make_policy(self)
+        self.mdp: TabularMDP = self.spec.info["mdp"]
+        self.policy = TabularMixture(self.spec, components=2)
         self.model = TabularModel(self.mdp.horizon, self.mdp.states, self.mdp.actions)
         self.source = Rollouts(task, self.mdp.horizon, self.ledger)
         optimal, value = self.mdp.optimal()
@@ -261,45 +152,39 @@ class Conservative(Method):
         """The value at the start of an episode, of a table [H + 1, S]."""
         return float(value[0, self.mdp.start])
 
-    def choose(self, lower: Callable[[Tensor], Tensor], optimistic: Tensor) -> Choice:
-        """How the next episode is played; `lower` gives the lower bound [C] of the value of policies [C, H, S, A]."""
+    def choose(self, lower: Lower, optimistic: Tensor) -> tuple[Tensor, float, float]:
+        """The policy [H, S, A] of the next episode, the probability that the baseline plays it instead, and how much
+        of the baseline is in both: 0 none, 1 nothing else."""
         raise NotImplementedError  # abstract
 
     def plan(self) -> None:
         """Before the episode: bounds from all data, and from them the policy."""
-        visits = self.model.visits
-        bonus = BONUSES[self.config.bonus](visits, self.mdp.horizon, self.log_term)
-        bounds = plan(*self.model.estimate(), scaled(bonus, self.config.scale, visits))
-        choice = self.choose(lambda policies: lower_values(bounds, policies)[:, self.mdp.start], bounds.policy)
-        share = choice.baseline_share
-        self.policy.set(torch.stack((choice.policy, self.baseline)), torch.tensor([1 - share, share]))
-        self.conservatism = choice.conservatism
-
-    def executed_value(self) -> float:
-        """The exact value of the policy, coin included: for logging only."""
-        return sum(
-            weight * self.start(self.mdp.value(table))
-            for weight, table in zip(self.policy.weight.tolist(), self.policy.table)
-            if weight > 0
+        visits, config = self.model.visits, self.config
+        bonus = BONUSES[config.bonus](visits, self.mdp.horizon, self.log_term)
+        bounds = optimistic_plan(*self.model.estimate(), scaled(bonus, config.scale, visits))
+        policy, share, self.conservatism = self.choose(
+            lambda policies: lower_values(bounds, policies)[:, self.mdp.start], bounds.policy
         )
+        self.policy.set(torch.stack((policy, self.baseline)), visits.new_tensor([1 - share, share]))
 
     def diagnostics(self) -> dict[str, float]:
-        value = self.executed_value()
+        """Exact, of the policy that is played next, coin included: for logging only."""
+        value = self.policy.value(self.mdp)
         violation = float(value < self.threshold - ROUNDING)
         return {"value": value, "violation": violation, "regret": self.optimal_value - value}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         metrics = self.diagnostics() | {"conservatism": self.conservatism}
         self.total_regret += metrics["regret"] * len(batch)
+        metrics["total_regret"] = self.total_regret
         self.model.add(batch)
         self.plan()
-        metrics |= {"total_regret": self.total_regret}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
 
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
-        """Exact, of the policy as it is played (it has no greedy form): `return`, `violation` and `regret`."""
+        """Exact, of the policy as it is played, so `episodes` and `greedy` do not matter: `return` and diagnostics."""
         metrics = self.diagnostics()
-        return {"return": metrics["value"], "violation": metrics["violation"], "regret": metrics["regret"]}
+        return {"return": metrics.pop("value"), **metrics}
 
 
 class StepMix(Conservative):
@@ -313,9 +198,10 @@ class StepMix(Conservative):
     slug = "stepmix"
     no_limit = "its base, UCBVI, is its own `--mixing none`, which alpha = 1 equals; a test compares the two"
 
-    def choose(self, lower: Callable[[Tensor], Tensor], optimistic: Tensor) -> Choice:
-        mix = MIXING[self.config.mixing]
-        return mix(lower, optimistic, self.baseline, self.threshold, self.config.orientation)
+    def choose(self, lower: Lower, optimistic: Tensor) -> tuple[Tensor, float, float]:
+        family = candidates(self.baseline, optimistic, self.config.orientation)
+        policy, conservatism = MIXING[self.config.mixing](lower, family, self.threshold)
+        return policy, 0.0, conservatism
 
 
 class EpsMix(Conservative):
@@ -336,9 +222,9 @@ class EpsMix(Conservative):
         ),
     )
 
-    def choose(self, lower: Callable[[Tensor], Tensor], optimistic: Tensor) -> Choice:
+    def choose(self, lower: Lower, optimistic: Tensor) -> tuple[Tensor, float, float]:
         below, baseline = lower(torch.stack((optimistic, self.baseline))).tolist()
         if self.config.baseline_bound == "known":
             baseline = self.baseline_value
         share = episode_share(below, baseline, self.threshold)
-        return Choice(optimistic, share, share)
+        return optimistic, share, share

@@ -1,0 +1,285 @@
+"""Checkpoints are whole or absent, whatever happens while they are written, and a damaged one is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import polopt
+from polopt.cli import main
+from polopt.core.errors import CheckpointError, RunError
+from polopt.core.state import Blob
+from polopt.training import files
+from polopt.training.checkpoints import Checkpoints
+from polopt.training.folder import Run
+from tests.training.runs import differing, final_state, train
+
+OPERATIONS = ("write", "rename", "replace", "make_folder", "remove")
+
+
+class Killed(BaseException):
+    """Stands for a power cut: nothing after it runs."""
+
+
+def count_operations(monkeypatch: pytest.MonkeyPatch, at: int | None = None, fault: Callable[[], Any] | None = None):
+    """Counts the calls of polopt.training.files; number `at` and all later ones call `fault` instead."""
+    made: list[str] = []
+    depth = [0]
+
+    def wrap(name: str) -> Callable[..., Any]:
+        original = getattr(files, name)
+
+        def operation(*args: Any) -> Any:
+            if depth[0] == 0 or name in ("write", "rename"):  # replace is a write and a rename
+                if at is not None and len(made) >= at:
+                    assert fault is not None
+                    fault()
+                if name != "replace":
+                    made.append(name)
+            depth[0] += 1
+            try:
+                return original(*args)
+            finally:
+                depth[0] -= 1
+
+        return operation
+
+    for name in OPERATIONS:
+        monkeypatch.setattr(files, name, wrap(name))
+    return made
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    return train("sac", tmp_path_factory.mktemp("whole") / "run").folder
+
+
+def test_killed_at_any_file_operation_it_resumes_bitwise(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        made = count_operations(patch)
+        train("sac", tmp_path / "counted")
+    assert len(made) > 40
+    wanted = final_state(whole)
+    for at in range(len(made)):
+        folder = tmp_path / f"run{at}"
+        with monkeypatch.context() as patch:
+            count_operations(patch, at, kill)
+            with pytest.raises(Killed):
+                train("sac", folder)
+        if (folder / "config.json").exists():
+            run = polopt.resume(folder)
+        else:
+            run = train("sac", folder)  # nothing was promised yet
+        assert differing(final_state(run.folder), wanted) == [], f"killed at operation {at}, {made[at]}"
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in run.rows]
+        assert rows == [{k: v for k, v in row.items() if k != "seconds"} for row in Run(whole).rows]
+        assert not list((folder / "checkpoints").glob(".*")), "leftovers of the save that was killed"
+
+
+@pytest.mark.parametrize("inside", ["rename", "rmtree"])
+def test_killed_inside_an_operation_it_resumes_bitwise(inside, tmp_path, whole, monkeypatch):
+    """Between the rename and its flush, and while a folder is half removed."""
+    real = files.shutil.rmtree
+
+    def half(path: Path) -> None:
+        for file in sorted(Path(path).rglob("*"))[:1]:
+            file.unlink()
+        raise Killed
+
+    def after(path: Any, flags: int) -> int:
+        raise Killed
+
+    for at in (3, 5):
+        calls = [0]
+
+        def fault(*args: Any, at: int = at, calls: list[int] = calls) -> Any:
+            calls[0] += 1
+            if calls[0] <= at:
+                return real(*args) if inside == "rmtree" else os_open(*args)
+            return half(*args) if inside == "rmtree" else after(*args)
+
+        os_open = os.open
+        folder = tmp_path / f"run{at}"
+        with monkeypatch.context() as patch:
+            if inside == "rmtree":
+                patch.setattr(files.shutil, "rmtree", fault)
+            else:
+                patch.setattr(files.os, "open", fault)
+            with pytest.raises(Killed):
+                train("sac", folder)
+        assert differing(final_state(polopt.resume(folder).folder), final_state(whole)) == []
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace", "mkdir", "rmtree"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_is_one_sentence_and_loses_nothing(call, number, tmp_path, whole, monkeypatch, capsys):
+    """The system call fails from the middle of the run on; afterwards the run continues from what it had saved."""
+    error = OSError(number, os.strerror(number))
+    calls = [0]
+    where: tuple[Any, str] = {
+        "open": (files, "open"),
+        "fsync": (files.os, "fsync"),
+        "replace": (files.os, "replace"),
+        "mkdir": (files.Path, "mkdir"),
+        "rmtree": (files.shutil, "rmtree"),
+    }[call]
+    original = getattr(where[0], where[1], open)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 8:
+            raise error
+        return original(*args, **kwargs)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, failing, raising=False)
+        with pytest.raises(RunError) as raised:
+            train("sac", folder)
+    said = "the disk is full" if number == errno.ENOSPC else "the disk is read-only"
+    assert said in str(raised.value)
+    assert "what was saved before is untouched" in str(raised.value)
+    assert str(folder) in str(raised.value)
+    saved = Run(folder).checkpoints
+    assert saved.steps()
+    saved.load(saved.steps()[-1])
+    assert differing(final_state(polopt.resume(folder).folder), final_state(whole)) == []
+
+
+def test_a_full_disk_exits_with_1(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    train("bc", folder, steps=4)
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert main(["resume", str(folder), "--extend", "12"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("polopt: could not write")
+    assert "the disk is full; what was saved before is untouched" in said
+    assert Run(folder).checkpoints.steps()[-1] == 4
+
+
+def damage(path: Path, kind: str) -> None:
+    data = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "flipped":
+        path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "missing", "flipped"])
+@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(file, kind, tmp_path, whole, capsys):
+    folder = tmp_path / "run"
+    train("sac", folder)
+    before, last = Run(folder).checkpoints.steps()
+    damage(Run(folder).checkpoints.path(last) / file, kind)
+    with pytest.raises(CheckpointError, match=f"step-{last:09d} is damaged .*--checkpoint {before}$"):
+        polopt.resume(folder)
+    assert main(["eval", str(folder)]) == 1
+    assert f"step-{last:09d} is damaged" in capsys.readouterr().err
+    assert Run(folder).checkpoints.steps() == [before, last]
+    polopt.resume(folder, checkpoint=before)  # as offered
+    assert differing(final_state(folder), final_state(whole)) == []
+
+
+def test_without_another_checkpoint_nothing_is_offered(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    damage(checkpoints.save(1, {"a": torch.ones(3)}) / "state.json", "empty")
+    with pytest.raises(CheckpointError) as raised:
+        checkpoints.load(1)
+    assert "--checkpoint" not in str(raised.value)
+
+
+def test_a_damaged_block_of_the_replay_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    block = {"x": torch.arange(10.0)}
+    checkpoints.save(1, {"replay@shard.0": Blob("b0", lambda: block)})
+    assert torch.equal(checkpoints.load(1)["replay@shard.0"]["x"], block["x"])
+    damage(tmp_path / "checkpoints" / "blobs" / "b0.safetensors", "flipped")
+    with pytest.raises(CheckpointError, match=r"b0\.safetensors does not match its digest"):
+        checkpoints.load(1)
+    checkpoints.load(1, blobs=False)
+
+
+def test_blocks_are_written_once_and_removed_with_their_last_checkpoint(tmp_path):
+    checkpoints, written = Checkpoints(tmp_path), []
+
+    def block(name: str) -> Blob:
+        return Blob(name, lambda: written.append(name) or {"x": torch.ones(2)})
+
+    def there() -> set[str]:
+        return {path.name for path in (tmp_path / "checkpoints" / "blobs").iterdir()}
+
+    checkpoints.save(1, {"a": block("one")})
+    checkpoints.save(2, {"a": block("one"), "b": block("two")})
+    assert written == ["one", "two"]
+    for step in (3, 4):
+        checkpoints.save(step, {"b": block("two")})
+    assert written == ["one", "two"]
+    assert there() == {"two.safetensors", "two.sha256"}
+    assert checkpoints.steps() == [3, 4]
+
+
+def test_a_checkpoint_of_another_format_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, {"a": 1}) / "state.json"
+    import hashlib
+
+    inner = json.loads(json.loads(path.read_text())["state"]) | {"format": 99}
+    text = json.dumps(inner)
+    path.write_text(json.dumps({"digest": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
+    with pytest.raises(CheckpointError, match="has format 99, this polopt reads 1"):
+        checkpoints.load(1)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    state = {"tensor": torch.tensor([1.0, float("inf")]), "bool": torch.tensor(True), "list": [1, None, "x"], "n": 0.1}
+    checkpoints.save(5, state)
+    loaded = checkpoints.load(5)
+    assert loaded.keys() == state.keys()
+    assert torch.equal(loaded["tensor"], state["tensor"])
+    assert loaded["bool"].dtype == torch.bool
+    assert (loaded["list"], loaded["n"]) == (state["list"], state["n"])
+
+
+def test_dropping_a_future_keeps_the_past(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"a": step}, keep=3)
+        checkpoints.save(step, {"a": step}, kind="best", keep=1)
+    checkpoints.drop_after(2)
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.steps("best") == []
+    assert checkpoints.load(2)["a"] == 2
+
+
+def test_another_network_does_not_fit_and_says_so(tmp_path, capsys):
+    folder = train("bc", tmp_path / "run").folder
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["network"]["sizes"] = [9]
+    (folder / "config.json").write_text(json.dumps(record))
+    for argv in (["resume", str(folder)], ["eval", str(folder)]):
+        assert main(argv) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "step-000000012 does not fit" in said
+        assert "policy" in said
