@@ -3,20 +3,24 @@
 The dual temperature is what distinguishes this SAC from the first one: multiplying all rewards by 0.1 or 10 should
 change neither the return that is reached nor the entropy that is held; a fixed temperature must be tuned to the scale.
 Every arm trains with the same budget and settings; only the temperature, the scale and the number of critics differ.
-Expectations were written before any recorded seed; the tolerance of the entropy is wider at scale 0.1, where the
-temperature still falls at the end of this small budget.
+
+Pilots (seeds 1000, 1001; 12,000 steps) showed that arms at scale 10 had not converged and that the temperature at scale
+0.1 was still falling, so the budget is 20,000 steps. They also showed that the mode of a fixed-temperature policy is as
+good at scale 0.1 as the learned one, because the mode does not feel the entropy that is held; so the harm of a
+temperature that is too high is looked for in the return of the sampled policy, which is the policy that is trained.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from polopt.evaluation import Below, Claim, Greater, Within
+from polopt.data import Episodes
+from polopt.evaluation import Above, Below, Claim, Greater, Within
+from polopt.training.api import load_method
 from polopt.training.claims import train_arm
+from polopt.values.returns import discounted_returns
 
 TASK = "Pendulum-v1"
 SETTINGS: dict[str, Any] = {
@@ -37,32 +41,27 @@ def entropy_error(run: Any) -> float:
     return abs(sum(values) / len(values) - TARGET_ENTROPY)
 
 
-def bias(seed: int, budget: dict[str, int], critics: int) -> dict[str, float]:
-    """Mean over visited decisions of Q(s, a) - soft Monte Carlo return, in units of the return."""
+def sampled_return(run: Any) -> float:
+    """Return of the stochastic policy at the end."""
     import polopt
-    from polopt.data import Episodes
-    from polopt.training.api import load_method
 
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
-        settings = SETTINGS | {"critics": critics, "loggers": (), "threads": 1}
-        polopt.train("sac", TASK, steps=budget["env_steps"], seed=seed, out=place, **settings)
-        method, plan = load_method(place)
+    return polopt.evaluate(run.folder, episodes=20, stochastic=True)["return"]
+
+
+def bias(run: Any) -> float:
+    """Mean over visited decisions of Q(s, a) - soft Monte Carlo return, in units of the return."""
+    method, plan = load_method(run.folder)
     task = plan.make_task(2, 10)
-    torch.manual_seed(seed)
+    torch.manual_seed(plan.options.seed)
     batch = Episodes(task, starts=range(20)).next(method.policy)
     discount = method.config.discount
     with torch.no_grad():
         log_prob = method.policy.log_prob(batch)
         q = method.critic(batch["obs"], batch["action"]).amin(0)
-    soft = batch["reward"] - discount * _next(method.temperature.value * log_prob)
-    returns = torch.zeros_like(soft)
-    running = torch.zeros(len(soft))
-    for step in reversed(range(soft.shape[1])):
-        running = soft[:, step] + discount * running
-        returns[:, step] = running
+    soft = method.config.reward_scale * batch["reward"] - discount * _next(method.temperature.value * log_prob)
+    returns = discounted_returns(soft, batch["terminated"], batch["truncated"], discount)
     early = slice(0, 50)  # at least 150 decisions follow: what the time limit cuts off is small, and the same for all
-    return {"bias": float((q - returns)[:, early].mean()), "q": float(q[:, early].mean())}
+    return float((q - returns)[:, early].mean())
 
 
 def _next(value: torch.Tensor) -> torch.Tensor:
@@ -70,40 +69,31 @@ def _next(value: torch.Tensor) -> torch.Tensor:
     return torch.cat([value[:, 1:], torch.zeros(len(value), 1)], 1)
 
 
-def twin(seed: int, budget: dict[str, int]) -> dict[str, float]:
-    return bias(seed, budget, 2)
-
-
-def single(seed: int, budget: dict[str, int]) -> dict[str, float]:
-    return bias(seed, budget, 1)
-
-
-def arm(scale: float, **entropy: Any) -> Any:
-    return train_arm(
-        "sac", TASK, metrics={"entropy_error": entropy_error}, reward_scale=float(scale), **SETTINGS, **entropy
-    )
+def arm(scale: float, **settings: Any) -> Any:
+    metrics = {"entropy_error": entropy_error, "sampled_return": sampled_return, "bias": bias}
+    return train_arm("sac", TASK, metrics=metrics, reward_scale=float(scale), **SETTINGS, **settings)
 
 
 CLAIM = Claim(
     method="sac",
-    statement="with a learned temperature the return on Pendulum does not depend on the reward scale, the entropy "
-    "is held at its target, and the minimum of two critics overestimates less than one",
-    budget={"env_steps": 12_000},
-    seeds=5,
-    minutes=20,
+    statement="with a learned temperature the return on Pendulum does not depend on the reward scale and the entropy "
+    "is held at its target, while a fixed temperature is too high for small rewards; the minimum of two critics "
+    "overestimates less than one critic",
+    budget={"env_steps": 20_000},
+    seeds=3,
+    minutes=15,
     arms={
         **{f"learned@{scale}": arm(scale) for scale in SCALES},
         **{f"fixed@{scale}": arm(scale, entropy="fixed") for scale in SCALES},
-        "twin": twin,
-        "single": single,
+        "single": arm(1, critics=1),
     },
     expect=(
-        Within("return", "learned@*", spread=60),
-        Greater("return", "learned@0.1", "fixed@0.1", by=200),
+        Within("return", "learned@*", spread=30),
+        Greater("sampled_return", "learned@0.1", "fixed@0.1", by=200),
         Below("entropy_error", "learned@1", 0.3),
         Below("entropy_error", "learned@10", 0.3),
         Below("entropy_error", "learned@0.1", 0.5),
-        Greater("bias", "single", "twin"),
-        Greater("return", "learned@1", "fixed@0.1", by=200, control=True),
+        Greater("bias", "single", "learned@1"),
+        Above("return", "learned@1", -400, control=True),
     ),
 )

@@ -130,7 +130,7 @@ def _train(argv: list[str]) -> int:
         print(
             "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P] [--device D]\n"
             "             [any option of the method]\n\n"
-            "--task is a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE goes to the environment.\n"
+            "--task is a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE is for the environment.\n"
             "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
         )
         return 0

@@ -166,6 +166,11 @@ class Method(Stateful):
         """Names of the loss methods."""
         yield from (name for name in dir(type(self)) if name.endswith("_loss") and not name.startswith("_"))
 
+    def to(self, device: torch.device | str) -> None:
+        """Moves every module; sources follow their actor, and environments and storage stay on the CPU."""
+        for _, module in self.modules():
+            module.to(device)
+
     def compile(self, **options: Any) -> None:
         """Compiles every `*_loss`; the schedule around them stays Python."""
         for name in self.losses():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polopt.core.batch import Batch
@@ -33,7 +34,8 @@ class Staged(Method):
     """
 
     saved = ("stage_index", "stage_start", "stage_progress_start")
-    compiled: dict[str, Any] | None = None  # options of `compile`, for the stages to come
+    device: torch.device | str | None = None  # of `to`, for the stages to come
+    compiled: dict[str, Any] | None = None  # options of `compile`, likewise
 
     def build(self, task: Task) -> None:
         self.stage_index = 0
@@ -53,6 +55,8 @@ class Staged(Method):
         assert stage is not None
         self.learner = stage.method
         self.stage_name, self.stage_until = stage.name, stage.until
+        if self.device is not None:
+            self.learner.to(self.device)
         if self.compiled is not None:
             self.learner.compile(**self.compiled)
 
@@ -101,6 +105,11 @@ class Staged(Method):
 
     def losses(self) -> Any:
         return iter(())
+
+    def to(self, device: torch.device | str) -> None:
+        self.device = device
+        super().to(device)
+        self.learner.to(device)
 
     def compile(self, **options: Any) -> None:
         self.compiled = options

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
-from polopt.data.base import Acts, Source
+from polopt.data.base import Acts, Source, device_of, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
 
@@ -41,7 +40,7 @@ def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            flat = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise UsageError(f"there are no demonstrations at {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -69,7 +68,7 @@ class Samples(Source):
         self.batch_size = batch_size
         self.generator = generator or torch.Generator().manual_seed(int(torch.randint(2**31, ())))
 
-    def next(self, actor: Any = None) -> Batch:
-        """The next minibatch; no actor is needed."""
+    def next(self, actor: Acts) -> Batch:
+        """The next minibatch, on the device of the actor, which does not act."""
         index: Tensor = torch.randint(len(self.data), (self.batch_size,), generator=self.generator)
-        return self.data[index.to(self.data["action"].device)]
+        return put(self.data[index], device_of(actor))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, device_of, keep_rows, put
 from polopt.tasks.base import Task
 
 
@@ -44,7 +44,6 @@ class Episodes(Source):
         ledger: Ledger | None = None,
         keep: Sequence[str] | None = None,
         max_steps: int = 100_000,
-        device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
         self.count = episodes if starts is None else len(starts)
@@ -55,11 +54,10 @@ class Episodes(Source):
         self.taken = 0  # starts used so far
         self._keep = None if keep is None else {*keep, "terminated", "truncated"}
         self._max_steps = max_steps
-        self._device = torch.device(device)
         self._ended: list[tuple[float, int]] = []
 
     def next(self, actor: Acts) -> Batch:
-        task, total = self.task, self.count * self.samples
+        task, total, device = self.task, self.count * self.samples, device_of(actor)
         starts = self.starts or list(range(self.taken, self.taken + self.count))
         self.taken += 0 if self.starts else self.count
         index = torch.tensor(starts).repeat_interleave(self.samples)  # [R]
@@ -72,14 +70,14 @@ class Episodes(Source):
         played[job[job >= 0]] = torch.arange(task.num)[job >= 0]
         steps: list[dict[str, Any]] = []
         with torch.no_grad():
-            obs = put(task.reset(index=index[job.clamp_min(0)]), self._device)
+            obs = put(task.reset(index=index[job.clamp_min(0)]), device)
             carry: Carry | None = None
             while (job >= 0).any():
                 first = task.first
                 record, carry = actor.act(obs, carry, greedy=self.greedy)
                 action = actor.env_action(record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
-                next_obs = put(next_obs, self._device)
+                next_obs = put(next_obs, device)
                 busy = job >= 0
                 length[job[busy]] += 1
                 self.ledger.env_steps += int(busy.sum())
@@ -106,17 +104,23 @@ class Episodes(Source):
                         if upcoming < total:
                             begin[upcoming], played[upcoming] = len(steps), row
                             upcoming += 1
-                    next_obs = put(task.reset(done, index=index[job.clamp_min(0)]), self._device)
-                    carry = keep_rows(carry, put(~done, self._device))
+                    next_obs = put(task.reset(done, index=index[job.clamp_min(0)]), device)
+                    carry = keep_rows(carry, put(~done, device))
                 obs = next_obs
-        return self._batch(steps, begin, length, played, index)
+        return self._batch(steps, begin, length, played, index, device)
 
     def episodes(self) -> list[tuple[float, int]]:
         ended, self._ended = self._ended, []
         return ended
 
     def _batch(
-        self, steps: list[dict[str, Any]], begin: Tensor, length: Tensor, played: Tensor, index: Tensor
+        self,
+        steps: list[dict[str, Any]],
+        begin: Tensor,
+        length: Tensor,
+        played: Tensor,
+        index: Tensor,
+        device: torch.device,
     ) -> Batch:
         offset = torch.arange(int(length.max()))
         mask = offset < length.unsqueeze(1)  # [R, T]
@@ -133,8 +137,7 @@ class Episodes(Source):
         if "reward" in batch:
             returns = batch["reward"].double().sum(1)
             self._ended += [(float(value), int(count)) for value, count in zip(returns, length)]
-        device = None if self._device.type == "cpu" else self._device
-        return TensorDict(batch, batch_size=shape, device=device)
+        return TensorDict(batch, batch_size=shape, device=None if device.type == "cpu" else device)
 
     def extra_state(self) -> dict[str, Any]:
         return {"ended": [list(pair) for pair in self._ended]}

@@ -16,7 +16,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.state import Blob, Stateful
-from polopt.data.base import Acts, Source, put
+from polopt.data.base import Acts, Source, device_of, put
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 
@@ -42,7 +42,7 @@ class Replay(Stateful):
 
     Args:
         capacity: number of transitions.
-        seed: of its own generator, which draws the samples and is saved.
+        seed: of its own generator, which draws the samples and is saved; None takes one from torch's.
         n_step: rewards summed in a sample; with more than 1, samples get the discounted sum of up to n rewards, the
             observation after them as next_obs, and `discount` = discount^k of the k <= n rewards summed. The sum ends
             at the end of the episode and at the newest transition of the row.
@@ -62,7 +62,7 @@ class Replay(Stateful):
         self,
         capacity: int,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         n_step: int = 1,
         discount: float | None = None,
         priority: Priority | None = None,
@@ -79,7 +79,7 @@ class Replay(Stateful):
         self.discount = discount
         self.priority = priority
         self.name = name
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         self.added = 0  # transitions ever added; the newest is added - 1, in slot (added - 1) % capacity
         self.rows = 0  # rows that were interleaved: the successor of transition i is i + rows
         self._directory = directory
@@ -366,7 +366,7 @@ class ReplaySource(Source):
         while self.served >= self.collected * self.ratio:
             self.collected += self._collect(actor)
         self.served += 1
-        return put(self.replay.sample(self.batch_size), self.rollouts._device)
+        return put(self.replay.sample(self.batch_size), device_of(actor))
 
     def episodes(self) -> list[tuple[float, int]]:
         return self.rollouts.episodes()

@@ -11,7 +11,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, device_of, keep_rows, put
 from polopt.tasks.base import Task
 
 
@@ -22,37 +22,36 @@ class Rollouts(Source):
     first of its episode), final_obs (the true successor; to be read where an episode ends and in the last column) and
     action_mask, if the observation has one. `ledger.env_steps` grows by N a step.
 
-    The actor gets observations on `device`, and what it records stays there.
+    The actor gets observations on its own device, and the window is there too.
     """
 
-    def __init__(
-        self, task: Task, steps: int, ledger: Ledger | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, task: Task, steps: int, ledger: Ledger | None = None) -> None:
         self.task = task
         self.steps = steps
         self.ledger = ledger if ledger is not None else Ledger()
-        self._device = torch.device(device)
         self._carry: Carry | None = None
         self._returns = torch.zeros(task.num, dtype=torch.float64)  # of the present episodes
         self._lengths = torch.zeros(task.num, dtype=torch.int64)
         self._ended: list[list[float]] = []
 
     def next(self, actor: Acts) -> Batch:
-        task, ledger = self.task, self.ledger
+        task, ledger, device = self.task, self.ledger, device_of(actor)
         columns: dict[str, list[Any]] = {}
         with torch.no_grad():
-            obs = put(task.reset() if task.obs is None else task.obs, self._device)
+            obs = put(task.reset() if task.obs is None else task.obs, device)
+            if self._carry is not None:  # one that was loaded comes on the CPU
+                self._carry = {name: put(value, device) for name, value in self._carry.items()}
             first = task.first
             for _ in range(self.steps):
                 if first.any():  # also true where a resume had to start an episode anew
                     keep = ~first
-                    self._carry = keep_rows(self._carry, put(keep, self._device))
+                    self._carry = keep_rows(self._carry, put(keep, device))
                     self._returns *= keep
                     self._lengths *= keep
                 record, self._carry = actor.act(obs, self._carry)
                 action = actor.env_action(record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
-                next_obs = put(next_obs, self._device)
+                next_obs = put(next_obs, device)
                 ledger.env_steps += task.num
                 self._returns += reward
                 self._lengths += 1
@@ -72,9 +71,9 @@ class Rollouts(Source):
                 done = terminated | truncated
                 if done.any():
                     self._finish(done)
-                    next_obs = put(task.reset(done), self._device)
+                    next_obs = put(task.reset(done), device)
                 obs, first = next_obs, task.first
-        return self._window(columns)
+        return self._window(columns, device)
 
     def episodes(self) -> list[tuple[float, int]]:
         ended, self._ended = self._ended, []
@@ -89,17 +88,17 @@ class Rollouts(Source):
         for row in done.nonzero().flatten().tolist():
             self._ended.append([float(self._returns[row]), int(self._lengths[row])])
 
-    def _window(self, columns: dict[str, list[Any]]) -> Batch:
+    def _window(self, columns: dict[str, list[Any]], device: torch.device) -> Batch:
         """Every column is joined once: appending references costs a step least, and no later step writes into it."""
         window: dict[str, Any] = {}
         for name, column in columns.items():
             if len(column) != self.steps:
                 raise RunError(f"the actor recorded '{name}' in {len(column)} of {self.steps} steps")
             joined = column[0].unsqueeze(1) if self.steps == 1 else torch.stack(column, dim=1)
-            window[name] = put(joined, self._device)
+            window[name] = put(joined, device)
         add_action_mask(window)
-        device = None if self._device.type == "cpu" else self._device
-        return TensorDict(window, batch_size=[self.task.num, self.steps], device=device)
+        where = None if device.type == "cpu" else device
+        return TensorDict(window, batch_size=[self.task.num, self.steps], device=where)
 
     def extra_state(self) -> dict[str, Any]:
         carry = {f"carry.{name}": value for name, value in (self._carry or {}).items()}
@@ -110,5 +109,5 @@ class Rollouts(Source):
         self._returns = state["returns"].clone()
         self._lengths = state["lengths"].clone()
         self._ended = [list(pair) for pair in state["ended"]]
-        carry = {name[6:]: value.to(self._device) for name, value in state.items() if name.startswith("carry.")}
+        carry = {name[6:]: value for name, value in state.items() if name.startswith("carry.")}
         self._carry = carry or None

@@ -45,7 +45,7 @@ class Normalizer(nn.Module):
     def forward(self, obs: Obs) -> Obs:
         """Normalized copy of `obs` [..., *space.shape]; a dict comes back as a plain dict."""
         if is_dict(obs):
-            return {key: self._part(key)(obs[key]) if key in self.parts else obs[key] for key in obs.keys()}  # noqa: SIM118
+            return {key: self._part(key)(obs[key]) if key in self.parts else obs[key] for key in obs.keys()}
         if self.shape is None:
             return obs
         scale = (self.variance + self.epsilon).rsqrt()

@@ -204,12 +204,12 @@ def same_family(one: Actor, other: Any) -> None:
 
 def legal_actions(obs: Obs) -> Tensor | None:
     """The mask of legal actions in a dict observation, or None."""
-    return obs[MASK_KEY].bool() if is_dict(obs) and MASK_KEY in obs.keys() else None  # noqa: SIM118
+    return obs[MASK_KEY].bool() if is_dict(obs) and MASK_KEY in obs.keys() else None
 
 
 def legal_in(batch: Batch) -> Tensor | None:
     """`action_mask` of a batch; without one, that of its observation; without that, None."""
-    return batch[MASK_KEY].bool() if MASK_KEY in batch.keys() else legal_actions(batch["obs"])  # noqa: SIM118
+    return batch[MASK_KEY].bool() if MASK_KEY in batch.keys() else legal_actions(batch["obs"])
 
 
 def to_tensor(space: gymnasium.Space, obs: Any, device: torch.device | None = None) -> Any:

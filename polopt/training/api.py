@@ -106,10 +106,18 @@ class Plan:
         return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
 
     def build(self) -> Method:
-        """Builds task and method from the seed."""
+        """Builds task and method from the seed, and moves what learns to the device."""
+        device = _device(self.options.device)
         seeding.seed_everything(self.options.seed)
         task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
-        return self.cls(self.config, task)
+        try:
+            method = self.cls(self.config, task)
+        except BaseException:
+            task.close()
+            raise
+        if device.type != "cpu":
+            method.to(device)
+        return method
 
 
 def plan(
@@ -533,27 +541,29 @@ def _train_or_resume(
 
 @contextmanager
 def _runtime(options: RunOptions) -> Iterator[None]:
-    """Device, dtype and threads of a run, put back afterwards."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: no CUDA device is available here")
+    """Precision and threads of a run, put back afterwards."""
     before = torch.get_default_dtype(), torch.get_num_threads()
     try:
         torch.set_default_dtype(getattr(torch, options.dtype))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        torch.set_default_device(None if device == "cpu" else device)
         yield
-    except RuntimeError as error:
-        if "device" in str(error).lower() and "invalid" in str(error).lower():
-            raise UsageError(f"--device {device} is not a device of this machine") from error
-        raise
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, "auto" the best there is. Raises UsageError when this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
+    return device
 
 
 def _check_budget(method: Method, steps: int) -> None:

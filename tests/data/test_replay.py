@@ -306,14 +306,14 @@ def test_an_empty_replay_is_restored_empty() -> None:
 
 
 def test_tensors_on_disk(tmp_path: Path) -> None:
-    on_disk, in_memory = Replay(10, directory=tmp_path / "replay"), Replay(10)
+    on_disk, in_memory = Replay(10, seed=0, directory=tmp_path / "replay"), Replay(10, seed=0)
     for low in (0, 6, 12):
         batch = transitions(range(low, low + 6), ends=[3], pixels=torch.full((6, 2), low, dtype=torch.uint8))
         on_disk.add(batch)
         in_memory.add(batch)
     assert equal(on_disk.sample(40), in_memory.sample(40))
     assert list((tmp_path / "replay").iterdir()) == []  # nothing is left behind, however the process ends
-    other = Replay(10, directory=tmp_path / "other")
+    other = Replay(10, seed=0, directory=tmp_path / "other")
     restore(other, saved_and_loaded(gather(on_disk)))
     assert equal(other.sample(40), on_disk.sample(40))
 

@@ -35,10 +35,10 @@ def built(name: str, **changes: Any) -> Iterator[Method]:
         method.task.close()
 
 
-def advance(method: Method, steps: int) -> list[dict[str, float]]:
+def advance(method: Method, steps: int, updates: int | None = None) -> list[dict[str, float]]:
     """The loop without anything around it, until `steps` of the method's unit; returns the metrics of each update."""
-    history = []
-    while method.ledger[method.unit] < steps:
+    history: list[dict[str, float]] = []
+    while method.ledger[method.unit] < steps and len(history) != updates:
         method.progress = min(method.ledger[method.unit] / steps, 1.0)
         metrics = method.update(method.collect())
         method.ledger.updates += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -22,7 +24,9 @@ def policies_after(name, limit, settings):
     """Policies of the base and of the method after the same batches, which the base collected."""
     smoke = registry.load(limit.base).smoke
     with built(limit.base, **limit.base_at) as base:
-        planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**smoke.config, **settings})
+        names = {item.name for item in fields(registry.load(name).Config)}
+        common = {key: value for key, value in smoke.config.items() if key.partition(".")[0] in names}
+        planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**common, **settings})
         method = planned.build()
         # The two start from the same weights wherever they have modules of the same name and shape.
         state = {path: leaf.clone() for path, leaf in gather(base).items() if torch.is_tensor(leaf)}

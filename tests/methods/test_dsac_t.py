@@ -18,6 +18,7 @@ from polopt.tasks import make_task
 
 SMALL = {"network": Network(sizes=(16,)), "warmup": 64, "batch_size": 32, "replay_size": 1_000, "steps_per_update": 1}
 EPSILON = 0.1
+MUST = 5
 
 
 @pytest.fixture(autouse=True)

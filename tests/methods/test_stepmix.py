@@ -35,6 +35,7 @@ from polopt.values.confidence import (
 )
 from tests.guards.harness import advance
 
+MUST = 4
 SMALL = {"states": 3, "actions": 3, "horizon": 3}
 
 
@@ -81,7 +82,7 @@ def test_bonuses_by_hand():
     assert constant.flatten().tolist() == [2 * 1.5, 2 * 3.0]
 
 
-def test_the_scale_multiplies_every_term():
+def test_must_4_the_scale_multiplies_every_term():
     visits = torch.tensor([[[4.0]], [[1.0]]], dtype=torch.float64)
     whole, part = bernstein(visits, 2, 9.0), scaled(bernstein(visits, 2, 9.0), 0.1, visits)
     for one, other in zip(whole, part):
@@ -89,7 +90,7 @@ def test_the_scale_multiplies_every_term():
 
 
 @pytest.mark.parametrize("name", BONUSES)
-def test_unvisited_pairs_have_width_h_and_lower_bound_0(name):
+def test_must_4_unvisited_pairs_have_width_h_and_lower_bound_0(name):
     visits = torch.zeros(4, 3, 2, dtype=torch.float64)
     bonus = scaled(BONUSES[name](visits, 4, 7.0), 0.1, visits)
     bounds = optimistic_plan(torch.zeros(4, 3, 2).double(), torch.zeros(4, 3, 2, 3).double(), bonus)
@@ -99,7 +100,7 @@ def test_unvisited_pairs_have_width_h_and_lower_bound_0(name):
     assert (lower_values(bounds, uniform) == 0).all()
 
 
-def test_equal_actions_give_one_action():
+def test_must_4_equal_actions_give_one_action():
     bounds = optimistic_plan(torch.zeros(2, 3, 4).double(), torch.zeros(2, 3, 4, 3).double(), free(2, 3, 4, 2.0))
     assert (bounds.policy.sum(-1) == 1).all()
     assert (bounds.policy[..., 0] == 1).all()  # the first
@@ -129,7 +130,7 @@ def test_upper_values_stop_at_h():
 
 
 @pytest.mark.parametrize(("name", "scale"), [("practical", 0.1), ("bernstein", 1.0), ("hoeffding", 1.0)])
-def test_bounds_cover_the_true_values(name, scale):
+def test_must_4_bounds_cover_the_true_values(name, scale):
     """Lower bounds lie below the true values of policies, optimistic values above the optimal ones."""
     for seed in range(4):
         mdp = random_mdp(mdp_seed=seed)
@@ -159,7 +160,7 @@ def test_lower_values_without_width_are_the_values():
 
 
 @pytest.mark.parametrize("orientation", ["baseline-first", "optimistic-first"])
-def test_neighbors_in_the_family_differ_in_one_step(orientation):
+def test_must_2_neighbors_in_the_family_differ_in_one_step(orientation):
     baseline, optimistic = table([0, 0], [0, 0], [0, 0]), table([1, 1], [1, 1], [1, 1])
     family = candidates(baseline, optimistic, orientation)
     assert len(family) == 4
@@ -169,7 +170,7 @@ def test_neighbors_in_the_family_differ_in_one_step(orientation):
     assert changed == ([[0], [1], [2]] if orientation == "baseline-first" else [[2], [1], [0]])
 
 
-def test_the_mixture_mixes_at_one_step_only():
+def test_must_2_stepmix_mixes_at_one_step_only():
     """Without width the bound is the value: a chain in which the baseline's action pays 1, 2, 4 at steps 0, 1, 2."""
     mdp = TabularMDP(torch.ones(3, 1, 2, 1), torch.tensor([[[1.0, 0]], [[2.0, 0]], [[4.0, 0]]]) / 4, 3)
     baseline, other = table([0], [0], [0]), table([1], [1], [1])
@@ -244,7 +245,7 @@ def test_the_coin_of_epsmix():
     assert episode_share(below=0.5, baseline=1.0, threshold=1.7) == 1
 
 
-def test_the_value_of_the_randomized_policy_counts():
+def test_must_2_epsmix_draws_one_coin_for_a_whole_episode_and_its_value_counts():
     mdp = TabularMDP(torch.ones(1, 2, 1), torch.tensor([[[1.0, 0.0]]] * 2), 2)
     task = TabularTask(mdp, num=4000)
     policy = TabularMixture(task.spec, components=2)
@@ -291,7 +292,7 @@ def test_tasks_without_a_table_are_refused():
 
 
 @pytest.mark.parametrize("name", ["stepmix", "epsmix"])
-def test_counts_of_mixtures_update_the_model(name):
+def test_must_3_episodes_of_mixtures_update_the_model(name):
     learner = method(name, alpha=0.6)  # a low threshold: mixtures begin early
     conservatism = [metrics["conservatism"] for metrics in advance(learner, 150)]
     assert any(0 < value < 1 for value in conservatism)
@@ -306,7 +307,7 @@ def test_counts_of_mixtures_update_the_model(name):
 
 
 @pytest.mark.parametrize("name", ["stepmix", "epsmix"])
-def test_safety_is_judged_before_the_episode(name):
+def test_must_1_safety_is_judged_before_the_episode_by_the_bound_of_the_executed_policy(name):
     """The policy that collects is the one whose bound was computed from the data before, and it meets the threshold."""
     learner = method(name, alpha=0.5)
     mixed = 0
@@ -356,12 +357,18 @@ def test_alpha_1_is_ucbvi():
 
 
 def test_evaluation_is_exact():
-    learner = method("epsmix", alpha=0.6)
-    advance(learner, 30)
+    learner = method("epsmix", alpha=0.4)
+    advance(learner, 5)
     share = learner.policy.weight[1].item()
     by_hand = share * learner.baseline_value + (1 - share) * learner.mdp.value(learner.policy.table[0])[0, 0].item()
     assert 0 < share < 1
     assert learner.evaluate(learner.task)["return"] == pytest.approx(by_hand)
+
+
+def test_the_known_value_of_the_baseline_or_its_bound():
+    """Before any data the bound of the baseline is 0: without its known value there is nothing to mix with."""
+    assert method("epsmix", alpha=0.4).conservatism == pytest.approx(0.6)
+    assert method("epsmix", alpha=0.4, baseline_bound="lower").conservatism == 1
 
 
 def test_baselines():

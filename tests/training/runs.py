@@ -14,7 +14,7 @@ from polopt.training.folder import Run
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": (
         "Pendulum-v1",
-        {"steps": 48, "warmup": 24, "batch_size": 16, "network.sizes": (8,), "replay_size": 40, "checkpoint_every": 8},
+        {"steps": 48, "warmup": 24, "batch_size": 16, "network.sizes": (8,), "replay_size": 40, "checkpoint_every": 8} | {"eval_every": 24},
     ),
     "ppo": (
         "CartPole-v1",
@@ -27,6 +27,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "network.sizes": (8,),
             "normalize_obs": True,
             "checkpoint_every": 16,
+            "eval_every": 32,
         },
     ),
     "bc": (
@@ -38,6 +39,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "batch_size": 8,
             "network.sizes": (8,),
             "checkpoint_every": 2,
+            "eval_every": 6,
         },
     ),
     "bc-ppo": (
@@ -53,6 +55,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "critic_warmup": 1,
             "bc": {"demonstrations": "random", "random_episodes": 2, "batch_size": 8},
             "checkpoint_every": 16,
+            "eval_every": 32,
         },
     ),
 }

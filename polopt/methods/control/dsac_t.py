@@ -34,7 +34,6 @@ it where errors pass 50, so that the scale of the reward matters again. The poli
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +95,7 @@ class DSACv1(SAC):
 
     def build(self, task: Task) -> None:
         super().build(task)
-        self.target_policy: Any = frozen_copy(self.policy)
+        self.target_policy = frozen_copy(self.policy)
         if self.temperature.learned:
             self.temperature_optimizer = self.make_optimizer(self.temperature, lr=self.config.temperature_lr)
         self.updates = 0
@@ -131,8 +130,7 @@ class DSACv1(SAC):
         """Factors of the gradients of mean and std, each [E, B] like `std`, and the bound on the TD error."""
         if self.config.td_bound is None:  # the gradient of -log N(y_z; mean, std), as it is
             return std**-2, std**-3, math.inf
-        epsilon = self.config.epsilon
-        return 1 / (std.square() + epsilon), 1 / (std**3 + epsilon), self.config.td_bound
+        return 1 / (std.square() + self.config.epsilon), 1 / (std**3 + self.config.epsilon), self.config.td_bound
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         mean, std = self.critic(batch["obs"], batch["action"])

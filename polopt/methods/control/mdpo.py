@@ -34,6 +34,7 @@ actions of pi_k estimate -KL(pi_k || pi), which pushes away. Q_1 alone in the po
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,6 +172,8 @@ class OffPolicyMDPO(SAC):
         ),
     )
     smoke = Smoke("Pendulum-v1", SAC.smoke.steps, SAC.smoke.config | {"refresh": 16})
+    critic: Any  # the Q functions and, as their attribute `state_value`, V: one optimizer and one target for both
+    target_critic: Any
 
     def build(self, task: Task) -> None:
         super().build(task)
@@ -179,7 +182,7 @@ class OffPolicyMDPO(SAC):
 
     def make_critic(self) -> QEnsemble:
         critic = super().make_critic()
-        if self.config.value_network:  # beside the Q functions, so that they have one optimizer and one target
+        if self.config.value_network:
             critic.state_value = StateValue(self.spec, self.config.network)
         return critic
 

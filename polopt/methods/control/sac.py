@@ -56,7 +56,8 @@ class SAC(Method):
         warmup: int = param(
             10_000, "official code", low=1, unit="env_steps", help="uniform random actions at the start"
         )
-        steps_per_update: int = param(1, "table 1", low=1, unit="env_steps", help="collected between two updates")
+        steps_per_update: int = param(1, "table 1", low=1, unit="env_steps", help="collected between updates")
+        updates_per_step: int = param(1, "table 1", low=1, help="gradient steps per environment step")
         critics: int = param(2, "section 5", low=1, help="members of the critic ensemble")
         policy_critic: str = param("min", "equation 7", choices=("min", "mean"), help="reduction in the policy loss")
         reward_scale: float = param(1.0, "table 1", above=0)
@@ -88,7 +89,7 @@ class SAC(Method):
             Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
             batch_size=config.batch_size,
             warmup=config.warmup,
-            ratio=1 / config.steps_per_update,
+            ratio=config.updates_per_step / config.steps_per_update,
         )
 
     def make_critic(self) -> QEnsemble:

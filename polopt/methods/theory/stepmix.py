@@ -6,7 +6,8 @@ arXiv 2306.06265.
 In an unknown tabular MDP with horizon H every episode must be played by a policy with a value above `threshold`; that
 of a known baseline is. The optimistic policy is mixed with the baseline just enough that a lower confidence bound of
 the value of the mixture, known before the episode, meets the threshold; all data, also of mixtures, is counted.
-With visits n, frequencies P^ and mean rewards r of each (h, s, a), L = log(S A H K / delta), K = `episodes`:
+With visits n, frequencies P^ and mean rewards r of each (h, s, a), L = log(S A H K / delta), K = `episodes`, and in b
+the V_ of the policy that is bounded (that of pi~ in Q~):
 
     bonus       b  = scale (3 sqrt(Var(V~_{h+1}) L / n) + 14 H^2 L / n + P^ (V~_{h+1} - V_{h+1}) / H)     "bernstein"
                 b  = scale (3 sqrt(Var(V~_{h+1}) L / n) + 1.4 H L / n + sqrt(L / n))                      "practical"
@@ -118,7 +119,7 @@ class Conservative(Method):
         alpha: float = param(0.15, "assumed", low=0, high=1, help="threshold = (1 - alpha) V(baseline)")
         bonus: str = param("practical", "assumed", choices=tuple(BONUSES))
         scale: float = param(0.1, "assumed", low=0, help="factor on the bonus; 1 is what the theory asks for")
-        delta: float = param(0.05, "section 6", above=0, below=1, help="probability that a bound fails")
+        delta: float = param(0.05, "assumed", above=0, below=1, help="probability that a bound fails")
         episodes: int = param(10_000, "assumed", low=1, help="K, for how many episodes the bounds shall hold")
         baseline: str = param("deterministic", "assumed", choices=tuple(BASELINES))
         baseline_noise: float = param(0.4, "assumed", low=0, high=1, help="share of random actions of the baseline")
@@ -140,17 +141,13 @@ class Conservative(Method):
         self.model = TabularModel(self.mdp.horizon, self.mdp.states, self.mdp.actions)
         self.source = Rollouts(task, self.mdp.horizon, self.ledger)
         optimal, value = self.mdp.optimal()
-        self.optimal_value = self.start(value)
+        self.optimal_value = float(value[0, self.mdp.start])
         self.baseline = BASELINES[config.baseline](optimal, config.baseline_noise, self.generator)
-        self.baseline_value = self.start(self.mdp.value(self.baseline))
+        self.baseline_value = float(self.mdp.value(self.baseline)[0, self.mdp.start])
         self.threshold = (1 - config.alpha) * self.baseline_value
         self.log_term = log(self.baseline.numel() * config.episodes / config.delta)
         self.total_regret = 0.0
         self.plan()
-
-    def start(self, value: Tensor) -> float:
-        """The value at the start of an episode, of a table [H + 1, S]."""
-        return float(value[0, self.mdp.start])
 
     def choose(self, lower: Lower, optimistic: Tensor) -> tuple[Tensor, float, float]:
         """The policy [H, S, A] of the next episode, the probability that the baseline plays it instead, and how much
@@ -162,9 +159,11 @@ class Conservative(Method):
         visits, config = self.model.visits, self.config
         bonus = BONUSES[config.bonus](visits, self.mdp.horizon, self.log_term)
         bounds = optimistic_plan(*self.model.estimate(), scaled(bonus, config.scale, visits))
-        policy, share, self.conservatism = self.choose(
-            lambda policies: lower_values(bounds, policies)[:, self.mdp.start], bounds.policy
-        )
+
+        def lower(policies: Tensor) -> Tensor:
+            return lower_values(bounds, policies)[:, self.mdp.start]
+
+        policy, share, self.conservatism = self.choose(lower, bounds.policy)
         self.policy.set(torch.stack((policy, self.baseline)), visits.new_tensor([1 - share, share]))
 
     def diagnostics(self) -> dict[str, float]:
@@ -190,10 +189,8 @@ class Conservative(Method):
 class StepMix(Conservative):
     @dataclass(frozen=True)
     class Config(Conservative.Config):
-        mixing: str = param("step", "algorithm 1", choices=tuple(MIXING), help="switch and none are for comparison")
-        orientation: str = param(
-            "baseline-first", "assumed", choices=("baseline-first", "optimistic-first"), help="order in the candidates"
-        )
+        mixing: str = param("step", "paper", choices=tuple(MIXING), help="switch and none are for comparison")
+        orientation: str = param("baseline-first", "assumed", choices=("baseline-first", "optimistic-first"))
 
     slug = "stepmix"
     no_limit = "its base, UCBVI, is its own `--mixing none`, which alpha = 1 equals; a test compares the two"
@@ -207,9 +204,7 @@ class StepMix(Conservative):
 class EpsMix(Conservative):
     @dataclass(frozen=True)
     class Config(Conservative.Config):
-        baseline_bound: str = param(
-            "known", "assumed", choices=("known", "lower"), help="V(baseline): its exact value, or its lower bound"
-        )
+        baseline_bound: str = param("known", "assumed", choices=("known", "lower"), help="which V(baseline) counts")
 
     slug = "epsmix"
     limits = (

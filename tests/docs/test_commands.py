@@ -1,0 +1,110 @@
+"""What README.md and docs/ say is run: every `polopt ...` line and every Python block, shortened, page by page.
+
+Named exceptions: `make demo` and `make test`, and claims, of which only the command line is checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+
+import pytest
+
+from polopt import cli, registry
+from polopt.training import api, claims
+from tests.docs.blocks import PAGES, ROOT, blocks
+
+STEPS = {"env_steps": 256, "updates": 10, "episodes": 10}
+SHORTER = {"--episodes": "2", "--seeds": "2", "--extend": "1500"}
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Every run is short, whoever starts it; nothing else about it changes."""
+    original = api.Plan.__post_init__
+
+    def shorten(plan):
+        original(plan)
+        steps = min(plan.steps, STEPS[plan.cls.unit])
+        plan.options = dataclasses.replace(plan.options, steps=steps, eval_every=10**6, eval_episodes=1)
+        if hasattr(plan.config, "warmup"):
+            plan.config = dataclasses.replace(plan.config, warmup=steps - 8)
+
+    def claim(slug, **options):
+        claims.load_claim(claims.find_place().claims / f"{slug}.py")
+        return 0
+
+    monkeypatch.setattr(api.Plan, "__post_init__", shorten)
+    monkeypatch.setattr(claims, "run_verb", claim)
+
+
+def shortened(command):
+    argv = shlex.split(command, comments=True)[1:]
+    for option, value in SHORTER.items():
+        if option in argv:
+            argv[argv.index(option) + 1] = value
+    return argv
+
+
+def run_commands(text, where):
+    for line in text.splitlines():
+        if line.startswith("polopt "):
+            assert cli.main(shortened(line)) == 0, f"{where}: {line}"
+
+
+def run_console(text, capsys, where):
+    """`$ command` lines, each with the output that follows it."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, expected = part.partition("\n")
+        capsys.readouterr()
+        cli.main(shortened(command))
+        shown = capsys.readouterr()
+        assert expected.strip() in shown.out + shown.err, f"{where}: {command}"
+
+
+def pages():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if re.search(r"^(\$ )?polopt |^```python$", text, re.MULTILINE):
+            yield pytest.param(page, id=str(page.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_of(page, tmp_path, monkeypatch, capsys, short):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        if block.language == "bash":
+            run_commands(block.text, where)
+        elif block.language == "console":
+            run_console(block.text, capsys, where)
+        elif block.language == "python" and not block.title:
+            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), {"__name__": "__main__"})
+
+
+def test_every_verb_has_a_page():
+    assert {page.stem for page in (ROOT / "docs" / "verbs").glob("*.md")} == set(cli.VERBS)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", registry.entries())
+def test_every_metric_is_explained(name):
+    from tests.guards.harness import advance, built
+
+    explained = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")))
+    with built(name) as method:
+        logged = {metric for row in advance(method, registry.load(name).smoke.steps) for metric in row}
+    assert logged <= explained
+
+
+def test_every_built_method_is_in_the_readme():
+    named = set(re.findall(r"`([\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert set(registry.entries()) <= named

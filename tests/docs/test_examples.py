@@ -1,0 +1,35 @@
+"""Every script under examples/ runs to its end, with a tiny budget; `demo.py` is run by `make demo`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+import pytest
+
+from tests.docs.blocks import ROOT
+
+BUDGETS = {
+    "compare_two.py": ["600", "2"],
+    "demonstrations.py": ["600"],
+    "early_stop.py": ["2000"],
+    "load_and_predict.py": ["600"],
+    "own_environment.py": ["200"],
+    "own_network.py": ["600"],
+    "resume_a_run.py": ["2048"],
+    "tabular_stepmix.py": ["30"],
+    "train_ppo.py": ["600"],
+}
+SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+def test_every_example_has_a_budget():
+    assert set(SCRIPTS) == {*BUDGETS, "demo.py"}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_example(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *BUDGETS[name]])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert capsys.readouterr().out

@@ -1,0 +1,91 @@
+"""The capability matrix: every method with every policy on every kind of space updates, or refuses in one sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+
+from polopt import registry
+from polopt.config.params import kind
+from polopt.core.errors import UsageError
+from polopt.policies import AnyPolicy
+from polopt.training import api
+from tests.guards import spaces
+from tests.guards.harness import BUILT, SEED, advance
+
+POLICIES = [kind(policy) for policy in get_args(AnyPolicy)]
+TASKS = (spaces.box, spaces.unbounded, spaces.discrete, spaces.multi_discrete, spaces.finite, spaces.multi_binary)
+SERVES = {
+    "auto": {"box", "unbounded", "discrete", "multi_discrete", "finite"},
+    "gaussian": {"box", "unbounded"},
+    "squashed-gaussian": {"box"},
+    "deterministic": {"box"},
+    "categorical": {"discrete", "finite"},
+    "multi-discrete": {"multi_discrete"},
+    "tabular-softmax": {"finite"},
+}
+SURE = {  # what must work: a matrix of refusals alone would pass the rest
+    "ppo": {("auto", task) for task in SERVES["auto"]} | {("squashed-gaussian", "box"), ("tabular-softmax", "finite")},
+    "bc": {("auto", task) for task in SERVES["auto"]} | {("deterministic", "box"), ("tabular-softmax", "finite")},
+    "sac": {("gaussian", "box"), ("gaussian", "unbounded"), ("squashed-gaussian", "box")},
+}
+
+
+def attempt(name: str, policy: str | None, task) -> str:
+    """Two updates; "" when they work, or the sentence that refuses."""
+    smoke = registry.load(name).smoke
+    settings = smoke.config if policy is None else smoke.config | {"policy": policy}
+    try:
+        method = api.plan(name, task, seed=SEED, loggers=(), **settings).build()
+    except UsageError as error:
+        return str(error)
+    try:
+        for metrics in advance(method, smoke.steps, updates=2):
+            assert all(math.isfinite(value) for value in metrics.values()), (policy, metrics)
+    except UsageError as error:
+        pytest.fail(f"{name} with {policy} on {task.__name__} is refused only while it trains: {error}")
+    finally:
+        method.task.close()
+    return ""
+
+
+def one_sentence(text: str) -> bool:
+    return bool(text) and "\n" not in text and len(text) < 300 and ". " not in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_every_pair_updates_or_is_refused_in_one_sentence(name):
+    choices = POLICIES if any(item.name == "policy" for item in fields(registry.load(name).Config)) else [None]
+    worked = set()
+    for policy in choices:
+        for task in TASKS:
+            refusal = attempt(name, policy, task)
+            if refusal:
+                assert one_sentence(refusal), refusal
+            else:
+                worked.add((policy, task.__name__))
+                assert policy is None or task.__name__ in SERVES[policy], f"{policy} cannot serve {task.__name__}"
+    assert SURE.get(name, set()) <= worked
+
+
+def test_every_policy_is_in_the_matrix():
+    assert set(SERVES) == set(POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "task", "sentence"),
+    [
+        ("sac", "squashed-gaussian", spaces.discrete, "a squashed Gaussian needs a Box action space with finite bounds"),
+        ("sac", "squashed-gaussian", spaces.unbounded, "a squashed Gaussian needs a Box action space with finite bounds"),
+        ("sac", "deterministic", spaces.box, "sac needs a policy that"),
+        ("ppo", "deterministic", spaces.box, "ppo needs a policy that scores the actions that it took"),
+        ("ppo", "categorical", spaces.box, "a categorical policy needs a Discrete action space"),
+        ("ppo", "auto", spaces.multi_binary, "multi_binary has a MultiBinary action space; polopt serves Box, Discrete and"),
+        ("bc", "tabular-softmax", spaces.discrete, "a tabular softmax needs a Discrete observation space"),
+    ],
+)
+def test_the_sentence(name, policy, task, sentence):
+    assert attempt(name, policy, task).startswith(sentence)

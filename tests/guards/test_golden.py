@@ -1,0 +1,34 @@
+"""A short golden trajectory for every method: a refactoring that changes a number says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.guards.golden import FOLDER, trajectory
+from tests.guards.harness import BUILT
+
+HOW = (
+    "if the change is meant, write it down in CHANGELOG.md in a line that names {name}, and run "
+    "`python -m tests.guards.golden {name}`"
+)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_golden_trajectory(name, float64):
+    path = FOLDER / f"{name}.json"
+    assert path.exists(), f"{name} has no golden trajectory yet: run `python -m tests.guards.golden {name}`"
+    golden, now = json.loads(path.read_text()), trajectory(name)
+    assert len(now) == len(golden), f"{name} makes {len(now)} updates in place of {len(golden)}; {HOW.format(name=name)}"
+    for update, (expected, found) in enumerate(zip(golden, now)):
+        assert found.keys() == expected.keys(), f"update {update} of {name} has other metrics; {HOW.format(name=name)}"
+        for metric, value in expected.items():
+            # Rounding differs between machines and grows from update to update.
+            close = pytest.approx(value, rel=1e-6 * 10**update, abs=1e-9 * 10**update)
+            assert found[metric] == close, f"update {update} of {name}: {metric} changed; {HOW.format(name=name)}"
+
+
+def test_golden_files_belong_to_methods():
+    assert {path.stem for path in FOLDER.glob("*.json")} <= set(BUILT)
+

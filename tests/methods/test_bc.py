@@ -1,0 +1,150 @@
+"""Behavioral cloning, and the staged bc-ppo: its loss by hand, its demonstrations, and that both learn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import polopt
+from polopt.core.batch import weigh
+from polopt.core.errors import UsageError
+from polopt.training import api
+from polopt.training.folder import Run
+from tests.guards import spaces
+
+MUST = 3
+SMALL = {"demonstrations": "random", "random_episodes": 3, "batch_size": 8, "network.sizes": (8,), "loggers": ()}
+
+
+def make(task: Any = "CartPole-v1", **changes: Any) -> Any:
+    return api.plan("bc", task, seed=1, **SMALL | changes).build()
+
+
+def test_must_1_the_loss_is_the_negative_log_likelihood_of_what_was_done(float64):
+    method = make()
+    batch = weigh(method.collect())
+    logits = method.policy.net(batch["obs"]).detach().numpy()
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_softmax, batch["action"].numpy()[:, None], 1)
+    loss, metrics = method.imitation_loss(batch)
+    assert float(loss.detach()) == pytest.approx(-chosen.mean())
+    assert float(metrics["imitation_loss"]) == pytest.approx(-chosen.mean())
+    bonus = make(entropy_coefficient=0.5)
+    bonus.policy = method.policy
+    entropy = -(np.exp(log_softmax) * log_softmax).sum(-1).mean()
+    assert float(bonus.imitation_loss(batch)[0].detach()) == pytest.approx(-chosen.mean() - 0.5 * entropy)
+
+
+def test_must_1_deterministic_policies_take_the_squared_error(float64):
+    method = make(spaces.box, policy="deterministic")
+    batch = weigh(method.collect())
+    mean = method.policy.net(batch["obs"]).tanh().detach().numpy()
+    error = ((mean - batch["action"].numpy()) ** 2).sum(-1).mean()
+    assert float(method.imitation_loss(batch)[0].detach()) in (pytest.approx(error), pytest.approx(error / 2))
+
+
+def test_must_2_actions_are_learned_in_the_units_of_the_policy():
+    """Demonstrations are in the environment's units, [-2, 1]; a squashed policy acts in [-1, 1]."""
+    plain, squashed = make(spaces.box, policy="gaussian"), make(spaces.box, policy="squashed-gaussian")
+    raw, unit = plain.source.data["action"], squashed.source.data["action"]
+    assert raw.min() < -1.5
+    assert unit.min() >= -1
+    assert unit.max() <= 1
+    torch.testing.assert_close(2 * (raw + 2) / 3 - 1, unit)
+
+
+def test_must_3_it_costs_no_environment_steps_and_normalizes_by_the_demonstrations():
+    method = make(normalize_obs=True)
+    for _ in range(3):
+        method.update(method.collect())
+    assert method.ledger.env_steps == 0
+    assert int(method.policy.normalizer.count) == len(method.source.data)
+    torch.testing.assert_close(method.policy.normalizer.mean, method.source.data["obs"].double().mean(0))
+
+
+def test_demonstrations_must_be_named_and_there():
+    for name, said in (("", "bc needs --demonstrations FILE"), ("nowhere.safetensors", "there are no demonstrations at")):
+        with pytest.raises(UsageError, match=said):
+            make(demonstrations=name)
+
+
+def test_a_recurrent_network_is_refused():
+    with pytest.raises(UsageError, match="which a recurrent policy cannot learn from"):
+        make(**{"network.recurrent": "gru"})
+
+
+def test_it_clones_a_policy(tmp_path):
+    """An expert that pushes where the pole falls is recorded, and cloned from the file."""
+    from polopt.data.demonstrations import record, save_demonstrations
+    from polopt.tasks import make_task
+
+    class Expert:
+        def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
+            return {"action": (obs[:, 2] + obs[:, 3] > 0).long()}, {}
+
+        def env_action(self, action: Any) -> Any:
+            return action
+
+    task = make_task("CartPole-v1", num=4, seed=0)
+    data = record(Expert(), task, 4)
+    assert len(data) > 500
+    file = tmp_path / "expert.safetensors"
+    save_demonstrations(file, data, task.spec)
+    settings = {"demonstrations": str(file), "network.sizes": (32,), "lr": 1e-2, "loggers": (), "threads": 1}
+    run = polopt.train("bc", "CartPole-v1", steps=300, out=tmp_path / "run", eval_every=300, eval_episodes=5, **settings)
+    assert run.final["eval/return"] > 150
+    other = {"demonstrations": str(file), "loggers": ()}
+    with pytest.raises(UsageError, match="were recorded on CartPole-v1, whose spaces differ"):
+        polopt.train("bc", "Acrobot-v1", steps=2, out=tmp_path / "other", **other)
+
+
+def staged(**changes: Any) -> Any:
+    config = {"envs": 2, "window": 8, "minibatches": 2, "epochs": 1, "network.sizes": (8,), "bc_updates": 3}
+    bc = {"bc": {"demonstrations": "random", "random_episodes": 2, "batch_size": 8}}
+    return api.plan("bc-ppo", "CartPole-v1", seed=1, loggers=(), **config | bc | changes).build()
+
+
+def advance(method: Any) -> dict[str, torch.Tensor]:
+    metrics = method.update(method.collect())
+    method.ledger.updates += 1
+    return metrics
+
+
+def test_the_stages_share_one_policy_and_the_first_costs_no_steps():
+    method = staged()
+    policy, names = method.policy, []
+    for _ in range(5):
+        names.append(method.stage_name)
+        advance(method)
+        assert method.learner.policy is policy
+    assert names == ["bc", "bc", "bc", "ppo", "ppo"]
+    assert method.ledger.env_steps == 2 * 16
+
+
+def test_the_policy_rests_while_the_critic_warms_up():
+    method = staged(critic_warmup=2)
+    for _ in range(3):
+        advance(method)
+    before = [p.clone() for p in method.policy.parameters()]
+    critic = [p.clone() for p in method.learner.critic.parameters()]
+    for _ in range(2):
+        advance(method)
+        assert all(torch.equal(a, b) for a, b in zip(before, method.policy.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(critic, method.learner.critic.parameters()))
+    advance(method)
+    assert not all(torch.equal(a, b) for a, b in zip(before, method.policy.parameters()))
+
+
+def test_stages_show_in_the_rows(tmp_path):
+    bc = {"demonstrations": "random", "random_episodes": 2, "batch_size": 8}
+    settings = {"envs": 2, "window": 8, "network.sizes": (8,), "bc_updates": 3, "loggers": (), "eval_episodes": 1}
+    run = polopt.train("bc-ppo", "CartPole-v1", steps=48, out=tmp_path / "run", log_every=16, bc=bc, **settings)
+    rows = Run(run.folder).rows
+    assert [row["stage"] for row in rows][:2] == ["bc", "ppo"]
+    assert rows[-1]["stage"] == "ppo"
+    assert rows[-1]["env_steps"] == 48
+    assert math.isfinite(rows[-1]["explained_variance"])

@@ -1,0 +1,394 @@
+"""PPO: what practice says must not be skipped, with numbers worked out here, its options, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+import polopt
+from polopt import registry
+from polopt.core.state import gather, restore
+from polopt.training import api
+from tests.guards import spaces
+
+MUST = 5
+SMALL = {"envs": 2, "window": 8, "minibatches": 2, "epochs": 2, "network.sizes": (8,), "loggers": ()}
+ONE_STEP = {"epochs": 1, "minibatches": 1, "entropy_coefficient": 0.0, "max_grad_norm": None}
+
+
+def make(task: Any = "CartPole-v1", **changes: Any) -> Any:
+    return api.plan("ppo", task, seed=1, **SMALL | changes).build()
+
+
+def gradient(loss: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
+
+
+def test_must_1_bootstraps_from_the_final_observation_and_cuts_at_every_end():
+    method = make(discount=0.9, gae_lambda=0.5, advantage_over="none")
+    flags = {"terminated": [[0, 1, 0, 0, 0]], "truncated": [[0, 0, 0, 1, 0]]}
+    obs = torch.arange(5.0).reshape(1, 5, 1)
+    batch = TensorDict(
+        {
+            "obs": obs,
+            "final_obs": torch.full((1, 5, 1), 100.0),
+            "reward": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]),
+            **{name: torch.tensor(value, dtype=torch.bool) for name, value in flags.items()},
+        },
+        batch_size=[1, 5],
+    )
+    method.critic.network.forward = lambda obs, extra=None: 2.0 * obs  # V(s) = 2 s, V(final) = 200
+    result = method.evaluate_window(batch)
+    value = [0.0, 2.0, 4.0, 6.0, 8.0]
+    delta4 = 5 + 0.9 * 200 - 8  # the last column bootstraps
+    delta3 = 4 + 0.9 * 200 - 6  # truncated: the final observation, and nothing of the next episode
+    delta2 = 3 + 0.9 * 6 - 4
+    delta1 = 2 - 2.0  # terminated: no bootstrap
+    delta0 = 1 + 0.9 * 2 - 0
+    advantage = [delta0 + 0.45 * delta1, delta1, delta2 + 0.45 * delta3, delta3, delta4]
+    np.testing.assert_allclose(result["advantage"][0], advantage, rtol=1e-5)
+    np.testing.assert_allclose(result["returns"][0], np.add(advantage, value), rtol=1e-5)
+
+
+def test_must_1_windows_hold_the_observation_before_the_reset():
+    method = make("Pendulum-v1", task_options={"max_episode_steps": 3})
+    batch = method.collect()
+    assert batch["truncated"][0].nonzero().flatten().tolist() == [2, 5]
+    assert not batch["terminated"].any()
+    assert batch["first"][0].nonzero().flatten().tolist() == [0, 3, 6]
+    assert torch.equal(batch["final_obs"][:, 0], batch["obs"][:, 1])
+    assert not torch.equal(batch["final_obs"][:, 2], batch["obs"][:, 3])
+
+
+def test_must_2_old_log_probs_are_of_the_stored_unclipped_action_summed_over_dims(float64):
+    method = make(spaces.box, **{"policy": "gaussian", "policy.log_std_init": 1.0})
+    batch = method.collect()
+    action = batch["action"].numpy()
+    assert action.shape == (2, 8, 2)
+    assert (action > 1.0).any()
+    assert (action < -2.0).any()  # outside of the bounds: stored as sampled
+    sent = method.policy.env_action(batch["action"]).numpy()
+    assert sent.max() <= 1.0
+    assert sent.min() >= -2.0
+    mean = method.policy.net(batch["obs"]).detach().numpy()
+    std = math.e
+    density = -0.5 * ((action - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+    np.testing.assert_allclose(batch["log_prob"].numpy(), density.sum(-1), rtol=1e-10)
+    rewards = -np.abs(np.clip(action, [-2, -2], [1, 1])).sum(-1)
+    np.testing.assert_allclose(batch["reward"].numpy(), rewards, rtol=1e-5)
+
+
+def test_must_2_old_log_probs_stay_those_of_the_rollout_and_targets_carry_no_gradient():
+    method = make(epochs=3)
+    batch = method.collect()
+    seen: list[torch.Tensor] = []
+    original = method.optimizer.minimize
+
+    def spy(loss: Any, minibatch: Any) -> Any:
+        seen.append(minibatch["log_prob"])
+        assert not minibatch["advantage"].requires_grad
+        assert not minibatch["returns"].requires_grad
+        return original(loss, minibatch)
+
+    method.optimizer.minimize = spy
+    before = batch["log_prob"].clone()
+    method.update(batch)
+    assert len(seen) == 6
+    assert torch.equal(batch["log_prob"], before)
+    for epoch in range(3):  # each epoch is a permutation of the same numbers
+        numbers = torch.cat(seen[2 * epoch : 2 * epoch + 2])
+        assert torch.equal(numbers.sort().values, before.flatten().sort().values)
+
+
+def test_one_step_on_the_whole_window_has_ratio_1_and_the_gradient_of_a2c(float64):
+    method = make("Pendulum-v1", **ONE_STEP)
+    batch = method.evaluate_window(method.collect())
+    (minibatch,) = method.minibatches(batch)
+    log_prob = method.policy.log_prob(minibatch)
+    np.testing.assert_allclose((log_prob - minibatch["log_prob"]).detach().exp(), 1.0, atol=1e-12)
+    loss, metrics = method.policy_loss(minibatch)
+    assert float(metrics["clip_fraction"]) == 0.0
+    assert float(metrics["approx_kl"]) == pytest.approx(0.0, abs=1e-12)
+    advantage = minibatch["advantage"].numpy()
+    assert advantage.mean() == pytest.approx(0.0, abs=1e-9)
+    assert advantage.std(ddof=1) == pytest.approx(1.0, abs=1e-6)
+    a2c = -(torch.from_numpy(advantage) * method.policy.log_prob(minibatch)).mean()
+    ours, theirs = gradient(loss, method.policy), gradient(a2c, method.policy)
+    assert theirs.abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_clipped_objective(float64):
+    method = make("Pendulum-v1", entropy_coefficient=0.0)
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    minibatch["log_prob"] = minibatch["log_prob"] + torch.linspace(-0.6, 0.6, len(minibatch))  # ratios on both sides
+    ratio = (method.policy.log_prob(minibatch) - minibatch["log_prob"]).exp()
+    advantage = minibatch["advantage"]
+    textbook = torch.max(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2)).mean()
+    loss, metrics = method.policy_loss(minibatch)
+    torch.testing.assert_close(gradient(loss, method.policy), gradient(textbook, method.policy), rtol=1e-9, atol=1e-12)
+    outside = ((ratio < 0.8) | (ratio > 1.2)).double().mean()
+    assert 0 < float(metrics["clip_fraction"]) < 1
+    assert float(metrics["clip_fraction"]) == pytest.approx(float(outside))
+    k3 = (ratio - 1 - ratio.log()).mean()
+    assert float(metrics["approx_kl"]) == pytest.approx(float(k3))
+
+
+@pytest.mark.parametrize("over", ["minibatch", "batch", "none"])
+def test_must_3_advantages_are_standardized_as_asked(over):
+    method = make(advantage_over=over)
+    batch = method.evaluate_window(method.collect())
+    parts = list(method.minibatches(batch))
+    whole = torch.cat([part["advantage"] for part in parts[:2]])
+    for part in parts:
+        standardized = abs(float(part["advantage"].mean())) < 1e-5 and abs(float(part["advantage"].std()) - 1) < 1e-4
+        assert standardized == (over == "minibatch")
+    assert (abs(float(whole.std()) - 1) < 1e-3) == (over == "batch" or over == "minibatch" and len(whole) == 0) or (
+        over == "minibatch"
+    )
+
+
+def test_must_3_orthogonal_init_with_a_small_policy_head():
+    method = make(**{"network.sizes": (16, 16)})
+
+    def layers(module: torch.nn.Module) -> list[torch.Tensor]:
+        return [p.detach().squeeze(0) for p in module.parameters() if p.squeeze(0).dim() == 2]
+
+    for module, head in ((method.policy, 0.01), (method.critic, 1.0)):
+        first, second, last = layers(module)
+        eye = torch.eye(16)
+        assert torch.allclose(second @ second.T, 2.0 * eye, atol=1e-4)  # gain sqrt(2)
+        first = first if first.shape[0] >= first.shape[1] else first.T
+        assert torch.allclose(first.T @ first, 2.0 * torch.eye(first.shape[1]), atol=1e-4)
+        last = last if last.dim() == 2 and last.shape[0] <= last.shape[1] else last.T
+        assert torch.allclose(last @ last.T, head**2 * torch.eye(last.shape[0]), atol=1e-5)
+        assert all(not p.any() for p in module.parameters() if p.squeeze().dim() == 1 and p.shape[-1] in (16, 2))
+
+
+def test_must_3_adam_epsilon_clipping_and_annealing():
+    method = make(max_grad_norm=0.5)
+    assert method.optimizer.torch.defaults["eps"] == 1e-5
+    metrics = method.update(method.collect())
+    assert "grad_norm" in metrics
+    for progress in (0.0, 0.25, 0.9):
+        method.progress = progress
+        method.update(method.collect())
+        assert method.optimizer.torch.param_groups[0]["lr"] == pytest.approx(2.5e-4 * (1 - progress))
+
+
+def test_must_4_statistics_of_observations_and_returns():
+    method = make("Pendulum-v1", normalize_obs=True, normalize_reward=True)
+    normalizer = method.policy.normalizer
+    assert normalizer is method.critic.network.normalizer
+    window = method.collect()
+    seen = window["obs"].flatten(0, 1).double()
+    method.update(window)
+    torch.testing.assert_close(normalizer.mean, seen.mean(0))
+    torch.testing.assert_close(normalizer.variance, seen.var(0, correction=0), rtol=1e-6, atol=1e-9)
+    # Rewards are divided by the deviation of the running discounted return, in the update only.
+    reward = window["reward"].double().numpy()
+    running, returns = np.zeros(2), []
+    for column in reward.T:
+        running = column + 0.99 * running
+        returns.append(running)
+    scale = np.std(returns)
+    assert float(method.reward_normalizer.std) == pytest.approx(scale, rel=1e-3)
+    # Frozen in evaluation.
+    before = {path: leaf.clone() for path, leaf in gather(normalizer).items()}
+    task = method.task.__class__(method.task._make, 1, 5)
+    method.evaluate(task, 2)
+    method.policy.predict(np.zeros(3, np.float32))
+    assert all(torch.equal(leaf, before[path]) for path, leaf in gather(normalizer).items())
+
+
+def test_must_4_statistics_are_saved_with_the_model(tmp_path):
+    settings = SMALL | {"steps": 32, "normalize_obs": True, "normalize_reward": True, "eval_episodes": 1}
+    run = polopt.train("ppo", "Pendulum-v1", out=tmp_path / "run", **settings)
+    actor = polopt.load(run.folder)
+    assert float(actor.normalizer.count) == 32
+    state = run.checkpoints.load(run.checkpoints.steps()[-1])
+    assert torch.equal(actor.normalizer.mean, state["method.policy.net.normalizer.mean"])
+    assert any("reward_normalizer" in path for path in state)
+
+
+@pytest.mark.parametrize("extra", [{"adaptive_lr": "adaptive-kl"}, {"kl_penalty": "kl-penalty"}])
+def test_must_4_an_old_policy_does_not_stop_the_statistics(extra):
+    method = make("Pendulum-v1", normalize_obs=True, **extra)
+    method.update(method.collect())
+    assert float(method.policy.normalizer.count) == 16
+    assert method.old_policy.normalizer is method.policy.normalizer
+
+
+def test_must_5_diagnostics_are_logged():
+    method = make()
+    window = method.collect()
+    metrics = method.update(window)
+    logged = {"approx_kl", "approx_kl_k1", "clip_fraction", "explained_variance", "entropy", "value_loss"}
+    assert logged <= metrics.keys()
+    assert all(value.shape == () for value in metrics.values())
+    batch = method.evaluate_window(window)
+    value, returns = batch["value"].double().numpy(), batch["returns"].double().numpy()
+    again = method.update(window)
+    expected = 1 - (returns - value).var() / returns.var()
+    assert float(again["explained_variance"]) == pytest.approx(expected, rel=1e-4)
+    assert float(metrics["entropy"]) == pytest.approx(math.log(2), abs=0.01)  # two actions, a head near 0
+
+
+def test_must_5_flattening_keeps_decisions_together():
+    method = make(envs=2, window=8)
+    batch = method.evaluate_window(method.collect())
+    rows = {tuple(obs.tolist()): (float(a), float(r)) for obs, a, r in zip(
+        batch["obs"].reshape(-1, 4), batch["action"].reshape(-1), batch["returns"].reshape(-1)
+    )}  # fmt: skip
+    for minibatch in method.minibatches(batch):
+        assert minibatch.batch_dims == 1
+        for obs, action, returns in zip(minibatch["obs"], minibatch["action"], minibatch["returns"]):
+            assert rows[tuple(obs.tolist())] == (float(action), float(returns))
+        assert method.critic.value(minibatch).shape == minibatch["returns"].shape == (8,)
+
+
+def test_clipped_value_loss_by_hand():
+    method = make(value_clip=0.2)
+    batch = TensorDict(
+        {
+            "value": torch.tensor([1.0, 1.0]),
+            "returns": torch.tensor([2.0, 1.1]),
+            "weight": torch.tensor([0.5, 0.5]),
+        },
+        batch_size=[2],
+    )
+    method.critic.value = lambda batch: torch.tensor([1.5, 1.1])
+    # 1.5 is clipped to 1.2: max(0.25, 0.64); 1.1 stays: 0
+    assert float(method.value_loss(batch)[0]) == pytest.approx(0.5 * 0.5 * 0.64)
+    method.config = make(value_clip=None).config
+    assert float(method.value_loss(batch)[0]) == pytest.approx(0.5 * 0.5 * 0.25)
+
+
+def test_the_clip_range_is_annealed():
+    method = make("Pendulum-v1", clip_schedule="linear", entropy_coefficient=0.0)
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    minibatch["advantage"] = torch.ones(len(minibatch))
+    minibatch["log_prob"] = method.policy.log_prob(minibatch).detach() - math.log(1.15)
+    kept = []
+    for progress in (0.0, 0.5):
+        method.progress = progress
+        kept.append(bool(gradient(method.policy_loss(minibatch)[0], method.policy).any()))
+    assert kept == [True, False]  # 1.15 is within 1 + 0.2, not within 1 + 0.1
+
+
+def test_the_learning_rate_follows_the_kl_before_each_step():
+    method = make(adaptive_lr="adaptive-kl", lr=1e-3, lr_schedule="constant")
+    kls, rates = iter([0.0, 0.05, 0.001, 0.015]), []
+    method.kl_from_old = lambda batch: torch.tensor(next(kls))
+    original = method.optimizer.torch.step
+
+    def spy() -> None:
+        rates.append(float(method.optimizer.torch.param_groups[0]["lr"]))
+        original()
+
+    method.optimizer.torch.step = spy
+    method.update(method.collect())
+    assert rates == pytest.approx([1e-3, 1e-3 / 1.5, 1e-3, 1e-3])
+
+
+def test_the_kl_to_the_old_policy_is_exact_and_old_comes_first():
+    method = make("Pendulum-v1", kl_penalty={"initial": 2.0})
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    method.policy.log_std.data.fill_(0.5)
+    mean = method.policy.net(minibatch["obs"]).detach().double()
+    old_mean = method.old_policy.net(minibatch["obs"]).detach().double()
+    expected = (0.5 + (1 + (mean - old_mean) ** 2) / (2 * math.e) - 0.5).sum(-1).mean()
+    assert float(method.kl_from_old(minibatch)) == pytest.approx(float(expected), rel=1e-5)
+    without = make("Pendulum-v1")
+    restore(without.policy, gather(method.policy))
+    difference = method.policy_loss(minibatch)[0] - without.policy_loss(minibatch)[0]
+    assert float(difference) == pytest.approx(2.0 * float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.05, 2.0), (0.001, 0.5), (0.01, 1.0)])
+def test_the_penalty_is_doubled_or_halved(kl, factor):
+    method = make(kl_penalty={"initial": 3.0})
+    method.kl_from_old = lambda batch: torch.tensor(kl)
+    method.update(method.collect())
+    assert float(method.kl_penalty.value) == pytest.approx(3.0 * factor)
+
+
+def test_epochs_end_when_the_kl_exceeds_its_target():
+    steps = {}
+    for target in (None, 1e-9):
+        method = make(target_kl=target, epochs=4, lr=1e-2)
+        original, calls = method.optimizer.minimize, []
+        method.optimizer.minimize = lambda *args, original=original, calls=calls: calls.append(1) or original(*args)
+        method.update(method.collect())
+        steps[target] = len(calls)
+    assert steps == {None: 8, 1e-9: 2}  # the first step has KL 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("classic", {"lr": 2.5e-4, "envs": 4, "window": 128, "minibatches": 4, "epochs": 4, "entropy_coefficient": 0.01}),
+        ("atari", {"envs": 8, "window": 128, "minibatches": 4, "epochs": 4, "value_clip": 0.1}),
+        ("mujoco", {"lr": 3e-4, "envs": 1, "window": 2048, "minibatches": 32, "epochs": 10, "entropy_coefficient": 0.0}),
+        ("procgen", {"lr": 5e-4, "envs": 64, "window": 256, "minibatches": 8, "epochs": 3, "discount": 0.999}),
+        ("isaacgym", {"lr": 2.6e-3, "envs": 4096, "window": 16, "minibatches": 2, "epochs": 4, "value_clip": None}),
+        ("legged", {"lr": 1e-3, "envs": 4096, "window": 24, "minibatches": 4, "epochs": 5, "advantage_over": "batch"}),
+        ("pendulum", {"lr": 1e-3, "envs": 8, "window": 128, "minibatches": 32, "epochs": 10, "discount": 0.9}),
+    ],
+)
+def test_presets(preset, expected):
+    config = api.plan("ppo", "CartPole-v1", preset=preset).config
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert set(registry.load("ppo").presets) == {
+        "classic", "atari", "mujoco", "procgen", "isaacgym", "legged", "pendulum"
+    }  # fmt: skip
+
+
+def test_image_observations_train():
+    method = make("CartPole-v1", task_options={"preset": "image"}, window=4, envs=1, minibatches=1, epochs=1)
+    window = method.collect()
+    assert window["obs"].dtype == torch.uint8
+    assert all(math.isfinite(float(value)) for value in method.update(window).values())
+
+
+def test_a_recurrent_policy_solves_a_task_that_needs_memory(tmp_path):
+    settings = {
+        "task_options": {"delay": 1},
+        "envs": 16,
+        "window": 12,
+        "minibatches": 2,
+        "epochs": 4,
+        "lr": 1e-2,
+        "network": {"sizes": (16,), "recurrent": "gru", "recurrent_size": 16},
+        "threads": 1,
+        "loggers": (),
+        "eval_episodes": 40,
+        "eval_every": 1_920,
+        "until": "return>=1",
+        "seed": 0,
+    }
+    run = polopt.train("ppo", "recall", out=tmp_path / "run", steps=11_520, **settings)
+    assert run.final["eval/return"] >= 0.95  # 0.5 without memory
+    actor = polopt.load(run.folder)
+    for cue in (0, 1):  # through predict, one observation at a time
+        actor.reset()
+        shown = np.zeros(3, np.float32)
+        shown[cue] = 1.0
+        actor.predict(shown)
+        actor.predict(np.zeros(3, np.float32))
+        assert int(actor.predict(np.array([0, 0, 1], np.float32))) == cue
+
+
+def test_it_learns_cartpole(tmp_path):
+    settings = {"threads": 1, "loggers": (), "eval_every": 4_096, "until": "return>=200", "lr": 1e-3}
+    run = polopt.train("ppo", "CartPole-v1", steps=24_576, out=tmp_path / "run", **settings)
+    assert run.evaluations[0]["eval/return"] < 100
+    assert run.final["eval/return"] >= 200

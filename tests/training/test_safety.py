@@ -1,0 +1,162 @@
+"""Reading what someone else wrote runs no code of theirs, and a changed file is one sentence."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import polopt
+from polopt.cli import main
+from polopt.core.errors import UsageError
+from tests.training.runs import train
+
+
+class Bomb:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    return train("sac", tmp_path / "run")
+
+
+def test_no_pickle_is_ever_opened(run, tmp_path, monkeypatch):
+    fired = tmp_path / "fired"
+    bomb = pickle.dumps(Bomb(fired))
+    folder = run.folder
+    for name in ("policy.pkl", "state.pt", "model.pth", "data.pickle", "weights.npy", "conftest.py", "sitecustomize.py"):
+        for place in (folder, folder / "checkpoints", run.checkpoints.path(run.checkpoints.steps()[-1])):
+            (place / name).write_bytes(bomb)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("something was unpickled")
+
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(owner, name, refuse)
+    opened: list[str] = []
+    real = builtins.open
+
+    def spy(path: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", spy)
+    polopt.load(folder).predict(torch.zeros(3).numpy())
+    polopt.evaluate(folder, episodes=1)
+    polopt.resume(folder, extend=52)
+    assert not fired.exists()
+    assert not [path for path in opened if path.startswith(str(folder)) and path.endswith((".pkl", ".pt", ".pth", ".py"))]
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+def test_a_pickle_under_the_name_of_a_checkpoint_is_refused(file, run, tmp_path, capsys):
+    fired = tmp_path / "fired"
+    path = run.checkpoints.path(run.checkpoints.steps()[-1]) / file
+    path.write_bytes(pickle.dumps(Bomb(fired)))
+    assert main(["resume", str(run.folder)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert not fired.exists()
+
+
+def edit(folder: Path, change: Any) -> None:
+    path = folder / "config.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module on the path that leaves a file behind when it is imported."""
+    fired = tmp_path / "fired"
+    (tmp_path / "planted_module.py").write_text(
+        f"from pathlib import Path\nPath({str(fired)!r}).touch()\n"
+        "import gymnasium\n"
+        "def make(**kwargs): return gymnasium.make('Pendulum-v1')\n"
+        "def trunk(inputs, outputs): raise AssertionError\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("planted_module", None)
+    return fired
+
+
+def test_a_task_that_is_code_must_be_said_again(run, planted, capsys):
+    edit(run.folder, lambda record: record.update(task="planted_module:make"))
+    for verb in ("resume", "eval"):
+        assert main([verb, str(run.folder)]) == 2
+        assert "say it again with --task planted_module:make" in capsys.readouterr().err
+    assert not planted.exists()
+    assert main(["eval", str(run.folder), "--episodes", "1", "--task", "planted_module:make"]) == 0
+    assert planted.exists()
+
+
+def test_a_gymnasium_id_that_imports_a_module_is_code_too(run, planted, capsys):
+    edit(run.folder, lambda record: record.update(task="planted_module:Pendulum-v1"))
+    assert main(["eval", str(run.folder)]) == 2
+    assert not planted.exists()
+
+
+def test_a_network_that_is_code_must_be_said_again(run, planted, capsys):
+    edit(run.folder, lambda record: record["config"]["network"].update(make={"callable": "planted_module:trunk"}))
+    for verb in ("resume", "eval"):
+        assert main([verb, str(run.folder)]) == 2
+        said = capsys.readouterr().err
+        assert "network.make was planted_module:trunk, which is code, which is not run from a file" in said
+    assert not planted.exists()
+
+
+DAMAGE: dict[str, Any] = {
+    "no task": (lambda record: record.pop("task"), 1, "config.json is damaged: it has no 'task'"),
+    "a number for a task": (lambda record: record.update(task=3), 1, "config.json is damaged: it has no 'task'"),
+    "no config": (lambda record: record.update(config=None), 1, "config.json is damaged: it has no 'config'"),
+    "another method": (lambda record: record.update(method="sacc"), 2, "there is no method 'sacc'; did you mean 'sac'?"),
+    "a planned method": (lambda record: record.update(method="iql"), 2, "iql is planned, not built yet"),
+    "a value out of range": (lambda record: record["config"].update(tau=7), 2, "tau must be"),
+    "an unknown field": (lambda record: record["config"].update(taau=0.1), 2, "has no field 'taau'; did you mean 'tau'?"),
+    "a wrong type": (lambda record: record["config"].update(network="x"), 2, "network"),
+    "an unknown task": (lambda record: record.update(task="Pendulumm-v1"), 2, "there is no task 'Pendulumm-v1'"),
+    "a reserved option": (lambda record: record["task_options"].update(seed=1), 2, "--task.seed cannot be set"),
+    "an unknown option": (lambda record: record["task_options"].update(foo=1), 2, "cannot be made"),
+    "an unknown logger": (lambda record: record["run"].update(loggers=["os"]), 2, "there is no logger 'os'"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_tampered_config_is_one_sentence(kind, run, capsys):
+    change, code, sentence = DAMAGE[kind]
+    edit(run.folder, change)
+    before = sorted(run.folder.rglob("*"))
+    assert main(["resume", str(run.folder)]) == code
+    said = capsys.readouterr().err.strip()
+    assert sentence in said
+    assert said.count("\n") == 0
+    assert sorted(run.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00\x01"])
+def test_a_config_that_is_no_record(text, run, capsys):
+    (run.folder / "config.json").write_text(text)
+    for verb in ("resume", "eval", "report"):
+        assert main([verb, str(run.folder)]) == 1
+        assert "config.json" in capsys.readouterr().err
+
+
+def test_demonstrations_are_not_unpickled(tmp_path):
+    fired, file = tmp_path / "fired", tmp_path / "demos.safetensors"
+    file.write_bytes(pickle.dumps(Bomb(fired)))
+    with pytest.raises(UsageError, match="cannot be read"):
+        train("bc", tmp_path / "bc", demonstrations=str(file))
+    assert not fired.exists()
