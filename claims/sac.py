@@ -7,7 +7,9 @@ Every arm trains with the same budget and settings; only the temperature, the sc
 Pilots (seeds 1000, 1001; 12,000 steps) showed that arms at scale 10 had not converged and that the temperature at scale
 0.1 was still falling, so the budget is 20,000 steps. They also showed that the mode of a fixed-temperature policy is as
 good at scale 0.1 as the learned one, because the mode does not feel the entropy that is held; so the harm of a
-temperature that is too high is looked for in the return of the sampled policy, which is the policy that is trained.
+temperature that is too high is looked for in the return of the sampled policy, which is the policy that is trained. One
+pilot at 20,000 steps (seed 1000) leaves doubt about two expectations at scale 0.1, the harm (sampled returns -157 fixed,
+-144 learned) and the entropy (error 0.70 nats); they stay as they were stated.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ CLAIM = Claim(
     minutes=15,
     arms={
         **{f"learned@{scale}": arm(scale) for scale in SCALES},
-        **{f"fixed@{scale}": arm(scale, entropy="fixed") for scale in SCALES},
+        "fixed@0.1": arm(0.1, entropy="fixed"),
         "single": arm(1, critics=1),
     },
     expect=(
