@@ -2,7 +2,7 @@
 
 By hand it is the same as
 
-    polopt train sac --task HalfCheetah-v5 --preset demo --steps 20000 --video
+    polopt train sac --task HalfCheetah-v5 --steps 20000 --warmup 1000 --video
 
 Exits 1 unless the trained policy beats both its own start and a random policy by the margin that it prints.
 """
@@ -27,7 +27,7 @@ FOLDER = Path(os.environ.get("POLOPT_DEMO_OUT", "demo"))
 
 def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    run = polopt.train("sac", TASK, steps=STEPS, seed=0, out=FOLDER, preset="demo", progress=True)
+    run = polopt.train("sac", TASK, steps=STEPS, seed=0, out=FOLDER, warmup=1_000, progress=True)
     print("recording a video and writing the report ...")
     page = polopt.report([run.folder])
 

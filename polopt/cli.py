@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ USAGE = """polopt: policy optimization, one short file per method
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. Code of the user's own is looked for in the current folder too, as with `python -m`."""
+    sys.path.append(os.getcwd())
     sys.exit(main())
 
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except KeyboardInterrupt as error:
-        print(f"polopt: {error or 'interrupted'}", file=sys.stderr)
+        print(f"polopt: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except SystemExit as error:  # --help of a verb, or argparse on wrong usage
         return error.code if isinstance(error.code, int) else 2
@@ -70,7 +72,10 @@ def _fail(error: Exception, code: int) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UsageError(f"{self.prog}: {message}")
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        hint = nearest(unknown[0], known) if message.startswith("unrecognized") else ""
+        raise UsageError(f"{self.prog}: {message}{hint}")
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -128,8 +133,8 @@ def _train(argv: list[str]) -> int:
         raise UsageError("polopt train METHOD --task TASK ...: name a method first; 'polopt methods' lists them")
     if argv[0] in ("-h", "--help"):
         print(
-            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P] [--device D]\n"
-            "             [any option of the method]\n\n"
+            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]\n"
+            "             [--device D] [any option of the method]\n\n"
             "--task is a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE is for the environment.\n"
             "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
         )
@@ -248,6 +253,8 @@ def _compare(argv: list[str]) -> int:
         raise UsageError("polopt compare needs at least two methods, before the options")
     if args.seeds < 1 or args.jobs < 1:
         raise UsageError("--seeds and --jobs are at least 1")
+    if any(item.partition("=")[0] == "--seed" for item in rest):
+        raise UsageError("polopt compare trains the seeds 0 .. N-1 of --seeds N: it takes no --seed")
     from polopt.training import api
 
     comparison = api.compare(
@@ -274,7 +281,7 @@ def _report(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from polopt.training import api
 
-    print(api.report(args.dirs, args.out, video=not args.no_video, task=args.task))
+    print(api.report(args.dirs, args.out, video=not args.no_video, **_own_code(args)))
     return 0
 
 

@@ -41,7 +41,7 @@ class Staged(Method):
         self.stage_index = 0
         self.stage_start = self.ledger.counts()
         self.stage_progress_start = 0.0
-        self._enter()
+        self._enter(self.stage(0))
 
     def stage(self, index: int) -> Stage | None:
         """The stage with this index, built anew, or None when there is none."""
@@ -50,8 +50,7 @@ class Staged(Method):
     def finish(self, index: int) -> None:
         """The work after stage `index`, whose learner is still `self.learner`."""
 
-    def _enter(self) -> None:
-        stage = self.stage(self.stage_index)
+    def _enter(self, stage: Stage | None) -> None:
         assert stage is not None
         self.learner = stage.method
         self.stage_name, self.stage_until = stage.name, stage.until
@@ -61,7 +60,7 @@ class Staged(Method):
             self.learner.compile(**self.compiled)
 
     def rebuilt(self) -> None:
-        self._enter()
+        self._enter(self.stage(self.stage_index))
 
     @property
     def behavior(self) -> Actor:
@@ -80,12 +79,13 @@ class Staged(Method):
         spent = {unit: count + (unit == "updates") for unit, count in spent.items()}  # the loop counts this one later
         if self.stage_until and all(spent[unit] >= limit for unit, limit in self.stage_until.items()):
             self.finish(self.stage_index)
-            if self.stage(self.stage_index + 1) is not None:
+            following = self.stage(self.stage_index + 1)
+            if following is not None:
                 self.stage_index += 1
                 self.stage_start = self.ledger.counts()
                 self.stage_start["updates"] += 1
                 self.stage_progress_start = self._progress
-                self._enter()
+                self._enter(following)
         return metrics
 
     @property

@@ -16,9 +16,9 @@ class _Package(types.ModuleType):
     """`polopt.report(folders)` writes a page, and `polopt.report.page` is a module: one name serves both."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        from polopt.training import api
+        import polopt
 
-        return api.report(*args, **options)
+        return polopt.__getattr__("report")(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -111,7 +111,9 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
     try:
         # polopt checks every observation itself; Gymnasium's checker would only add a call to each step.
         return _gym_make(name, render_mode, kwargs)
-    except gymnasium.error.UnregisteredEnv as error:
+    except gymnasium.error.Error as error:
+        if name in gymnasium.registry:
+            raise
         atari = name.startswith("ALE/") or "NoFrameskip" in name
         try:
             importlib.import_module("ale_py")  # registers its games
@@ -123,8 +125,7 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
                 return _gym_make(name, render_mode, kwargs)
         known = [*gymnasium.registry, *ENVIRONMENTS, *TABULAR]
         said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
-        close = nearest(name, known)
-        raise UsageError(f"there is no task '{name}'{close if close else said}") from None
+        raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
 
 
 def _gym_make(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:

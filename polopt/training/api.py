@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -161,8 +162,8 @@ def task_name(task: TaskLike) -> str:
         return task
     if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
         return f"{task.__module__}:{task.__qualname__}"
-    if isinstance(task, gymnasium.Env) and task.spec is not None:
-        return task.spec.id
+    if isinstance(task, gymnasium.Env):  # wrappers and arguments are its own: the id alone would be another task
+        return f"<{task.spec.id if task.spec else type(task.unwrapped).__name__}>"
     return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
 
 
@@ -296,6 +297,8 @@ def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewr
         if step is None or not trainer.finished:  # a finished run is left as it is
             purge = 0 if step is None else step + 1
             trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
+            if not method.task.exact_restore:
+                warnings.warn(method.task.restore_note, stacklevel=2)
             for row in trainer.run():
                 yield row | {"method": method, "run": Run(folder), "steps": planned.steps}
     finally:
@@ -486,13 +489,18 @@ def compare(
 
 
 def report(
-    folders: Sequence[str | Path], out: str | Path | None = None, *, video: bool = True, task: TaskLike | None = None
+    folders: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    video: bool = True,
+    task: TaskLike | None = None,
+    network: Any = None,
 ) -> Path:
     """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
 
     Args:
         video: record one of the policy for the page of a single run that has none yet.
-        task: the environment again, when it was code of your own.
+        task, network: the environment and the network again, when they were code of your own.
     """
     from polopt.report import write_report
 
@@ -500,7 +508,7 @@ def report(
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
     if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
-        record(places[0], task=task)
+        record(places[0], task=task, network=network)
     target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
     return write_report(places, target)
 
@@ -577,9 +585,10 @@ def _check_budget(method: Method, steps: int) -> None:
 
 def _initialize(method: Method, folder: Path) -> None:
     run = Run(folder)
-    steps = run.checkpoints.steps()
+    steps = run.checkpoints.steps() if run.config else []
     if not steps:
         raise UsageError(f"--init {folder} has no checkpoint")
-    used = restore(method, _method_state(run.checkpoints.load(steps[-1])), strict=False)
-    if not used:
+    state = _method_state(run.checkpoints.load(steps[-1]))
+    used = restore(method, state, strict=False)
+    if not any(state[path].dim() > 1 for path in used):  # a bias or two fits almost anywhere
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")

@@ -71,7 +71,7 @@ class Run:
 def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
     """The folder of a new run: `out`, or runs/METHOD-TASK-sSEED with a number when that one is taken.
 
-    Raises UsageError when `out` holds a run already.
+    It is made when the run begins. Raises UsageError when `out` holds a run already.
     """
     if out is not None:
         if (out / "config.json").exists():
@@ -80,13 +80,11 @@ def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
             )
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out {out} is a file, not a folder")
-        files.make_folder(out)
         return out
     base = Path("runs") / f"{method}-{task.replace('/', '_').replace(':', '_')}-s{seed}"
     folder, number = base, 2
     while folder.exists():
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    files.make_folder(folder)
     return folder
 
 
@@ -99,6 +97,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+    files.make_folder(folder)
     files.replace(folder / "config.json", json.dumps(record, indent=2).encode())
 
 

@@ -98,10 +98,14 @@ class Trainer(Stateful):
                 save = self._crossed(self.checkpoint_every, before) or ending
                 if evaluate or save or self._crossed(self.log_every, before):
                     row = self._row(evaluate=evaluate)
-                    if save or self.finished:
+                    save = save or self.finished or bool(interrupted)  # an evaluation is a likely moment for Ctrl-C
+                    if save:
                         self.save()
                     yield row
                 if interrupted:
+                    if not save:
+                        self._row(evaluate=False)
+                        self.save()
                     raise Interrupted
 
     def save(self) -> None:

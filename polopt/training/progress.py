@@ -55,7 +55,7 @@ def _lines(rows: Iterable[Row], console: Console) -> Iterator[Row]:
         known |= row
         if any(name.startswith("eval/") for name in row):
             unit = row["method"].unit
-            share = row[unit] / row["steps"]
+            share = min(row[unit] / row["steps"], 1.0)
             stage = f"{row['stage']} " if row["stage"] else ""
             console.print(
                 f"{row['method'].slug} {stage}{row[unit]:>9,}/{row['steps']:,} {unit} ({share:4.0%}) "

@@ -38,7 +38,7 @@ def test_the_four_blocks_make_a_method(tmp_path):
     python(tmp_path, "-m", "tests.guards.golden", "a2c")
     tests = ["tests/methods/test_a2c.py", "tests/guards", "tests/test_registry.py"]
 
-    done = python(tmp_path, "-m", "pytest", *tests, "-k", "a2c or test_registry", "-p", "no:xdist", "-v")
+    done = python(tmp_path, "-m", "pytest", *tests, "-k", "a2c or test_registry", "-p", "no:xdist", "-vv")
     for guard in ("test_trains_what_it_says[a2c]", "test_stopped_equals_unstopped[a2c]", "test_limit[a2c-is-ppo]"):
         assert f"{guard} PASSED" in done
 

@@ -78,12 +78,27 @@ def test_every_policy_is_in_the_matrix():
 @pytest.mark.parametrize(
     ("name", "policy", "task", "sentence"),
     [
-        ("sac", "squashed-gaussian", spaces.discrete, "a squashed Gaussian needs a Box action space with finite bounds"),
-        ("sac", "squashed-gaussian", spaces.unbounded, "a squashed Gaussian needs a Box action space with finite bounds"),
+        (
+            "sac",
+            "squashed-gaussian",
+            spaces.discrete,
+            "a squashed Gaussian needs a Box action space with finite bounds",
+        ),
+        (
+            "sac",
+            "squashed-gaussian",
+            spaces.unbounded,
+            "a squashed Gaussian needs a Box action space with finite bounds",
+        ),
         ("sac", "deterministic", spaces.box, "sac needs a policy that"),
         ("ppo", "deterministic", spaces.box, "ppo needs a policy that scores the actions that it took"),
         ("ppo", "categorical", spaces.box, "a categorical policy needs a Discrete action space"),
-        ("ppo", "auto", spaces.multi_binary, "multi_binary has a MultiBinary action space; polopt serves Box, Discrete and"),
+        (
+            "ppo",
+            "auto",
+            spaces.multi_binary,
+            "multi_binary has a MultiBinary action space; polopt serves Box, Discrete and",
+        ),
         ("bc", "tabular-softmax", spaces.discrete, "a tabular softmax needs a Discrete observation space"),
     ],
 )

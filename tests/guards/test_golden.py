@@ -20,7 +20,9 @@ def test_golden_trajectory(name, float64):
     path = FOLDER / f"{name}.json"
     assert path.exists(), f"{name} has no golden trajectory yet: run `python -m tests.guards.golden {name}`"
     golden, now = json.loads(path.read_text()), trajectory(name)
-    assert len(now) == len(golden), f"{name} makes {len(now)} updates in place of {len(golden)}; {HOW.format(name=name)}"
+    assert len(now) == len(golden), (
+        f"{name} makes {len(now)} updates in place of {len(golden)}; {HOW.format(name=name)}"
+    )
     for update, (expected, found) in enumerate(zip(golden, now)):
         assert found.keys() == expected.keys(), f"update {update} of {name} has other metrics; {HOW.format(name=name)}"
         for metric, value in expected.items():
@@ -31,4 +33,3 @@ def test_golden_trajectory(name, float64):
 
 def test_golden_files_belong_to_methods():
     assert {path.stem for path in FOLDER.glob("*.json")} <= set(BUILT)
-

@@ -50,11 +50,13 @@ def test_must_1_deterministic_policies_take_the_squared_error(float64):
 def test_must_2_actions_are_learned_in_the_units_of_the_policy():
     """Demonstrations are in the environment's units, [-2, 1]; a squashed policy acts in [-1, 1]."""
     plain, squashed = make(spaces.box, policy="gaussian"), make(spaces.box, policy="squashed-gaussian")
-    raw, unit = plain.source.data["action"], squashed.source.data["action"]
-    assert raw.min() < -1.5
-    assert unit.min() >= -1
-    assert unit.max() <= 1
-    torch.testing.assert_close(2 * (raw + 2) / 3 - 1, unit)
+    for method, low, high in ((plain, -2.0, 1.0), (squashed, -1.0, 1.0)):
+        actions = method.source.data["action"]
+        assert low <= float(actions.min()) < low + 0.3
+        assert high - 0.3 < float(actions.max()) <= high
+    ends = torch.tensor([[-2.0, 1.0], [-0.5, -0.5]])
+    torch.testing.assert_close(squashed.policy.own_action(ends), torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
+    assert torch.equal(plain.policy.own_action(ends), ends)
 
 
 def test_must_3_it_costs_no_environment_steps_and_normalizes_by_the_demonstrations():
@@ -67,7 +69,10 @@ def test_must_3_it_costs_no_environment_steps_and_normalizes_by_the_demonstratio
 
 
 def test_demonstrations_must_be_named_and_there():
-    for name, said in (("", "bc needs --demonstrations FILE"), ("nowhere.safetensors", "there are no demonstrations at")):
+    for name, said in (
+        ("", "bc needs --demonstrations FILE"),
+        ("nowhere.safetensors", "there are no demonstrations at"),
+    ):
         with pytest.raises(UsageError, match=said):
             make(demonstrations=name)
 
@@ -95,7 +100,9 @@ def test_it_clones_a_policy(tmp_path):
     file = tmp_path / "expert.safetensors"
     save_demonstrations(file, data, task.spec)
     settings = {"demonstrations": str(file), "network.sizes": (32,), "lr": 1e-2, "loggers": (), "threads": 1}
-    run = polopt.train("bc", "CartPole-v1", steps=300, out=tmp_path / "run", eval_every=300, eval_episodes=5, **settings)
+    run = polopt.train(
+        "bc", "CartPole-v1", steps=300, out=tmp_path / "run", eval_every=300, eval_episodes=5, **settings
+    )
     assert run.final["eval/return"] > 150
     other = {"demonstrations": str(file), "loggers": ()}
     with pytest.raises(UsageError, match="were recorded on CartPole-v1, whose spaces differ"):

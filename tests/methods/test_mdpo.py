@@ -14,6 +14,7 @@ from polopt.optim import polyak_update
 from polopt.regularizers import KLPenalty
 from polopt.training.api import plan
 
+MUST = 5
 STATES, ACTIONS = 3, 4
 
 
@@ -166,10 +167,10 @@ def test_must_3_step_size_is_annealed(iterations):
 def test_must_3_penalty_grows_as_the_inverse_of_the_step_size(float64):
     method, batch, logits, _, _ = tabular(proximity=2.0)
     set_table(method.policy, 1.3 * logits)
-    plain = float(method.policy_loss(batch)[0])
-    divergence = float(method.divergence(batch))
+    plain = method.policy_loss(batch)[0].item()
+    divergence = method.divergence(batch).item()
     method.progress, method.iterations = 0.75, 3  # k = 3 of K = 4: t = 1/4
-    assert float(method.policy_loss(batch)[0]) - plain == pytest.approx((2.0 / 0.25 - 2.0) * divergence)
+    assert method.policy_loss(batch)[0].item() - plain == pytest.approx((2.0 / 0.25 - 2.0) * divergence)
 
 
 def test_must_5_nothing_is_clipped(float64):
@@ -216,7 +217,7 @@ def test_penalty_of_ppo_is_the_other_order(float64):
     method, batch, logits, _, visits = tabular(proximity=0.0, kl_penalty=KLPenalty(1.0, None))
     set_table(method.policy, 0.5 * logits)
     old, new = softmax(logits), softmax(0.5 * logits)
-    assert float(method.kl_from_old(batch)) == pytest.approx((visits[:, None] * old * np.log(old / new)).sum())
+    assert method.kl_from_old(batch).item() == pytest.approx((visits[:, None] * old * np.log(old / new)).sum())
 
 
 def test_critic_steps_are_its_own_epochs_of_minibatches():
@@ -287,7 +288,7 @@ def test_must_4_gradient_goes_through_the_action_in_all_three_terms(c, critic, f
             return float((c * log_prob + (0.3 - c) * old_log_prob - q).mean())
 
     at = torch.nn.utils.parameters_to_vector(method.policy.parameters()).detach().numpy().copy()
-    assert float(value) == pytest.approx(loss(at))
+    assert value.item() == pytest.approx(loss(at))
     np.testing.assert_allclose(found, numeric(loss, at), atol=1e-7)
     assert all(not p.requires_grad for p in method.old_policy.parameters())
 
@@ -299,7 +300,7 @@ def test_must_4_old_policy_has_weight_lambda_minus_c(float64):
         torch.manual_seed(5)
         old = method.old_policy.log_prob
         method.old_policy.log_prob = lambda decisions, old=old, shift=shift: old(decisions) + shift
-        values.append(float(method.policy_loss(batch)[0]))
+        values.append(method.policy_loss(batch)[0].item())
     assert values[1] - values[0] == pytest.approx((0.3 - 1.0) * 0.5)  # negative: c above lambda
 
 
@@ -357,7 +358,7 @@ def test_moment_penalty_by_hand(float64):
     for factor in (0.0, 0.5):
         object.__setattr__(method.config, "moment_penalty", factor)
         torch.manual_seed(0)
-        losses.append(float(method.policy_loss(batch)[0]))
+        losses.append(method.policy_loss(batch)[0].item())
     mean, log_std = method.policy.net(batch["obs"]).detach().chunk(2, -1)
     expected = 0.5 * float(mean.square().mean() + log_std.square().mean())
     assert losses[1] - losses[0] == pytest.approx(expected)

@@ -140,35 +140,31 @@ def test_the_gradient_is_that_of_the_clipped_objective(float64):
     assert float(metrics["approx_kl"]) == pytest.approx(float(k3))
 
 
+def standardized(advantage: torch.Tensor) -> bool:
+    return abs(float(advantage.mean())) < 1e-4 and abs(float(advantage.std()) - 1) < 1e-3
+
+
 @pytest.mark.parametrize("over", ["minibatch", "batch", "none"])
 def test_must_3_advantages_are_standardized_as_asked(over):
     method = make(advantage_over=over)
     batch = method.evaluate_window(method.collect())
-    parts = list(method.minibatches(batch))
-    whole = torch.cat([part["advantage"] for part in parts[:2]])
-    for part in parts:
-        standardized = abs(float(part["advantage"].mean())) < 1e-5 and abs(float(part["advantage"].std()) - 1) < 1e-4
-        assert standardized == (over == "minibatch")
-    assert (abs(float(whole.std()) - 1) < 1e-3) == (over == "batch" or over == "minibatch" and len(whole) == 0) or (
-        over == "minibatch"
-    )
+    assert standardized(batch["advantage"]) == (over == "batch")
+    for part in method.minibatches(batch):
+        assert standardized(part["advantage"]) == (over == "minibatch")
 
 
 def test_must_3_orthogonal_init_with_a_small_policy_head():
     method = make(**{"network.sizes": (16, 16)})
-
-    def layers(module: torch.nn.Module) -> list[torch.Tensor]:
-        return [p.detach().squeeze(0) for p in module.parameters() if p.squeeze(0).dim() == 2]
-
     for module, head in ((method.policy, 0.01), (method.critic, 1.0)):
-        first, second, last = layers(module)
-        eye = torch.eye(16)
-        assert torch.allclose(second @ second.T, 2.0 * eye, atol=1e-4)  # gain sqrt(2)
-        first = first if first.shape[0] >= first.shape[1] else first.T
-        assert torch.allclose(first.T @ first, 2.0 * torch.eye(first.shape[1]), atol=1e-4)
-        last = last if last.dim() == 2 and last.shape[0] <= last.shape[1] else last.T
-        assert torch.allclose(last @ last.T, head**2 * torch.eye(last.shape[0]), atol=1e-5)
-        assert all(not p.any() for p in module.parameters() if p.squeeze().dim() == 1 and p.shape[-1] in (16, 2))
+        matrices = [p.detach().reshape(-1, p.shape[-1]) for p in module.parameters() if p.shape[-1] != p.numel()]
+        if head == 1.0:
+            matrices.append(next(p for p in module.parameters() if p.numel() == 16 and p.any()).detach().reshape(1, 16))
+        assert len(matrices) == 3
+        for matrix, gain in zip(matrices, (math.sqrt(2), math.sqrt(2), head)):
+            singular = torch.linalg.svdvals(matrix)
+            torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=1e-6)
+        weights = sum(matrix.numel() for matrix in matrices)
+        assert sum(int((p != 0).sum()) for p in module.parameters()) == weights  # biases are 0
 
 
 def test_must_3_adam_epsilon_clipping_and_annealing():
@@ -236,7 +232,7 @@ def test_must_5_diagnostics_are_logged():
     value, returns = batch["value"].double().numpy(), batch["returns"].double().numpy()
     again = method.update(window)
     expected = 1 - (returns - value).var() / returns.var()
-    assert float(again["explained_variance"]) == pytest.approx(expected, rel=1e-4)
+    assert float(again["explained_variance"]) == pytest.approx(expected, abs=1e-5)
     assert float(metrics["entropy"]) == pytest.approx(math.log(2), abs=0.01)  # two actions, a head near 0
 
 
@@ -299,7 +295,7 @@ def test_the_learning_rate_follows_the_kl_before_each_step():
 
 
 def test_the_kl_to_the_old_policy_is_exact_and_old_comes_first():
-    method = make("Pendulum-v1", kl_penalty={"initial": 2.0})
+    method = make("Pendulum-v1", kl_penalty="kl-penalty", **{"kl_penalty.initial": 2.0})
     batch = method.evaluate_window(method.collect())
     (minibatch, *_) = method.minibatches(batch)
     method.policy.log_std.data.fill_(0.5)
@@ -315,7 +311,7 @@ def test_the_kl_to_the_old_policy_is_exact_and_old_comes_first():
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.05, 2.0), (0.001, 0.5), (0.01, 1.0)])
 def test_the_penalty_is_doubled_or_halved(kl, factor):
-    method = make(kl_penalty={"initial": 3.0})
+    method = make(kl_penalty="kl-penalty", **{"kl_penalty.initial": 3.0})
     method.kl_from_old = lambda batch: torch.tensor(kl)
     method.update(method.collect())
     assert float(method.kl_penalty.value) == pytest.approx(3.0 * factor)
@@ -335,9 +331,15 @@ def test_epochs_end_when_the_kl_exceeds_its_target():
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("classic", {"lr": 2.5e-4, "envs": 4, "window": 128, "minibatches": 4, "epochs": 4, "entropy_coefficient": 0.01}),
+        (
+            "classic",
+            {"lr": 2.5e-4, "envs": 4, "window": 128, "minibatches": 4, "epochs": 4, "entropy_coefficient": 0.01},
+        ),
         ("atari", {"envs": 8, "window": 128, "minibatches": 4, "epochs": 4, "value_clip": 0.1}),
-        ("mujoco", {"lr": 3e-4, "envs": 1, "window": 2048, "minibatches": 32, "epochs": 10, "entropy_coefficient": 0.0}),
+        (
+            "mujoco",
+            {"lr": 3e-4, "envs": 1, "window": 2048, "minibatches": 32, "epochs": 10, "entropy_coefficient": 0.0},
+        ),
         ("procgen", {"lr": 5e-4, "envs": 64, "window": 256, "minibatches": 8, "epochs": 3, "discount": 0.999}),
         ("isaacgym", {"lr": 2.6e-3, "envs": 4096, "window": 16, "minibatches": 2, "epochs": 4, "value_clip": None}),
         ("legged", {"lr": 1e-3, "envs": 4096, "window": 24, "minibatches": 4, "epochs": 5, "advantage_over": "batch"}),
@@ -390,5 +392,5 @@ def test_a_recurrent_policy_solves_a_task_that_needs_memory(tmp_path):
 def test_it_learns_cartpole(tmp_path):
     settings = {"threads": 1, "loggers": (), "eval_every": 4_096, "until": "return>=200", "lr": 1e-3}
     run = polopt.train("ppo", "CartPole-v1", steps=24_576, out=tmp_path / "run", **settings)
-    assert run.evaluations[0]["eval/return"] < 100
+    assert run.evaluations[0]["eval/return"] < 150
     assert run.final["eval/return"] >= 200

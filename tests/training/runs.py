@@ -14,7 +14,8 @@ from polopt.training.folder import Run
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": (
         "Pendulum-v1",
-        {"steps": 48, "warmup": 24, "batch_size": 16, "network.sizes": (8,), "replay_size": 40, "checkpoint_every": 8} | {"eval_every": 24},
+        {"steps": 48, "warmup": 24, "batch_size": 16, "network.sizes": (8,), "replay_size": 40, "checkpoint_every": 8}
+        | {"eval_every": 24},
     ),
     "ppo": (
         "CartPole-v1",

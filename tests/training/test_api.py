@@ -61,14 +61,16 @@ def test_training_evaluation_and_test_episodes_start_differently():
 
 def test_iterate_gives_rows_with_the_live_method(tmp_path):
     rows = []
-    for row in polopt.iterate("ppo", "CartPole-v1", out=tmp_path / "run", **settings("ppo", log_every=32)):
+    for row in polopt.iterate(
+        "ppo", "CartPole-v1", out=tmp_path / "run", **settings("ppo", log_every=32, checkpoint_every=96)
+    ):
         assert row["method"].ledger.env_steps == row["env_steps"]
         assert row["run"].folder == tmp_path / "run"
         assert row["steps"] == 96
         rows.append(row)
     assert [row["env_steps"] for row in rows] == [0, 32, 64, 96]
-    assert Run(tmp_path / "run").rows == [{k: v for k, v in row.items() if k in Run(tmp_path / "run").rows[-1]} | {
-        k: v for k, v in saved.items()} for row, saved in zip(rows, Run(tmp_path / "run").rows)]  # fmt: skip
+    for row, saved in zip(rows, Run(tmp_path / "run").rows, strict=True):
+        assert saved == {name: row[name] for name in saved}
 
 
 def test_iterate_may_be_left_early(tmp_path):
@@ -120,7 +122,7 @@ def test_evaluate(tmp_path):
     [
         ("CartPole-v1", "CartPole-v1"),
         ("tests.training.test_api:pole", "tests.training.test_api:pole"),
-        (pole, "tests.training.test_api:pole"),
+        (pole, api.task_name(pole)),
         (gymnasium.make("CartPole-v1"), "CartPole-v1"),
         (lambda: pole(), "<"),
     ],
@@ -168,7 +170,7 @@ def test_every_way_to_choose_a_network(network, tmp_path):
         options |= {"network": network}
     run = polopt.train("ppo", "CartPole-v1", out=tmp_path / "run", **options)
     if not callable(network):
-        assert {tuple(p.shape) for p in polopt.load(run.folder).parameters()} >= {(7, 4), (2, 7)} or True
+        assert {7, 4} <= {size for p in polopt.load(run.folder).parameters() for size in p.shape}
         assert run.config["config"]["network"]["sizes"] == [7]
         return
     with pytest.raises(UsageError, match="it must be passed again"):
@@ -184,7 +186,9 @@ def test_starting_from_another_run(tmp_path):
     torch.testing.assert_close(weights(second.folder), weights(first.folder), rtol=0, atol=1e-6)
     assert second.config["init"] == str(first.folder)
     with pytest.raises(UsageError, match="nothing there has the names and shapes of this run"):
-        polopt.train("sac", "Pendulum-v1", out=tmp_path / "third", init=first.folder, **settings("sac"))
+        polopt.train(
+            "sac", "Pendulum-v1", out=tmp_path / "third", init=first.folder, **settings("sac") | {"network.sizes": (9,)}
+        )
     with pytest.raises(UsageError, match="is not a run folder"):
         train("ppo", tmp_path / "fourth", init=tmp_path / "nowhere")
 
@@ -203,20 +207,19 @@ def test_the_record_of_a_run(tmp_path):
 def test_compare_pairs_seeds_and_runs_nothing_twice(tmp_path):
     options = settings("ppo", steps=32)
     del options["seed"]
-    result = polopt.compare(["ppo", "bc-ppo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options | {
-        "argv": None})  # fmt: skip
+    result = polopt.compare(["ppo", "mdpo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options)
     names = {run.folder.name: run for run in result.runs}
-    assert set(names) == {"ppo-s0", "ppo-s1", "bc-ppo-s0", "bc-ppo-s1"}
+    assert set(names) == {"ppo-s0", "ppo-s1", "mdpo-s0", "mdpo-s1"}
     assert [names[f"ppo-s{seed}"].config["seed"] for seed in (0, 1)] == [0, 1]
     assert result.page.exists()
     assert "ppo" in result.table
     created = {name: run.config["created"] for name, run in names.items()}
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    again = polopt.compare(["ppo", "bc-ppo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options)
+    again = polopt.compare(["ppo", "mdpo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options)
     assert {run.folder.name: Run(run.folder).config["created"] for run in again.runs} == created
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == stamps
     with pytest.raises(UsageError, match="holds a run with another steps"):
-        polopt.compare(["ppo", "bc-ppo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options | {"steps": 48})
+        polopt.compare(["ppo", "mdpo"], "CartPole-v1", seeds=2, out=tmp_path / "out", **options | {"steps": 48})
 
 
 def test_compare_finds_wrong_names_before_anything_runs(tmp_path):

@@ -93,7 +93,7 @@ def test_killed_at_any_file_operation_it_resumes_bitwise(name, stride, changes, 
 @pytest.mark.parametrize("inside", ["rename", "rmtree"])
 def test_killed_inside_an_operation_it_resumes_bitwise(inside, tmp_path, whole, monkeypatch):
     """Between the rename and its flush, and while a folder is half removed."""
-    real = files.shutil.rmtree
+    real, os_open = files.shutil.rmtree, os.open
 
     def half(path: Path) -> None:
         for file in sorted(Path(path).rglob("*"))[:1]:
@@ -112,7 +112,6 @@ def test_killed_inside_an_operation_it_resumes_bitwise(inside, tmp_path, whole, 
                 return real(*args) if inside == "rmtree" else os_open(*args)
             return half(*args) if inside == "rmtree" else after(*args)
 
-        os_open = os.open
         folder = tmp_path / f"run{at}"
         with monkeypatch.context() as patch:
             if inside == "rmtree":
@@ -122,6 +121,22 @@ def test_killed_inside_an_operation_it_resumes_bitwise(inside, tmp_path, whole, 
             with pytest.raises(Killed):
                 train("sac", folder)
         assert differing(final_state(polopt.resume(folder).folder), final_state(whole)) == []
+
+
+def test_killed_while_a_future_is_dropped_no_half_checkpoint_is_left(tmp_path, monkeypatch):
+    folder = train("bc", tmp_path / "run").folder
+    wanted, (older, last) = final_state(folder), Run(folder).checkpoints.steps()
+
+    def half(path: Path) -> None:
+        sorted(Path(path).iterdir())[0].unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", half)
+        with pytest.raises(Killed):
+            polopt.resume(folder, checkpoint=older)
+    assert last not in Run(folder).checkpoints.steps()
+    assert differing(final_state(polopt.resume(folder).folder), wanted) == []
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "mkdir", "rmtree"])

@@ -37,7 +37,15 @@ def test_no_pickle_is_ever_opened(run, tmp_path, monkeypatch):
     fired = tmp_path / "fired"
     bomb = pickle.dumps(Bomb(fired))
     folder = run.folder
-    for name in ("policy.pkl", "state.pt", "model.pth", "data.pickle", "weights.npy", "conftest.py", "sitecustomize.py"):
+    for name in (
+        "policy.pkl",
+        "state.pt",
+        "model.pth",
+        "data.pickle",
+        "weights.npy",
+        "conftest.py",
+        "sitecustomize.py",
+    ):
         for place in (folder, folder / "checkpoints", run.checkpoints.path(run.checkpoints.steps()[-1])):
             (place / name).write_bytes(bomb)
 
@@ -58,7 +66,9 @@ def test_no_pickle_is_ever_opened(run, tmp_path, monkeypatch):
     polopt.evaluate(folder, episodes=1)
     polopt.resume(folder, extend=52)
     assert not fired.exists()
-    assert not [path for path in opened if path.startswith(str(folder)) and path.endswith((".pkl", ".pt", ".pth", ".py"))]
+    assert not [
+        path for path in opened if path.startswith(str(folder)) and path.endswith((".pkl", ".pt", ".pth", ".py"))
+    ]
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
@@ -122,10 +132,18 @@ DAMAGE: dict[str, Any] = {
     "no task": (lambda record: record.pop("task"), 1, "config.json is damaged: it has no 'task'"),
     "a number for a task": (lambda record: record.update(task=3), 1, "config.json is damaged: it has no 'task'"),
     "no config": (lambda record: record.update(config=None), 1, "config.json is damaged: it has no 'config'"),
-    "another method": (lambda record: record.update(method="sacc"), 2, "there is no method 'sacc'; did you mean 'sac'?"),
+    "another method": (
+        lambda record: record.update(method="sacc"),
+        2,
+        "there is no method 'sacc'; did you mean 'sac'?",
+    ),
     "a planned method": (lambda record: record.update(method="iql"), 2, "iql is planned, not built yet"),
     "a value out of range": (lambda record: record["config"].update(tau=7), 2, "tau must be"),
-    "an unknown field": (lambda record: record["config"].update(taau=0.1), 2, "has no field 'taau'; did you mean 'tau'?"),
+    "an unknown field": (
+        lambda record: record["config"].update(taau=0.1),
+        2,
+        "has no field 'taau'; did you mean 'tau'?",
+    ),
     "a wrong type": (lambda record: record["config"].update(network="x"), 2, "network"),
     "an unknown task": (lambda record: record.update(task="Pendulumm-v1"), 2, "there is no task 'Pendulumm-v1'"),
     "a reserved option": (lambda record: record["task_options"].update(seed=1), 2, "--task.seed cannot be set"),

@@ -1,0 +1,56 @@
+"""Weights, shapes and alignment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from polopt.core.batch import align_left, average, same_shape, weigh, weighted_mean
+
+
+def test_weights_sum_to_one_over_what_exists():
+    batch = TensorDict({"x": torch.zeros(2, 3)}, batch_size=[2, 3])
+    assert torch.equal(weigh(batch)["weight"], torch.full((2, 3), 1 / 6))
+    assert "weight" not in batch  # the batch itself is untouched
+    batch["mask"] = torch.tensor([[True, True, False], [True, False, False]])
+    weight = weigh(batch)["weight"]
+    assert weight.dtype == torch.get_default_dtype()
+    torch.testing.assert_close(weight, batch["mask"] / 3)
+    batch["mask"] = torch.zeros(2, 3, dtype=torch.bool)
+    assert float(weigh(batch)["weight"].sum()) == 0
+
+
+@given(st.integers(1, 20), st.integers(1, 7))
+def test_a_weighted_sum_does_not_depend_on_how_a_batch_is_cut(size, piece):
+    generator = torch.Generator().manual_seed(size)
+    batch = TensorDict({"x": torch.rand(size, dtype=torch.float64, generator=generator)}, batch_size=[size])
+    batch = weigh(batch)
+    parts = [float(weighted_mean(part["x"], part["weight"].double())) for part in batch.split(piece)]
+    assert sum(parts) == pytest.approx(float(batch["x"].mean()), rel=1e-6)
+
+
+def test_shapes_are_never_broadcast():
+    with pytest.raises(ValueError, match=r"shapes must be equal: value \(3,\), weight \(3, 1\)"):
+        weighted_mean(torch.ones(3), torch.ones(3, 1))
+    same_shape(a=torch.ones(2, 2), b=torch.zeros(2, 2))
+
+
+def test_alignment_is_on_the_left():
+    value = torch.arange(10.0).reshape(5, 2)
+    like = torch.zeros(5, 2, 2)
+    assert align_left(value, like).shape == (5, 2, 1)
+    assert torch.equal((align_left(value, like) + like)[3], torch.tensor([[6.0, 6.0], [7.0, 7.0]]))
+    assert align_left(torch.ones(()), like).shape == (1, 1, 1)
+    square = torch.arange(4.0).reshape(2, 2)  # [2, 2] beside [2, 2, 2]: broadcasting alone would be silently wrong
+    assert not torch.equal(align_left(square, torch.ones(2, 2, 2)) * torch.ones(2, 2, 2), square * torch.ones(2, 2, 2))
+    for wrong in (torch.ones(2), torch.ones(5, 2, 3), torch.ones(5, 2, 2, 1)):
+        with pytest.raises(ValueError, match="is not a prefix of"):
+            align_left(wrong, like)
+
+
+def test_average_of_metrics():
+    steps = [{"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, {"a": torch.tensor(3.0), "b": torch.tensor(1.0)}]
+    assert {name: float(value) for name, value in average(steps).items()} == {"a": 2.0, "b": 0.5}

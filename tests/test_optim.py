@@ -1,0 +1,177 @@
+"""Optimizers that move their own parameters only, and frozen copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from torch import nn
+
+from polopt.config import Linear
+from polopt.core.batch import weigh
+from polopt.core.state import gather, restore
+from polopt.networks.normalizer import Normalizer
+from polopt.optim import Optimizer, frozen_copy, polyak_update
+
+
+def net(*, zero: bool = False) -> nn.Linear:
+    module = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.zeros(1, 2) if zero else torch.tensor([[1.0, -2.0]]))
+    return module
+
+
+def batch(size: int = 6) -> Any:
+    x = torch.linspace(-1, 1, 2 * size).reshape(size, 2)
+    return weigh(TensorDict({"x": x, "y": x.sum(-1)}, batch_size=[size]))
+
+
+def squared(module: nn.Module) -> Any:
+    def loss(batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        value = (batch["weight"] * (module(batch["x"]).squeeze(-1) - batch["y"]).square()).sum()
+        return value, {"loss": value}
+
+    return loss
+
+
+def test_sgd_takes_the_step_worked_out_by_hand(float64):
+    module, data = net(), batch()
+    optimizer = Optimizer(module, lr=0.1, kind="sgd")
+    x, error = data["x"].numpy(), (data["x"] @ torch.tensor([1.0, -2.0]) - data["y"]).numpy()
+    expected = [1.0, -2.0] - 0.1 * 2 * (error[:, None] * x).mean(0)
+    metrics = optimizer.minimize(squared(module), data)
+    assert module.weight.detach().numpy()[0] == pytest.approx(expected)
+    assert float(metrics["loss"]) == pytest.approx((error**2).mean())
+    assert not metrics["loss"].requires_grad
+
+
+@pytest.mark.parametrize("piece", [1, 2, 4, 6, 100])
+def test_micro_batches_change_nothing(piece, float64):
+    results = []
+    for micro_batch in (None, piece):
+        module = net()
+        optimizer = Optimizer(module, lr=0.1, micro_batch=micro_batch, max_grad_norm=0.3)
+        for _ in range(3):
+            metrics = optimizer.minimize(squared(module), batch())
+        results.append([*module.weight.detach().flatten().tolist(), *(float(v) for v in metrics.values())])
+    assert results[0] == pytest.approx(results[1], rel=1e-12)
+
+
+def test_the_global_norm_is_clipped_and_reported(float64):
+    one, two = net(), net()
+    optimizer = Optimizer(one, two, lr=1.0, kind="sgd", max_grad_norm=0.5)
+    before = torch.cat([one.weight.flatten(), two.weight.flatten()]).detach()
+    loss = 3.0 * one.weight[0, 0] + 4.0 * two.weight[0, 1]
+    metrics = optimizer.step(loss)
+    after = torch.cat([one.weight.flatten(), two.weight.flatten()]).detach()
+    assert float(metrics["grad_norm"]) == pytest.approx(5.0)
+    torch.testing.assert_close(before - after, torch.tensor([0.3, 0.0, 0.0, 0.4]), rtol=1e-5, atol=1e-6)
+
+
+def test_only_its_own_parameters_get_gradients():
+    policy, critic = net(), net()
+    optimizer = Optimizer(policy, lr=0.1)
+    before = critic.weight.clone()
+    optimizer.step((policy(torch.ones(1, 2)) * critic(torch.ones(1, 2))).sum())
+    assert critic.weight.grad is None
+    assert torch.equal(critic.weight, before)
+
+
+def test_the_schedule_scales_the_rate():
+    module = net()
+    optimizer = Optimizer(module, lr=0.1, kind="sgd", schedule=Linear())
+    for progress, moved in ((0.0, 0.1), (0.75, 0.025)):
+        optimizer.progress = progress
+        before = module.weight.clone()
+        optimizer.step(module.weight.sum())
+        torch.testing.assert_close(before - module.weight, torch.full((1, 2), moved))
+    optimizer.lr = 0.4  # an adaptive rule
+    before = module.weight.clone()
+    optimizer.step(module.weight.sum())
+    torch.testing.assert_close(before - module.weight, torch.full((1, 2), 0.1))
+
+
+def test_accumulated_gradients_are_one_step(float64):
+    one, other = net(), net()
+    first, second = Optimizer(one, lr=0.1, kind="sgd"), Optimizer(other, lr=0.1, kind="sgd")
+    for _ in range(2):  # twice: nothing of the first step is left in the second
+        data = torch.rand(3, 2)
+        for row in data:
+            first.accumulate(one(row).square().sum())
+        first.step()
+        second.step(other(data).square().sum())
+        torch.testing.assert_close(one.weight, other.weight)
+
+
+def test_given_gradients(float64):
+    module = nn.Linear(2, 1)
+    optimizer = Optimizer(module, lr=0.5, kind="sgd")
+    before = [p.detach().clone() for p in module.parameters()]
+    optimizer.step(grads=[torch.ones(1, 2), torch.tensor([2.0])])
+    for old, new, moved in zip(before, module.parameters(), (0.5, 1.0)):
+        torch.testing.assert_close(old - new, torch.full_like(old, moved))
+    with pytest.raises(ValueError, match="shorter"):
+        optimizer.step(grads=[torch.ones(1, 2)])
+
+
+def test_parameters_are_taken_once_and_frozen_ones_left_out():
+    module, extra = net(), nn.Parameter(torch.zeros(()))
+    frozen = net().requires_grad_(False)
+    assert len(Optimizer(module, module, extra, frozen, lr=0.1).parameters) == 2
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_saved_and_restored_it_goes_on_bitwise(kind):
+    def fresh() -> tuple[nn.Linear, Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Linear(2, 1)
+        return module, Optimizer(module, lr=0.1, kind=kind)
+
+    module, optimizer = fresh()
+    for _ in range(3):
+        optimizer.minimize(squared(module), batch())
+    optimizer.lr = 0.05
+    state = {path: leaf.clone() if torch.is_tensor(leaf) else leaf for path, leaf in gather(optimizer).items()}
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    other, restored = fresh()
+    other.load_state_dict(weights)
+    restore(restored, state)
+    assert restored.lr == 0.05
+    for each, each_optimizer in ((module, optimizer), (other, restored)):
+        each_optimizer.minimize(squared(each), batch())
+    assert torch.equal(module.weight, other.weight)
+
+
+def test_frozen_copies_share_normalizers():
+    normalizer = Normalizer(spaces.Box(-1, 1, (2,)))
+    module = nn.Sequential(normalizer, net())
+    twin = frozen_copy(module)
+    assert twin[0] is normalizer
+    assert twin[1].weight is not module[1].weight
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert all(p.requires_grad for p in module.parameters())
+    assert not twin[1].training
+    assert module[1].training
+    normalizer.update(torch.ones(4, 2))
+    assert float(normalizer.count) == 4  # the copy did not put it to sleep
+    with torch.no_grad():
+        module[1].weight.add_(1.0)
+    assert torch.equal(twin[1].weight, torch.tensor([[1.0, -2.0]]))
+
+
+def test_a_sleeping_normalizer_stays_asleep():
+    normalizer = Normalizer(spaces.Box(-1, 1, (2,))).eval()
+    frozen_copy(nn.Sequential(normalizer, net()))
+    assert not normalizer.training
+
+
+def test_polyak_update():
+    target, source = net(zero=True), net()
+    polyak_update(target, source, 0.25)
+    torch.testing.assert_close(target.weight, torch.tensor([[0.25, -0.5]]))
+    polyak_update(target, source, 1.0)
+    assert torch.equal(target.weight, source.weight)
+    assert source.weight.grad is None
