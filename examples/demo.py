@@ -2,7 +2,7 @@
 
 By hand it is the same as
 
-    polopt train sac --task HalfCheetah-v5 --steps 20000 --warmup 1000 --video
+    polopt train sac --task HalfCheetah-v5 --steps 30000 --warmup 1000 --network.sizes 128 128 --video
 
 Exits 1 unless the trained policy beats both its own start and a random policy by the margin that it prints.
 """
@@ -20,14 +20,15 @@ from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
 
 TASK = "HalfCheetah-v5"
-STEPS = int(os.environ.get("POLOPT_DEMO_STEPS", 20_000))
+STEPS = int(os.environ.get("POLOPT_DEMO_STEPS", 30_000))
 MARGIN = float(os.environ.get("POLOPT_DEMO_MARGIN", 500.0))  # in return; a random policy reaches about -280
 FOLDER = Path(os.environ.get("POLOPT_DEMO_OUT", "demo"))
+SMALL = {"warmup": 1_000, "network.sizes": (128, 128), "eval_every": STEPS // 10, "eval_episodes": 5}
 
 
 def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    run = polopt.train("sac", TASK, steps=STEPS, seed=0, out=FOLDER, warmup=1_000, progress=True)
+    run = polopt.train("sac", TASK, steps=STEPS, seed=0, out=FOLDER, progress=True, **SMALL)
     print("recording a video and writing the report ...")
     page = polopt.report([run.folder])
 

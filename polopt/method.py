@@ -118,6 +118,10 @@ class Method(Stateful):
         """Makes the parts as attributes."""
         raise NotImplementedError  # abstract
 
+    def prepare(self) -> None:
+        """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its
+        saved state is loaded; not when a policy is only loaded."""
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Evaluates, improves, restrains; returns 0-d tensors. Runs for seconds at most and never syncs the device."""
         raise NotImplementedError  # abstract

@@ -36,6 +36,7 @@ class Staged(Method):
     saved = ("stage_index", "stage_start", "stage_progress_start")
     device: torch.device | str | None = None  # of `to`, for the stages to come
     compiled: dict[str, Any] | None = None  # options of `compile`, likewise
+    prepared: bool = False  # likewise
 
     def build(self, task: Task) -> None:
         self.stage_index = 0
@@ -58,6 +59,12 @@ class Staged(Method):
             self.learner.to(self.device)
         if self.compiled is not None:
             self.learner.compile(**self.compiled)
+        if self.prepared:
+            self.learner.prepare()
+
+    def prepare(self) -> None:
+        self.prepared = True
+        self.learner.prepare()
 
     def rebuilt(self) -> None:
         self._enter(self.stage(self.stage_index))

@@ -106,18 +106,20 @@ class Plan:
         preset = options.pop("preset", None)
         return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
 
-    def build(self) -> Method:
-        """Builds task and method from the seed, and moves what learns to the device."""
+    def build(self, *, prepare: bool = True) -> Method:
+        """Builds task and method from the seed, on the device; `prepare` also opens what only training needs."""
         device = _device(self.options.device)
         seeding.seed_everything(self.options.seed)
         task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
         try:
             method = self.cls(self.config, task)
+            if device.type != "cpu":
+                method.to(device)
+            if prepare:
+                method.prepare()
         except BaseException:
             task.close()
             raise
-        if device.type != "cpu":
-            method.to(device)
         return method
 
 
@@ -371,7 +373,7 @@ def load_method(
         raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
     with _runtime(planned.options):
-        method = planned.build()
+        method = planned.build(prepare=False)
         method.task.close()
         try:
             if checkpoint == "best":

@@ -18,7 +18,7 @@ from .actors import Counting, Lengths, Random
 
 def equal(a: Any, b: Any) -> bool:
     a, b = a.flatten_keys(), b.flatten_keys()
-    return set(a.keys()) == set(b.keys()) and all(torch.equal(a[key], b[key]) for key in a.keys())  # noqa: SIM118
+    return set(a.keys()) == set(b.keys()) and all(torch.equal(a[key], b[key]) for key in a.keys())
 
 
 def test_windows_equal_an_environment_stepped_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import polopt
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
 from polopt.training import api
-from polopt.training.folder import Run
+from polopt.training.folder import Run, write_config
+from polopt.training.loop import Trainer
 from tests.guards import spaces
 
 MUST = 3
@@ -32,7 +34,7 @@ def test_must_1_the_loss_is_the_negative_log_likelihood_of_what_was_done(float64
     chosen = np.take_along_axis(log_softmax, batch["action"].numpy()[:, None], 1)
     loss, metrics = method.imitation_loss(batch)
     assert float(loss.detach()) == pytest.approx(-chosen.mean())
-    assert float(metrics["imitation_loss"]) == pytest.approx(-chosen.mean())
+    assert float(metrics["imitation_loss"].detach()) == pytest.approx(-chosen.mean())
     bonus = make(entropy_coefficient=0.5)
     bonus.policy = method.policy
     entropy = -(np.exp(log_softmax) * log_softmax).sum(-1).mean()
@@ -155,3 +157,34 @@ def test_stages_show_in_the_rows(tmp_path):
     assert rows[-1]["stage"] == "ppo"
     assert rows[-1]["env_steps"] == 48
     assert math.isfinite(rows[-1]["explained_variance"])
+
+
+def test_a_cloned_policy_is_loaded_without_its_demonstrations(tmp_path: Path) -> None:
+    expert = polopt.train("ppo", "CartPole-v1", steps=128, out=tmp_path / "expert", envs=2, window=32, loggers=())
+    file = api.demonstrate(expert.folder, tmp_path / "demonstrations.safetensors", episodes=2)
+    run = polopt.train("bc", "CartPole-v1", steps=4, out=tmp_path / "bc", demonstrations=str(file), loggers=())
+    file.unlink()
+    assert polopt.evaluate(run.folder, episodes=2)["length"] > 0
+    with pytest.raises(UsageError, match="there are no demonstrations"):
+        polopt.resume(run.folder, extend=8)
+
+
+def test_random_demonstrations_are_the_same_at_a_resume_within_the_first_stage(tmp_path: Path) -> None:
+    settings = {"steps": 128, "seed": 3, "envs": 2, "window": 32, "loggers": (), "eval_episodes": 1, "bc_updates": 6}
+    settings |= {"bc.demonstrations": "random", "bc.batch_size": 16, "bc.random_episodes": 2, "eval_every": 128}
+    whole = polopt.train("bc-ppo", "CartPole-v1", out=tmp_path / "whole", **settings)
+    planned = api.plan("bc-ppo", "CartPole-v1", **settings)
+    stopped = tmp_path / "stopped"
+    write_config(stopped, planned.record())
+    method = planned.build()
+    trainer = Trainer(method, 128, planned.options, Run(stopped).checkpoints, method.task, [])
+    for _ in range(3):  # half of the first stage
+        method.update(method.collect())
+        method.ledger.updates += 1
+    trainer.rows = 1
+    trainer.save()
+    polopt.resume(stopped)
+    states = [run.checkpoints.load(run.checkpoints.steps()[-1]) for run in (whole, Run(stopped))]
+    weights = [path for path in states[0] if path.startswith("method.policy.")]
+    assert weights
+    assert all(torch.equal(states[0][path], states[1][path]) for path in weights)

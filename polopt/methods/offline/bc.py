@@ -12,6 +12,7 @@ Departs from the paper in: any policy that can imitate, and minibatches with Ada
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from polopt.config import Constant, Cosine, Linear, param
@@ -57,17 +58,21 @@ class BC(Method):
             raise UsageError(
                 "bc draws single decisions, which a recurrent policy cannot learn from: network.recurrent none"
             )
-        data = self.load(task)
-        data["action"] = self.policy.own_action(data["action"])
-        self.policy.update_normalizer(data)
-        self.source = Samples(data, config.batch_size, self.generator)
         self.optimizer = self.make_optimizer(self.policy, lr=config.lr, schedule=config.lr_schedule)
 
-    def load(self, task: Task) -> Batch:
-        """The demonstrations [B], with actions in the environment's units."""
+    def prepare(self) -> None:
+        data = self.demonstrations()
+        data["action"] = self.policy.own_action(data["action"])
+        self.policy.update_normalizer(data)
+        self.source = Samples(data, self.config.batch_size, self.generator)
+
+    def demonstrations(self) -> Batch:
+        """The demonstrations [B], with actions in the environment's units; "random" ones are the same at a resume."""
         name = self.config.demonstrations
         if name == "random":
-            return record(Uniform(self.spec), task, self.config.random_episodes, greedy=False)
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                return record(Uniform(self.spec), self.task, self.config.random_episodes, greedy=False)
         if not name:
             raise UsageError("bc needs --demonstrations FILE, which 'polopt eval RUN --record FILE' writes")
         return load_demonstrations(name, self.spec)
