@@ -10,12 +10,11 @@ By hand:
 import sys
 
 import polopt
-from polopt.training.api import demonstrate
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
 
 expert = polopt.train("ppo", "CartPole-v1", steps=steps, out="runs/expert")
-file = demonstrate(expert.folder, "runs/demonstrations.safetensors", episodes=10, checkpoint="best")
+file = polopt.demonstrate(expert.folder, "runs/demonstrations.safetensors", episodes=10, checkpoint="best")
 
 clone = polopt.train(
     "bc", "CartPole-v1", steps=max(steps // 50, 20), eval_every=500, demonstrations=str(file), out="runs/clone"

@@ -19,8 +19,10 @@ _WHERE = {
     "resume": "polopt.training.api",
     "load": "polopt.training.api",
     "evaluate": "polopt.training.api",
-    "compare": "polopt.training.api",
-    "report": "polopt.training.api",
+    "demonstrate": "polopt.training.api",
+    "record": "polopt.training.compare",
+    "compare": "polopt.training.compare",
+    "report": "polopt.training.compare",
     "Run": "polopt.training.folder",
     "Method": "polopt.method",
     "methods": "polopt.registry",
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from polopt.core.errors import RunError, UsageError
     from polopt.method import Method
     from polopt.registry import methods
-    from polopt.training.api import compare, evaluate, iterate, load, report, resume, train
+    from polopt.training.api import demonstrate, evaluate, iterate, load, resume, train
+    from polopt.training.compare import compare, record, report
     from polopt.training.folder import Run
 
 __all__ = [
@@ -41,10 +44,12 @@ __all__ = [
     "RunError",
     "UsageError",
     "compare",
+    "demonstrate",
     "evaluate",
     "iterate",
     "load",
     "methods",
+    "record",
     "report",
     "resume",
     "train",

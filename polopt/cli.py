@@ -177,9 +177,10 @@ def _trained(work: Callable[[], Any], folder: Path) -> int:
         started = (folder / "config.json").exists()  # else it was stopped before there was anything to save
         said = f"interrupted; saved: continue with 'polopt resume {folder}'" if started else "interrupted"
         raise KeyboardInterrupt(said) from error
-    from polopt.training import api
 
-    page = api.report([folder], video=run.config["run"]["video"])
+    from polopt.training.compare import report
+
+    page = report([folder], video=run.config["run"]["video"])
     final = f"return {run.final['eval/return']:.6g} at the end; " if run.evaluations else ""
     print(f"{final}report {page}")
     return 0
@@ -255,9 +256,10 @@ def _compare(argv: list[str]) -> int:
         raise UsageError("--seeds and --jobs are at least 1")
     if any(item.partition("=")[0] == "--seed" for item in rest):
         raise UsageError("polopt compare trains the seeds 0 .. N-1 of --seeds N: it takes no --seed")
-    from polopt.training import api
 
-    comparison = api.compare(
+    from polopt.training.compare import compare
+
+    comparison = compare(
         methods,
         args.task,
         seeds=args.seeds,
@@ -279,9 +281,10 @@ def _report(argv: list[str]) -> int:
     parser.add_argument("--no-video", action="store_true", help="do not record a video where there is none")
     _add_own_code(parser)
     args = parser.parse_args(argv)
-    from polopt.training import api
 
-    print(api.report(args.dirs, args.out, video=not args.no_video, **_own_code(args)))
+    from polopt.training.compare import report
+
+    print(report(args.dirs, args.out, video=not args.no_video, **_own_code(args)))
     return 0
 
 

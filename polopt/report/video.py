@@ -70,6 +70,8 @@ def _record(
             if env.render_mode != "rgb_array":
                 return f"No video: {_name(task)} does not render to arrays (render_mode is {env.render_mode})."
             _lighten(env)
+            env.reset(seed=seed)
+            _follow(env)
             own = float(fps or env.metadata.get("render_fps") or MAX_FPS)
             every = max(1, round(own / MAX_FPS)) if fps is None else 1
             return _play(actor, env, path, seed, round(seconds * own), every, own / every, patience)
@@ -85,7 +87,29 @@ def _lighten(env: gymnasium.Env) -> None:
     if visual is not None:
         visual.quality.shadowsize = 1024
         visual.quality.offsamples = 0
-        env.unwrapped.model.mat_reflectance[:] = 0  # type: ignore[attr-defined]
+        model: Any = env.unwrapped.model  # type: ignore[attr-defined]
+        model.mat_reflectance[:] = 0
+        for plane in (model.geom_type == 0).nonzero()[0]:  # drawn without end, as they are felt, at the same scale
+            width, material = 2 * model.geom_size[plane, :2], model.geom_matid[plane]
+            if (width > 0).all() and material >= 0:
+                model.mat_texrepeat[material] /= width
+                model.geom_size[plane, :2] = 0
+
+
+def _follow(env: gymnasium.Env) -> None:
+    """Lets MuJoCo's free camera follow the robot where the model has a camera that should: robots run out of sight."""
+    model: Any = getattr(env.unwrapped, "model", None)
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None or "track" not in [model.camera(index).name for index in range(model.ncam)]:
+        return
+    import mujoco
+
+    env.render()  # makes the viewer
+    camera = renderer._get_viewer("rgb_array").cam
+    renderer.camera_id = None  # with a number, rendering would set the camera back
+    camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+    camera.trackbodyid = max(camera.trackbodyid, 1)
+    camera.elevation = max(camera.elevation, -20.0)
 
 
 def _play(

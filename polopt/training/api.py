@@ -1,172 +1,26 @@
-"""`train`, `iterate`, `resume`, `load`, `evaluate`, `compare`: what the command line and scripts call."""
+"""`train`, `iterate`, `resume`, `load`, `evaluate`: what the command line and scripts call."""
 
 from __future__ import annotations
 
-import inspect
-import multiprocessing
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
 
-from polopt import registry
-from polopt.config.parse import apply_many, parse_many
-from polopt.config.serialize import fields_of, from_dict, to_dict
-from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.errors import CheckpointError, UsageError
 from polopt.core.state import gather, restore
 from polopt.data import demonstrations
 from polopt.method import Method
 from polopt.policies.base import Actor
-from polopt.tasks import make_task
-from polopt.tasks.base import Task
-from polopt.tasks.making import TABULAR, Maker
 from polopt.training import files, seeding
 from polopt.training.folder import Run, new_folder, write_config
-from polopt.training.loggers import check_names, make_loggers
+from polopt.training.loggers import make_loggers
 from polopt.training.loop import Row, Trainer
-from polopt.training.options import RunOptions, Until
-
-RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
-TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
-
-
-@dataclass
-class Plan:
-    """A run before it is built: everything that config.json records."""
-
-    method: str
-    task: TaskLike
-    config: Any
-    options: RunOptions
-    task_options: dict[str, Any]
-    preset: str | None = None
-    init: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.options.until:
-            Until.parse(self.options.until)
-        check_names(self.options.loggers)
-        for name in RESERVED & self.task_options.keys():
-            raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
-
-    @property
-    def cls(self) -> type[Method]:
-        return registry.load(self.method)
-
-    @property
-    def steps(self) -> int:
-        return self.options.steps or self.cls.default_steps
-
-    def summary(self, folder: Path) -> str:
-        """What is about to happen, in one line, before the first step."""
-        options = self.options
-        return (
-            f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
-            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} "
-            f"-> {folder}"
-        )
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "task": task_name(self.task),
-            "task_options": self.task_options,
-            "steps": self.steps,
-            "unit": self.cls.unit,
-            "seed": self.options.seed,
-            "preset": self.preset,
-            "init": self.init,
-            "config": to_dict(self.config),
-            "sources": {item.name: item.source for item in fields_of(self.config)},
-            "run": to_dict(self.options),
-        }
-
-    def make_task(self, stream: int, num: int, workers: int = 0) -> Task:
-        return make_task(
-            self.task,
-            num=num,
-            seed=seeding.derive(self.options.seed, stream),
-            workers=workers,
-            evaluation=stream != seeding.TRAIN_TASK,
-            **self.task_options,
-        )
-
-    def make_renderer(self) -> Callable[..., gymnasium.Env]:
-        """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
-        if isinstance(self.task, str) and self.task in TABULAR:
-            raise UsageError(f"{self.task} has no picture")
-        options = dict(self.task_options)
-        preset = options.pop("preset", None)
-        return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
-
-    def build(self, *, prepare: bool = True) -> Method:
-        """Builds task and method from the seed, on the device; `prepare` also opens what only training needs."""
-        device = _device(self.options.device)
-        seeding.seed_everything(self.options.seed)
-        task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
-        try:
-            method = self.cls(self.config, task)
-            if device.type != "cpu":
-                method.to(device)
-            if prepare:
-                method.prepare()
-        except BaseException:
-            task.close()
-            raise
-        return method
-
-
-def plan(
-    method: str,
-    task: TaskLike,
-    *,
-    preset: str | None = None,
-    init: str | Path | None = None,
-    task_options: dict[str, Any] | None = None,
-    argv: Sequence[str] | None = None,
-    **settings: Any,
-) -> Plan:
-    """Sorts settings into those of the run and those of the method, and checks every name and value.
-
-    `argv` are further settings, spelled as on the command line.
-    """
-    cls = registry.load(method)
-    if callable(settings.get("network")) and not isinstance(settings["network"], type):
-        settings["network"] = {"make": settings["network"]}
-    if preset is not None:
-        settings["preset"] = preset
-    groups: dict[str, Any] = {"run": RunOptions, "method": cls.Config}
-    if argv is not None:
-        configs, preset = parse_many(groups, argv, presets=cls.presets)
-        groups, given = dict(configs), preset
-    configs, preset = apply_many(groups, settings, presets=cls.presets)
-    return Plan(
-        method,
-        task,
-        configs["method"],
-        configs["run"],
-        dict(task_options or {}),
-        preset or (given if argv is not None else None),
-        None if init is None else str(init),
-    )
-
-
-def task_name(task: TaskLike) -> str:
-    """A task by name, as `--task` would take it; what cannot be named again is shown in angle brackets."""
-    if isinstance(task, str):
-        return task
-    if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
-        return f"{task.__module__}:{task.__qualname__}"
-    if isinstance(task, gymnasium.Env):  # wrappers and arguments are its own: the id alone would be another task
-        return f"<{task.spec.id if task.spec else type(task.unwrapped).__name__}>"
-    return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
+from polopt.training.plan import Plan, TaskLike, plan, read_plan, runtime, task_name
 
 
 def iterate(
@@ -226,7 +80,7 @@ def train(
 
 def start(planned: Plan, folder: Path) -> Iterator[Row]:
     """Runs a new plan in its folder."""
-    with _runtime(planned.options):
+    with runtime(planned.options):
         try:
             method = planned.build()
             _check_budget(method, planned.steps)
@@ -279,7 +133,7 @@ def resume(
 
 
 def _resumed(planned: Plan, folder: Path, step: int, extended: bool) -> Iterator[Row]:
-    with _runtime(planned.options):
+    with runtime(planned.options):
         method = planned.build()
         yield from _rows(planned, method, folder, step, rewrite=extended)
 
@@ -320,34 +174,6 @@ def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
     return Run(folder)
 
 
-def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Plan:
-    """The plan that a run folder records.
-
-    A folder may come from anyone, so reading it imports no code that it names: a task or a network given as
-    "module:function" or as an object must be given again. Raises UsageError when it is not.
-    """
-    record = run.config
-    texts, tables = ("method", "task"), ("config", "run", "task_options")
-    wrong = [key for key in texts if not isinstance(record.get(key), str)]
-    wrong += [key for key in tables if not isinstance(record.get(key), dict)]
-    if wrong:
-        raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
-    name = record["task"]
-    if task is None and (":" in name or name.startswith("<")):
-        again = f"--task {name}" if ":" in name else "task="
-        raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
-    cls = registry.load(record["method"])
-    return Plan(
-        record["method"],
-        name if task is None else task,
-        from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
-        from_dict(RunOptions, record["run"]),
-        record["task_options"],
-        record.get("preset"),
-        record.get("init"),
-    )
-
-
 def load(folder: str | Path, *, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None) -> Actor:
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
@@ -372,7 +198,7 @@ def load_method(
     if not steps:
         raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
-    with _runtime(planned.options):
+    with runtime(planned.options):
         method = planned.build(prepare=False)
         method.task.close()
         try:
@@ -409,21 +235,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used."""
     method, planned = load_method(Path(folder), checkpoint, task, network)
-    with _runtime(planned.options):
+    with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
             return method.evaluate(fresh, episodes, greedy=not stochastic)
         finally:
             fresh.close()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The runs of `compare`, the table over seeds as text, and the report page."""
-
-    runs: list[Run]
-    table: str
-    page: Path
 
 
 def demonstrate(
@@ -438,7 +255,7 @@ def demonstrate(
 ) -> Path:
     """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
     method, planned = load_method(Path(folder), checkpoint, task, network)
-    with _runtime(planned.options):
+    with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
             data = demonstrations.record(method.policy, fresh, episodes, greedy=not stochastic)
@@ -448,132 +265,6 @@ def demonstrate(
     files.make_folder(file.parent)
     demonstrations.save_demonstrations(file, data, method.spec)
     return file
-
-
-def compare(
-    methods: Sequence[str],
-    task: TaskLike,
-    *,
-    seeds: int = 5,
-    jobs: int = 1,
-    out: str | Path | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> Comparison:
-    """Trains every method with the same seeds 0..seeds-1 and writes one report; what is finished is not run again.
-
-    Args:
-        jobs: runs at a time, each in a process of its own with one torch thread.
-        out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
-        settings: as for `train`; every method must have the fields that are named.
-    """
-    from polopt.report import compare_table
-
-    folder = Path(out) if out is not None else Path("runs") / f"compare-{task_name(task)}".replace(":", "_")
-    for method in methods:
-        plan(method, task, **settings)  # wrong names are found before hours are spent
-    todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
-    if jobs == 1:
-        for method, seed, place in todo:
-            _train_or_resume(method, task, seed, place, settings, progress)
-    else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting = [
-                pool.submit(_train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
-                for method, seed, place in todo
-            ]
-            for number, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                if progress:
-                    print(f"{number} of {len(todo)} runs done", file=sys.stderr)
-    places = [place for _, _, place in todo]
-    return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
-
-
-def report(
-    folders: Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    video: bool = True,
-    task: TaskLike | None = None,
-    network: Any = None,
-) -> Path:
-    """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
-
-    Args:
-        video: record one of the policy for the page of a single run that has none yet.
-        task, network: the environment and the network again, when they were code of your own.
-    """
-    from polopt.report import write_report
-
-    places = [Path(folder) for folder in folders]
-    for place in places:
-        Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
-    if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
-        record(places[0], task=task, network=network)
-    target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
-    return write_report(places, target)
-
-
-def record(folder: str | Path, *, seconds: float = 20, task: TaskLike | None = None, network: Any = None) -> Path | str:
-    """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
-    from polopt.report.video import record_video
-
-    run = Run(Path(folder))
-    try:
-        method, planned = load_method(run.folder, "latest", task, network)
-        with _runtime(planned.options):
-            maker = planned.make_renderer()
-            name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"
-            seed = seeding.derive(planned.options.seed, seeding.TEST_TASK)
-            video = record_video(method.policy, maker, run.folder / "videos" / name, seed, seconds=seconds)
-    except UsageError as error:
-        video = f"No video: {error}."
-    if isinstance(video, str):
-        files.make_folder(run.folder / "videos")
-        files.replace(run.folder / "videos" / "none.txt", video.encode())
-    return video
-
-
-def _train_or_resume(
-    method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
-) -> None:
-    if (place / "config.json").exists():
-        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
-        for key in ("method", "task", "task_options", "steps", "seed", "config"):
-            if before.get(key) != now[key]:
-                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
-        network = settings.get("network")
-        resume(place, task=task, network=network if callable(network) else None, progress=progress)
-        return
-    train(method, task, seed=seed, out=place, progress=progress, **settings)
-
-
-@contextmanager
-def _runtime(options: RunOptions) -> Iterator[None]:
-    """Precision and threads of a run, put back afterwards."""
-    before = torch.get_default_dtype(), torch.get_num_threads()
-    try:
-        torch.set_default_dtype(getattr(torch, options.dtype))
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        yield
-    finally:
-        torch.set_default_dtype(before[0])
-        torch.set_num_threads(before[1])
-
-
-def _device(name: str) -> torch.device:
-    """The device of this name, "auto" the best there is. Raises UsageError when this machine has none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
-    return device
 
 
 def _check_budget(method: Method, steps: int) -> None:

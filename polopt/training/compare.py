@@ -1,0 +1,125 @@
+"""`compare`, `report` and `record`: what is made of finished runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polopt.core.errors import UsageError
+from polopt.training import files, seeding
+from polopt.training.api import load_method, resume, train
+from polopt.training.folder import Run
+from polopt.training.plan import TaskLike, plan, runtime, task_name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of `compare`, the table over seeds as text, and the report page."""
+
+    runs: list[Run]
+    table: str
+    page: Path
+
+
+def compare(
+    methods: Sequence[str],
+    task: TaskLike,
+    *,
+    seeds: int = 5,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Comparison:
+    """Trains every method with the same seeds 0..seeds-1 and writes one report; what is finished is not run again.
+
+    Args:
+        jobs: runs at a time, each in a process of its own with one torch thread.
+        out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
+        settings: as for `train`; every method must have the fields that are named.
+    """
+    from polopt.report import compare_table
+
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{task_name(task)}".replace(":", "_")
+    for method in methods:
+        plan(method, task, **settings)  # wrong names are found before hours are spent
+    todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
+    if jobs == 1:
+        for method, seed, place in todo:
+            _train_or_resume(method, task, seed, place, settings, progress)
+    else:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            waiting = [
+                pool.submit(_train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
+                for method, seed, place in todo
+            ]
+            for number, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                if progress:
+                    print(f"{number} of {len(todo)} runs done", file=sys.stderr)
+    places = [place for _, _, place in todo]
+    return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
+
+
+def _train_or_resume(
+    method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
+) -> None:
+    if (place / "config.json").exists():
+        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
+        for key in ("method", "task", "task_options", "steps", "seed", "config"):
+            if before.get(key) != now[key]:
+                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
+        network = settings.get("network")
+        resume(place, task=task, network=network if callable(network) else None, progress=progress)
+        return
+    train(method, task, seed=seed, out=place, progress=progress, **settings)
+
+
+def report(
+    folders: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    video: bool = True,
+    task: TaskLike | None = None,
+    network: Any = None,
+) -> Path:
+    """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
+
+    Args:
+        video: record one of the policy for the page of a single run that has none yet.
+        task, network: the environment and the network again, when they were code of your own.
+    """
+    from polopt.report import write_report
+
+    places = [Path(folder) for folder in folders]
+    for place in places:
+        Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
+    if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
+        record(places[0], task=task, network=network)
+    target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
+    return write_report(places, target)
+
+
+def record(folder: str | Path, *, seconds: float = 20, task: TaskLike | None = None, network: Any = None) -> Path | str:
+    """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
+    from polopt.report.video import record_video
+
+    run = Run(Path(folder))
+    try:
+        method, planned = load_method(run.folder, "latest", task, network)
+        with runtime(planned.options):
+            maker = planned.make_renderer()
+            name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"
+            seed = seeding.derive(planned.options.seed, seeding.TEST_TASK)
+            video = record_video(method.policy, maker, run.folder / "videos" / name, seed, seconds=seconds)
+    except UsageError as error:
+        video = f"No video: {error}."
+    if isinstance(video, str):
+        files.make_folder(run.folder / "videos")
+        files.replace(run.folder / "videos" / "none.txt", video.encode())
+    return video

@@ -1,0 +1,224 @@
+"""A run before it is built: names and values checked, and all that config.json records."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from polopt import registry
+from polopt.config.parse import apply_many, parse_many
+from polopt.config.serialize import fields_of, from_dict, to_dict
+from polopt.core.errors import RunError, UsageError
+from polopt.method import Method
+from polopt.tasks import make_task
+from polopt.tasks.base import Task
+from polopt.tasks.making import TABULAR, Maker
+from polopt.training import seeding
+from polopt.training.folder import Run
+from polopt.training.loggers import check_names
+from polopt.training.options import RunOptions, Until
+
+RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
+TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
+
+
+@dataclass
+class Plan:
+    """A run before it is built: everything that config.json records."""
+
+    method: str
+    task: TaskLike
+    config: Any
+    options: RunOptions
+    task_options: dict[str, Any]
+    preset: str | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.options.until:
+            Until.parse(self.options.until)
+        check_names(self.options.loggers)
+        for name in RESERVED & self.task_options.keys():
+            raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
+
+    @property
+    def cls(self) -> type[Method]:
+        return registry.load(self.method)
+
+    @property
+    def steps(self) -> int:
+        return self.options.steps or self.cls.default_steps
+
+    def summary(self, folder: Path) -> str:
+        """What is about to happen, in one line, before the first step."""
+        options = self.options
+        return (
+            f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
+            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} "
+            f"-> {folder}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "task": task_name(self.task),
+            "task_options": self.task_options,
+            "steps": self.steps,
+            "unit": self.cls.unit,
+            "seed": self.options.seed,
+            "preset": self.preset,
+            "init": self.init,
+            "config": to_dict(self.config),
+            "sources": self._sources(),
+            "run": to_dict(self.options),
+        }
+
+    def _sources(self) -> dict[str, str]:
+        """Where each number of the config comes from: the source of its default, or this run."""
+        usual = {item.name: item.default for item in fields_of(type(self.config)) if not item.choice}
+        return {
+            item.name: item.source if item.default == usual.get(item.name, item.default) else "this run"
+            for item in fields_of(self.config)
+        }
+
+    def make_task(self, stream: int, num: int, workers: int = 0) -> Task:
+        return make_task(
+            self.task,
+            num=num,
+            seed=seeding.derive(self.options.seed, stream),
+            workers=workers,
+            evaluation=stream != seeding.TRAIN_TASK,
+            **self.task_options,
+        )
+
+    def make_renderer(self) -> Callable[..., gymnasium.Env]:
+        """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
+        if isinstance(self.task, str) and self.task in TABULAR:
+            raise UsageError(f"{self.task} has no picture")
+        options = dict(self.task_options)
+        preset = options.pop("preset", None)
+        return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
+
+    def build(self, *, prepare: bool = True) -> Method:
+        """Builds task and method from the seed, on the device; `prepare` also opens what only training needs."""
+        device = _device(self.options.device)
+        seeding.seed_everything(self.options.seed)
+        task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
+        try:
+            method = self.cls(self.config, task)
+            if device.type != "cpu":
+                method.to(device)
+            if prepare:
+                method.prepare()
+        except BaseException:
+            task.close()
+            raise
+        return method
+
+
+def plan(
+    method: str,
+    task: TaskLike,
+    *,
+    preset: str | None = None,
+    init: str | Path | None = None,
+    task_options: dict[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+    **settings: Any,
+) -> Plan:
+    """Sorts settings into those of the run and those of the method, and checks every name and value.
+
+    `argv` are further settings, spelled as on the command line.
+    """
+    cls = registry.load(method)
+    if callable(settings.get("network")) and not isinstance(settings["network"], type):
+        settings["network"] = {"make": settings["network"]}
+    if preset is not None:
+        settings["preset"] = preset
+    groups: dict[str, Any] = {"run": RunOptions, "method": cls.Config}
+    if argv is not None:
+        configs, preset = parse_many(groups, argv, presets=cls.presets)
+        groups, given = dict(configs), preset
+    configs, preset = apply_many(groups, settings, presets=cls.presets)
+    return Plan(
+        method,
+        task,
+        configs["method"],
+        configs["run"],
+        dict(task_options or {}),
+        preset or (given if argv is not None else None),
+        None if init is None else str(init),
+    )
+
+
+def task_name(task: TaskLike) -> str:
+    """A task by name, as `--task` would take it; what cannot be named again is shown in angle brackets."""
+    if isinstance(task, str):
+        return task
+    if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
+        return f"{task.__module__}:{task.__qualname__}"
+    if isinstance(task, gymnasium.Env):  # wrappers and arguments are its own: the id alone would be another task
+        return f"<{task.spec.id if task.spec else type(task.unwrapped).__name__}>"
+    return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
+
+
+def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Plan:
+    """The plan that a run folder records.
+
+    A folder may come from anyone, so reading it imports no code that it names: a task or a network given as
+    "module:function" or as an object must be given again. Raises UsageError when it is not.
+    """
+    record = run.config
+    texts, tables = ("method", "task"), ("config", "run", "task_options")
+    wrong = [key for key in texts if not isinstance(record.get(key), str)]
+    wrong += [key for key in tables if not isinstance(record.get(key), dict)]
+    if wrong:
+        raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
+    name = record["task"]
+    if task is None and (":" in name or name.startswith("<")):
+        again = f"--task {name}" if ":" in name else "task="
+        raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
+    cls = registry.load(record["method"])
+    return Plan(
+        record["method"],
+        name if task is None else task,
+        from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
+        from_dict(RunOptions, record["run"]),
+        record["task_options"],
+        record.get("preset"),
+        record.get("init"),
+    )
+
+
+@contextmanager
+def runtime(options: RunOptions) -> Iterator[None]:
+    """Precision and threads of a run, put back afterwards."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        torch.set_default_dtype(getattr(torch, options.dtype))
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, "auto" the best there is. Raises UsageError when this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
+    return device
