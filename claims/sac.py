@@ -4,12 +4,12 @@ The dual temperature is what distinguishes this SAC from the first one: multiply
 change neither the return that is reached nor the entropy that is held; a fixed temperature must be tuned to the scale.
 Every arm trains with the same budget and settings; only the temperature, the scale and the number of critics differ.
 
-Pilots (seeds 1000, 1001; 12,000 steps) showed that arms at scale 10 had not converged and that the temperature at scale
-0.1 was still falling, so the budget is 20,000 steps. They also showed that the mode of a fixed-temperature policy is as
-good at scale 0.1 as the learned one, because the mode does not feel the entropy that is held; so the harm of a
-temperature that is too high is looked for in the return of the sampled policy, which is the policy that is trained. One
-pilot at 20,000 steps (seed 1000) leaves doubt about two expectations at scale 0.1, the harm (sampled returns -157 fixed,
--144 learned) and the entropy (error 0.70 nats); they stay as they were stated.
+Pilots (seeds 1000, 1001; 12,000 steps) showed that arms at scale 10 had not converged and that the temperature at
+scale 0.1 was still falling, so the budget is 20,000 steps. They also showed that the mode of a fixed-temperature
+policy is as good at scale 0.1 as the learned one, because the mode does not feel the entropy that is held; so the harm
+of a temperature that is too high is looked for in the return of the sampled policy, which is the policy that is
+trained. One pilot at 20,000 steps (seed 1000) leaves doubt about two expectations at scale 0.1, the harm (sampled
+returns -157 fixed, -144 learned) and the entropy (error 0.70 nats); they stay as they were stated.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -106,9 +107,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = True)
     widths = [max(len(row[i]) for row in every) for i in range(len(head) - 1)]
     start = sum(widths) + 2 * len(widths)
     left = max(shutil.get_terminal_size((160, 24)).columns - start - 2, 20)
+    short = left if sys.stdout.isatty() else 10**6  # what is read by grep is whole
     lines = []
     for row in every:
-        last = [textwrap.shorten(row[-1], left, placeholder="...")] if cut else textwrap.wrap(row[-1], left) or [""]
+        last = [textwrap.shorten(row[-1], short, placeholder="...")] if cut else textwrap.wrap(row[-1], left) or [""]
         lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), last[0]]).rstrip())
         lines += [" " * start + more for more in last[1:]]
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def test_callables_are_named_and_never_run_from_a_file():
     with pytest.raises(UsageError) as error:
         from_dict(Learner, data)
     assert str(error.value) == (
-        f"network.make was {name}, which is code, which is not run from a file: it must be passed again"
+        f"network.make was {name}, which is code, which is not run from a file: say it again with --network {name}"
     )
 
 
