@@ -1,10 +1,10 @@
 # make demo    train a controller and open its report          make test    lint, types and tests
-# make bench   speed beside other libraries (not in CI)         make claims  recompute every claim (hours)
+# make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test lint types unit bench claims clean
+.PHONY: demo test lint types unit bench claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -38,7 +38,11 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
 claims: .venv/base
-	for name in $$($(BIN)/python -m polopt.training.claims); do $(BIN)/polopt claim $$name || exit 1; done
+	for file in claims/*.py; do $(BIN)/polopt claim $$(basename $$file .py) || exit 1; done
+	$(MAKE) claims-page
+
+claims-page: .venv/base
+	$(BIN)/python -c 'from polopt.training.claim_pages import write_claims_page; print(write_claims_page())'
 
 clean:
 	rm -rf .venv build dist demo .mypy_cache .ruff_cache .hypothesis

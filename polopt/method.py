@@ -118,6 +118,11 @@ class Method(Stateful):
         """Makes the parts as attributes."""
         raise NotImplementedError  # abstract
 
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        """Numbers that follow from the config and the budget; printed before a run, so that nobody has to guess."""
+        return {}
+
     def prepare(self) -> None:
         """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its
         saved state is loaded; not when a policy is only loaded."""

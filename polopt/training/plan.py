@@ -59,10 +59,11 @@ class Plan:
     def summary(self, folder: Path) -> str:
         """What is about to happen, in one line, before the first step."""
         options = self.options
+        derived = "".join(f"; {n:,} {name}" for name, n in self.cls.derived(self.config, self.steps).items())
         return (
             f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
-            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype} "
-            f"-> {folder}"
+            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype}"
+            f"{derived} -> {folder}"
         )
 
     def record(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -248,3 +249,10 @@ def test_csv_and_json_are_plain(tmp_path):
     assert header[:7] == ["env_steps", "episodes", "completions", "tokens", "updates", "seconds", "stage"]
     assert {"eval/return", "critic_loss", "entropy", "q"} <= set(header)
     json.loads((run.folder / "config.json").read_text())
+
+
+def test_derived_numbers_are_said_before_the_run() -> None:
+    planned = api.plan("ppo", "CartPole-v1", steps=1_000, envs=4, window=128, minibatches=3)
+    assert "512 decisions per update; 171 per minibatch; 2 updates" in planned.summary(Path("here"))
+    planned = api.plan("sac", "Pendulum-v1", steps=1_000, warmup=400, updates_per_step=2, batch_size=32)
+    assert "32 transitions per update; 1,200 updates" in planned.summary(Path("here"))

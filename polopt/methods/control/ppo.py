@@ -153,6 +153,12 @@ class PPO(Method):
     no_limit = "it is the base of the others"
     smoke = Smoke("CartPole-v1", 192, {"envs": 2, "window": 32, "minibatches": 2, "epochs": 2, "network.sizes": (16,)})
 
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        batch = config.envs * config.window
+        minibatch = -(-batch // config.minibatches)
+        return {"decisions per update": batch, "per minibatch": minibatch, "updates": -(-steps // batch)}
+
     def build(self, task: Task) -> None:
         config = self.config
         normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None

@@ -23,6 +23,7 @@ the minimum: `--policy-critic mean`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,11 @@ class SAC(Method):
     presets = {"pendulum": {"warmup": 1_000, "network.sizes": (64, 64)}}
     no_limit = "its base, the first SAC with a value network, is not in the catalogue"
     smoke = Smoke("Pendulum-v1", 96, {"warmup": 64, "batch_size": 32, "network.sizes": (16, 16), "replay_size": 1_000})
+
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        updates = (steps - config.warmup) * config.updates_per_step // config.steps_per_update
+        return {"transitions per update": config.batch_size, "updates": max(updates, 0)}
 
     def build(self, task: Task) -> None:
         config = self.config
