@@ -4,6 +4,13 @@ Three parts. `exact`: on random tabular MDPs, with exact advantages and state we
 to the solution pi_k exp(t A) / Z of the proximal problem; with the divergence the other way round they do not.
 CartPole: m = 10 inner steps against m = 1, which is the plain policy gradient, and against PPO. Pendulum: off-policy
 MDPO against SAC.
+
+What was found: more inner steps come closer to the solution in every seed, but at m = 50 the limit of 0.02 holds in
+the mean (0.017) and not in the interval, and the divergence the other way round ends a factor of 1.9 further away, not
+the 2 that pilots had suggested; this is a control, so the verdict follows from it alone. On CartPole m = 10 is ahead
+of m = 1 at every learning rate in the mean (386 against 88, 96, 255 and 323) and level with PPO but for its best one,
+but at the learning rate that pilots chose for it one of five seeds learned badly, and no interval excludes a tie.
+Off-policy, 12,000 steps are too few: -257 against SAC's -158, still rising.
 """
 
 from functools import partial

@@ -10,6 +10,11 @@ policy is as good at scale 0.1 as the learned one, because the mode does not fee
 of a temperature that is too high is looked for in the return of the sampled policy, which is the policy that is
 trained. One pilot at 20,000 steps (seed 1000) leaves doubt about two expectations at scale 0.1, the harm (sampled
 returns -157 fixed, -144 learned) and the entropy (error 0.70 nats); they stay as they were stated.
+
+What was found: the entropy is held within 0.02 nats of its target at scales 1 and 10, and returns are equal at scales
+0.1 and 1. At scale 0.1 the temperature, which starts at 1, has not fallen far enough after 20,000 steps; at scale 10
+one of three seeds had not converged. The fixed temperature holds 1.2 nats too much entropy at scale 0.1, but that
+costs its sampled policy only 21 of return: Pendulum forgives noise, and the 200 that were expected are not there.
 """
 
 from __future__ import annotations

@@ -6,6 +6,11 @@ its value. All arms have the same bonus and see the same MDPs and baselines. `vi
 policy has an exact value below the threshold; one such episode in one run fails the claim. `regret` is the exact regret
 per episode (times 10,000: the cumulative one), `late_regret` that of the last fifth, `conservatism` the share of the
 baseline in what is played, in the last fifth. Expectations were written before any recorded seed.
+
+What was found: in 100,000 episodes of each neither StepMix nor EpsMix was below the threshold once, UCBVI in 3.4 % of
+its own. EpsMix leaves the baseline behind on every MDP and ends with UCBVI's regret; StepMix does on five of ten, and
+on the others a quarter to three quarters of what it plays is still the baseline after 10,000 episodes, so that its late
+regret is not half of the switch's with confidence. The mirrored orientation stays near the baseline.
 """
 
 from __future__ import annotations

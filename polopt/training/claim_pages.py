@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,7 +114,8 @@ def claims_page(root: Path | None = None) -> str:
             f"| [{slug}](#{slug}) | {_cell(claim.statement)} | {_verdict_text(claim, recorded[slug])} | {claim.seeds} |"
         )
     for slug, claim in loaded.items():
-        parts.append(_claim_section(slug, claim, recorded[slug]))
+        about = ast.get_docstring(ast.parse(place.claim(slug).read_text(encoding="utf-8"))) or ""
+        parts.append(_claim_section(slug, claim, recorded[slug], about))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -133,12 +135,13 @@ def _verdict_text(claim: Claim, lines: list[Line]) -> str:
     return f"**{result.name}**" if result.name else f"none: {result.reason}"
 
 
-def _claim_section(slug: str, claim: Claim, lines: list[Line]) -> str:
+def _claim_section(slug: str, claim: Claim, lines: list[Line], about: str) -> str:
+    """The section of one claim; `about` is the docstring of its file."""
     used = select(claim, lines)
     facts = entry(claim, lines)
     budget = ", ".join(f"{value:,} {unit.replace('_', ' ')}" for unit, value in claim.budget.items())
     seconds = sum(line["seconds"] for line in used.values())
-    text = [f"\n## {slug}\n\n{claim.statement}\n"]
+    text = [f"\n## {slug}\n\n{about or claim.statement}\n"]
     text.append(f"Verdict: {_verdict_text(claim, lines)}. {len(claim.arms)} arms, {claim.seeds} seeds, {budget} each.")
     if used:
         text.append(
