@@ -297,9 +297,9 @@ def _claim(argv: list[str]) -> int:
         "--jobs", type=int, default=None, help="runs at a time; default: the number of cores, at most 2"
     )
     args = parser.parse_args(argv)
-    from polopt.training import claims
+    from polopt.training import claim_pages
 
-    return claims.run_verb(args.method, quick=args.quick, pilot=args.pilot, jobs=args.jobs)
+    return claim_pages.run_verb(args.method, quick=args.quick, pilot=args.pilot, jobs=args.jobs)
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,24 @@ from polopt.training.claims import (
     load_claim,
     read_lines,
     recompute_all,
+    run_claim,
     select,
     verdict,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def run_verb(slug: str, *, quick: bool = False, pilot: bool = False, jobs: int | None = None) -> int:
+    """`polopt claim`: runs, prints, and returns the exit code: 1 when an arm failed, else 0, whatever the verdict."""
+    from rich.console import Console
+
+    console = Console()
+    report = functools.partial(print_line, console)
+    outcome = run_claim(slug, quick=quick, pilot=pilot, jobs=jobs, report=report)
+    print_outcome(outcome, console)
+    return 1 if outcome.failed else 0
 
 
 def print_line(console: Console, line: Line, done: int, todo: int) -> None:

@@ -552,16 +552,3 @@ def _json(value: Any) -> Any:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_verb(slug: str, *, quick: bool = False, pilot: bool = False, jobs: int | None = None) -> int:
-    """`polopt claim`: runs, prints, and returns the exit code: 1 when an arm failed, else 0, whatever the verdict."""
-    from rich.console import Console
-
-    from polopt.training.claim_pages import print_line, print_outcome
-
-    console = Console()
-    report = functools.partial(print_line, console)
-    outcome = run_claim(slug, quick=quick, pilot=pilot, jobs=jobs, report=report)
-    print_outcome(outcome, console)
-    return 1 if outcome.failed else 0

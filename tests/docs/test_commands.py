@@ -12,7 +12,7 @@ import shlex
 import pytest
 
 from polopt import cli, registry
-from polopt.training import api, claims
+from polopt.training import api, claim_pages, claims
 from tests.docs.blocks import PAGES, ROOT, blocks
 
 STEPS = {"env_steps": 256, "updates": 10, "episodes": 10}
@@ -37,7 +37,7 @@ def short(monkeypatch):
         return 0
 
     monkeypatch.setattr(api.Plan, "__post_init__", shorten)
-    monkeypatch.setattr(claims, "run_verb", claim)
+    monkeypatch.setattr(claim_pages, "run_verb", claim)
 
 
 def shortened(command):

@@ -346,10 +346,10 @@ def test_arms_that_cannot_be_told_apart_are_refused():
 def test_the_verb_prints_and_returns_the_exit_code(root, monkeypatch, capsys):
     place = claims.find_place(root)
     monkeypatch.setattr(claims, "find_place", lambda root=None: place)
-    assert claims.run_verb("toy", jobs=1) == 0
+    assert claim_pages.run_verb("toy", jobs=1) == 0
     printed = capsys.readouterr().out
     assert "8/8  poor  seed 3" in printed
     assert "Verdict: reproduced" in printed
     write(root, SOURCE.replace('return {"score": 1.0', 'raise OSError("gone")\n    return {"score": 1.0'))
-    assert claims.run_verb("toy", jobs=1) == 1
+    assert claim_pages.run_verb("toy", jobs=1) == 1
     assert "no verdict: 1 arm failed (poor)" in capsys.readouterr().out
