@@ -10,6 +10,11 @@ that is right for the reward is much smaller than the first one.
 
 Pilots (seed 1000) at k = 100 and 0.01 were limited by what every one of these small networks can reach in this budget
 (values of -100,000, temperatures of 0.002), not by the methods, so the claim compares k = 0.1, 1 and 10.
+
+What was found: all methods learn at all three scales, and the spread over scales is noise: about 100 of return for all
+three. The fixed bound of DSACv1 does no visible harm here, so there is nothing for the refinement to repair. The
+gradient of the critic varies more with a sampled target in every seed (3.7 times in the mean), and the bias of DSAC-T
+at k = 1 is below that of a single critic in every seed (5 against 10), but three seeds do not separate either.
 """
 
 from __future__ import annotations
