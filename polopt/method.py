@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from polopt.config import Config, param
+from polopt import config as configs
+from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
 from polopt.core.state import Stateful
@@ -83,7 +84,7 @@ class Method(Stateful):
     """
 
     @dataclass(frozen=True)
-    class Config(Config):
+    class Config(configs.Config):
         envs: int = param(1, "polopt", low=1, help="copies of the task that are stepped together")
         micro_batch: int | None = param(
             None, "polopt", low=1, help="rows per backward pass; smaller needs less memory and changes nothing else"
