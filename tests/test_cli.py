@@ -132,7 +132,8 @@ def test_train_eval_report(tmp_path, capsys):
     assert main(command("ppo", folder)) == 0
     out, err = said(capsys)
     assert str(folder) in out.splitlines()[-1]
-    assert f"ppo on CartPole-v1: 96 env_steps, seed 3, 2 environments, cpu, float32 -> {folder}" in err
+    head = "ppo on CartPole-v1: 96 env_steps, seed 3, 2 environments, cpu, float32"
+    assert f"{head}; 16 decisions per update; 8 per minibatch; 6 updates -> {folder}" in err
     assert {"config.json", "metrics.csv", "checkpoints"} <= {path.name for path in folder.iterdir()}
     assert main(["eval", str(folder), "--episodes", "2", "--json"]) == 0
     scores = json.loads(said(capsys)[0])
