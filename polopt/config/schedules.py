@@ -20,7 +20,7 @@ class Schedule(Config):
 
     def shape(self, fraction: float) -> float:
         """The factor at this fraction, in [0, 1], of what follows the warm-up."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Source(Stateful):
 
     def next(self, actor: Acts) -> Batch:
         """Collects with `actor` and returns one batch."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length) of the episodes that ended since the last call."""

@@ -51,14 +51,14 @@ class Expectation:
 
     def arms(self, names: Sequence[str]) -> tuple[str, ...]:
         """The arms that this expectation reads."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def contrasts(self, names: Sequence[str], value: Value) -> list[Contrast]:
         """Its parts: a text and per-seed contrasts [seeds] whose mean must be above 0."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def text(self) -> str:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     metric: str
 

@@ -40,7 +40,7 @@ class Task(Stateful):
         `index` (int64 [N]) names the start: equal indices start equally; None takes the next start of each row.
         Returns the observation of ALL rows [N, ...]; rows that were not reset keep theirs.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def step(self, record: Mapping[str, Tensor]) -> Step:
         """Acts with `record["action"]`, in the environment's own units.
@@ -48,11 +48,11 @@ class Task(Stateful):
         Returns (obs, reward, terminated, truncated), each [N, ...]: `obs` is always the true successor, also at the
         end of an episode. Stepping a row that has ended raises RunError.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def render(self) -> list[Any]:
         """One frame per row, for tasks that were made with a `render_mode`."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def close(self) -> None:
         """Frees processes and windows; closing twice is fine."""
