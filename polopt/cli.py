@@ -234,10 +234,8 @@ def _eval(argv: list[str]) -> int:
         print(json.dumps(scores | {"episodes": args.episodes, "checkpoint": args.checkpoint}))
     else:
         kind = "sampled" if args.stochastic else "greedy"
-        print(
-            f"return {scores['return']:.6g} (standard deviation {scores['return_std']:.4g} over {args.episodes} {kind} "
-            f"episodes, mean length {scores['length']:.6g})"
-        )
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in scores.items())
+        print(f"{named} ({args.episodes} {kind} episodes)" if "length" in scores else f"{named} (exact)")
     return 0
 
 

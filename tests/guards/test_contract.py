@@ -10,7 +10,9 @@ from dataclasses import fields
 import pytest
 import torch
 
+import polopt
 from polopt import registry
+from polopt.cli import main
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from tests.guards.harness import BUILT, advance, built, learner, parameters, plan
 
@@ -40,6 +42,20 @@ def test_evaluates(name):
         assert scores == method.evaluate(task, 2)  # the same starts, and nothing of the run disturbed
         assert math.isfinite(scores["return"])
         task.close()
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_every_verb_serves_it(name, tmp_path, capsys):
+    smoke = registry.load(name).smoke
+    settings = {"steps": smoke.steps, "task_options": smoke.task_options, "eval_episodes": 1, "loggers": ()}
+    polopt.train(name, smoke.task, out=tmp_path / "run", **settings, **smoke.config)
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--checkpoint", "best", "--stochastic", "--episodes", "1"]) == 0
+    assert main(["report", str(tmp_path / "run"), "--no-video"]) == 0
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("return ") >= 3
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", BUILT)
