@@ -144,9 +144,9 @@ def plan(
     if preset is not None:
         settings["preset"] = preset
     groups: dict[str, Any] = {"run": RunOptions, "method": cls.Config}
+    typed = None  # the preset of the command line
     if argv is not None:
-        configs, preset = parse_many(groups, argv, presets=cls.presets)
-        groups, given = dict(configs), preset
+        groups, typed = parse_many(groups, argv, presets=cls.presets)
     configs, preset = apply_many(groups, settings, presets=cls.presets)
     return Plan(
         method,
@@ -154,7 +154,7 @@ def plan(
         configs["method"],
         configs["run"],
         dict(task_options or {}),
-        preset or (given if argv is not None else None),
+        preset or typed,
         None if init is None else str(init),
     )
 
