@@ -1,10 +1,11 @@
-# make demo    train a controller and open its report          make test    lint, types and tests
+# make demo    train a controller and a language model         make test    lint, types and tests
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
+# make test-peers    losses against other libraries' own code (not in CI)
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test lint types unit bench claims claims-page clean
+.PHONY: demo test test-peers lint types unit bench claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -19,7 +20,11 @@ SHELL := bash
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-demo: .venv/base
+.venv/language: .venv/base
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[language]'
+	touch $@
+
+demo: .venv/language
 	$(BIN)/python examples/demo.py
 
 test: lint types unit
@@ -34,10 +39,17 @@ types: .venv/dev
 unit: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+.venv/peers: .venv/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[peers]'
+	touch $@
+
+test-peers: .venv/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers
+
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
-claims: .venv/base
+claims: .venv/language
 	for file in claims/*.py; do $(BIN)/polopt claim $$(basename $$file .py) || exit 1; done
 	$(MAKE) claims-page
 

@@ -24,6 +24,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt eval DIR [--episodes N] [--checkpoint latest|best] [--stochastic] [--json]
   polopt compare METHOD METHOD ... --task TASK --seeds N [--jobs J] [...]
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
+  polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods
   polopt claim METHOD [--quick]                         reproduce the paper's claim, small
 
 'polopt VERB --help' says more. Documentation: docs/ in the repository."""
@@ -108,22 +109,27 @@ def _split_task(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Takes the `--task.NAME VALUE` options out: keyword arguments of the environment, read as JSON if they are."""
     options: dict[str, Any] = {}
     rest: list[str] = []
-    items = iter(argv)
-    for item in items:
+    left = list(argv)
+    while left:
+        item = left.pop(0)
         if not item.startswith("--task."):
             rest.append(item)
             continue
         name, sign, value = item.removeprefix("--task.").partition("=")
-        if not sign:
-            try:
-                value = next(items)
-            except StopIteration:
-                raise UsageError(f"{item} needs a value") from None
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            options[name.replace("-", "_")] = value
+        if not sign and not left:
+            raise UsageError(f"{item} needs a value")
+        values = [_read(value if sign else left.pop(0))]
+        while not sign and left and not left[0].startswith("-"):
+            values.append(_read(left.pop(0)))  # --task.levels 1 5
+        options[name.replace("-", "_")] = values[0] if len(values) == 1 else values
     return options, rest
+
+
+def _read(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _train(argv: list[str]) -> int:
@@ -135,7 +141,8 @@ def _train(argv: list[str]) -> int:
         print(
             "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]\n"
             "             [--device D] [any option of the method]\n\n"
-            "--task is a Gymnasium id, a tabular task, or module:function; --task.NAME VALUE is for the environment.\n"
+            "--task is a Gymnasium id, a tabular task, a text task (addition, reasoning-gym/NAME, FILE.jsonl ...), or\n"
+            "module:function; --task.NAME VALUE is for the environment.\n"
             "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
         )
         return 0
@@ -215,27 +222,31 @@ def _own_code(args: argparse.Namespace) -> dict[str, Any]:
 def _eval(argv: list[str]) -> int:
     parser = _parser("eval", "Returns of a saved policy, in environments that training never saw.")
     parser.add_argument("dir", type=Path)
-    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--episodes", type=int, help="default: 10, and 64 prompts for language models")
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
     _add_own_code(parser)
     args = parser.parse_args(argv)
-    if args.episodes < 1:
+    if args.episodes is not None and args.episodes < 1:
         raise UsageError(f"--episodes {args.episodes}: at least 1")
     from polopt.training import api
+    from polopt.training.folder import Run
+    from polopt.training.plan import read_plan
 
-    how = {"episodes": args.episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic, **_own_code(args)}
+    own = _own_code(args)
+    episodes = args.episodes or read_plan(Run(args.dir), **own).cls.eval_episodes
+    how = {"episodes": episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic, **own}
     if args.record is not None:
         api.demonstrate(args.dir, args.record, **how)
     scores = api.evaluate(args.dir, **how)
     if args.json:
-        print(json.dumps(scores | {"episodes": args.episodes, "checkpoint": args.checkpoint}))
+        print(json.dumps(scores | {"episodes": episodes, "checkpoint": args.checkpoint}))
     else:
         kind = "sampled" if args.stochastic else "greedy"
         named = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in scores.items())
-        print(f"{named} ({args.episodes} {kind} episodes)" if "length" in scores else f"{named} (exact)")
+        print(f"{named} ({episodes} {kind} episodes)" if "length" in scores else f"{named} (exact)")
     return 0
 
 
@@ -300,6 +311,12 @@ def _claim(argv: list[str]) -> int:
     return claim_pages.run_verb(args.method, quick=args.quick, pilot=args.pilot, jobs=args.jobs)
 
 
+def _dataset(argv: list[str]) -> int:
+    from polopt import cli_dataset
+
+    return cli_dataset.run(argv)
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "methods": _methods,
     "show": _show,
@@ -308,6 +325,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "compare": _compare,
     "report": _report,
+    "dataset": _dataset,
     "claim": _claim,
 }
 

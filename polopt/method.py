@@ -39,6 +39,7 @@ class Limit:
         at: settings of this method; `base_at`: settings of the base.
         because: why the two are equal there.
         tolerance: largest difference of a parameter; above 0 only with a reason in `because`.
+        task: where it holds, if the base's smoke task has other spaces.
     """
 
     base: str
@@ -47,6 +48,7 @@ class Limit:
     because: str
     base_at: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 0.0
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Method(Stateful):
     slug: ClassVar[str]
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     default_steps: ClassVar[int] = 100_000
+    eval_episodes: ClassVar[int] = 10
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
     headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -127,6 +130,9 @@ class Method(Stateful):
     def prepare(self) -> None:
         """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its
         saved state is loaded; not when a policy is only loaded."""
+
+    def initialized(self) -> None:
+        """Called when the weights of another run were loaded (`--init`): a reference is that policy from here on."""
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Evaluates, improves, restrains; returns 0-d tensors. Runs for seconds at most and never syncs the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import settings
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+_cache = tempfile.TemporaryDirectory(prefix="polopt-tests-")  # for models that are made
+os.environ["POLOPT_CACHE"] = _cache.name
 settings.register_profile("polopt", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("polopt")
 torch.set_num_threads(1)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from polopt.cli import VERBS, main
+from polopt.cli import VERBS, _split_task, main
+from polopt.core.errors import UsageError
 from polopt.training.folder import Run
 from tests.training.runs import TINY, command, train
 
@@ -58,7 +59,7 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["train", "ppo"], "polopt train ppo needs --task"),
         (["train", "pppo", "--task", "CartPole-v1"], "there is no method 'pppo'; did you mean 'ppo'?"),
         (["train", "PPO", "--task", "CartPole-v1"], "did you mean 'ppo'?"),
-        (["train", "iql", "--task", "CartPole-v1"], "iql is planned, not built yet"),
+        (["train", "a2pr", "--task", "CartPole-v1"], "a2pr is planned, not built yet"),
         (["train", "ppo", "--task", "CartPol-v1"], "there is no task 'CartPol-v1'; did you mean 'CartPole-v1'?"),
         (["train", "ppo", "--task", "CartPole-v1", "--gae-lamda", "1"], "did you mean '--gae-lambda'?"),
         (["train", "ppo", "--task", "CartPole-v1", "--policy.steps", "3"], "--policy.steps"),
@@ -219,3 +220,12 @@ def test_every_tiny_run_is_spelled_on_the_command_line_as_in_python(tmp_path):
     for name in TINY:
         assert main(command(name, tmp_path / name)) == 0
         assert Run(tmp_path / name).config["config"] == train(name, tmp_path / f"{name}-python").config["config"]
+
+
+def test_a_task_option_may_have_several_values() -> None:
+    argv = ["--task", "addition", "--task.levels", "1", "5", "--steps", "9", "--task.low=-2", "--task.high", "-1"]
+    options, rest = _split_task(argv)
+    assert options == {"levels": [1, 5], "low": -2, "high": -1}
+    assert rest == ["--task", "addition", "--steps", "9"]
+    with pytest.raises(UsageError, match=r"--task\.levels needs a value"):
+        _split_task(["--task.levels"])

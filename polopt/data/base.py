@@ -19,7 +19,7 @@ class Acts(Protocol):
 
     def act(self, obs: Any, carry: Carry | None = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]: ...
 
-    def env_action(self, action: Tensor) -> Tensor: ...
+    def env_action(self, action: Tensor) -> Any: ...
 
 
 class Source(Stateful):
@@ -41,8 +41,8 @@ def device_of(actor: Any) -> torch.device:
 
 
 def put(value: Any, device: torch.device) -> Any:
-    """`value.to(device)`; tasks give CPU tensors, for which even asking a TensorDict takes time."""
-    return value if device.type == "cpu" else value.to(device)
+    """`value.to(device)`; tasks give CPU tensors, for which even asking a TensorDict takes time. Texts stay."""
+    return value if device.type == "cpu" or isinstance(value, list) else value.to(device)
 
 
 def add_action_mask(batch: dict[str, Any]) -> None:

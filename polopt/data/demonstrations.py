@@ -17,16 +17,47 @@ from polopt.core.spec import Spec
 from polopt.data.base import Acts, Source, device_of, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
+from polopt.tasks.recorded import DATASET_ID
 
-KEYS = ("obs", "action", "reward", "terminated", "truncated", "first")
+KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first")
 
 
 def record(actor: Acts, task: Task, episodes: int, *, greedy: bool = True) -> Batch:
     """Whole episodes of `actor`, joined: a batch [B] with `KEYS`, actions as the environment got them."""
-    batch = Episodes(task, episodes=episodes, greedy=greedy).next(actor)
+    return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor)
+
+
+def joined(batch: Batch, actor: Acts) -> Batch:
+    """The decisions of a batch [R, T] of `Episodes`, one after the other: a batch [B] with `KEYS`."""
+    batch = batch.clone(False).set("next_obs", batch["final_obs"])
     flat = batch.select(*KEYS)[batch["mask"]]
-    action = actor.env_action(flat["action"])
-    return flat.set("action", action)
+    return flat.set("action", actor.env_action(flat["action"]))
+
+
+def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | None:
+    """Recorded decisions [B] for a task, with `KEYS` and actions as its environment gets them.
+
+    Args:
+        name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
+            same each time), or "": the dataset that the task stands for, and None when it stands for none.
+        random_episodes: how many episodes "random" has.
+
+    Raises UsageError: nothing there, damaged, empty, or of other spaces than the task's.
+    """
+    name = name or task.spec.info.get("dataset", "")
+    if not name:
+        return None
+    if name == "random":
+        from polopt.policies.wrappers import Uniform
+
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return record(Uniform(task.spec), task, random_episodes, greedy=False)
+    if DATASET_ID.fullmatch(name) and not Path(name).exists():
+        from polopt.data.datasets import load_dataset
+
+        return load_dataset(name).check(task.spec).data
+    return load_demonstrations(name, task.spec)
 
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:

@@ -1,18 +1,78 @@
-"""Whole episodes from chosen starts, for evaluation and for methods that compare episodes."""
+"""Whole episodes from chosen starts, for evaluation and for methods that compare episodes.
+
+Playing and collating are separate: `Episodes.play` runs the loop and returns `Played`, a `collate` makes it a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.data.base import Acts, Carry, Source, add_action_mask, device_of, keep_rows, put
+from polopt.data.tokens import LEFT, stack
 from polopt.tasks.base import Task
+
+OUTCOMES = ("correct", "failed", "level")  # attributes [N] of elastic tasks that are stored after every step
+
+
+class Draws(Protocol):
+    """What a sampler of starts does; see `polopt.data.samplers`."""
+
+    def draw(self, count: int) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the loop played: all its steps, and where the R episodes are in them.
+
+    Attributes:
+        steps: one dict a step of the loop, values [N, ...] for the N rows of the task: all that the actor recorded,
+            obs and final_obs (unless they are texts), reward, terminated, truncated, first.
+        begin: int64 [R], the step at which each episode began.
+        length: int64 [R], its number of steps.
+        row: int64 [R], the row of the task that played it.
+        index: int64 [R], id of its start.
+        group: int64 [R], 0 .. starts - 1: episodes with the same start.
+        device: where the batch belongs.
+    """
+
+    steps: list[dict[str, Any]]
+    begin: Tensor
+    length: Tensor
+    row: Tensor
+    index: Tensor
+    group: Tensor
+    device: torch.device
+
+    def when(self) -> tuple[Tensor, Tensor]:
+        """Step of the loop [R, T] of the T-th decision of each episode, and which of them exist (bool [R, T])."""
+        offset = torch.arange(int(self.length.max()))
+        exists = offset < self.length.unsqueeze(1)
+        return (self.begin.unsqueeze(1) + offset).clamp_max(len(self.steps) - 1), exists
+
+
+def pad_steps(played: Played) -> Batch:
+    """A batch [R, T] of whole episodes, padded with zeros to the longest, with mask, index and group [R, T]."""
+    when, mask = played.when()
+    batch: dict[str, Any] = {}
+    for name in played.steps[0]:
+        column = stack([step[name] for step in played.steps], left=name in LEFT)  # [steps, N, ...]
+        where = column.device
+        batch[name] = _gather(column, when.to(where), played.row.to(where), mask.to(where))
+    shape, device = mask.shape, played.device
+    batch["mask"] = mask
+    batch["index"] = played.index.unsqueeze(1).expand(shape)
+    batch["group"] = played.group.unsqueeze(1).expand(shape)
+    add_action_mask(batch)
+    return TensorDict(batch, batch_size=shape, device=None if device.type == "cpu" else device)
 
 
 class Episodes(Source):
@@ -23,12 +83,20 @@ class Episodes(Source):
 
     Args:
         starts: ids of the starts, the same in every call; None takes new ones each time.
+        sampler: draws the ids of the starts anew in every call, in place of `starts`.
+        collate: makes the batch; `pad_steps` unless given.
         greedy: act without exploration.
         keep: names of the keys to store (None: all); evaluation needs ("reward",) only.
         max_steps: longer episodes are cut and count as truncated.
+        rows: most rows of an elastic task that play at once; None plays all episodes at once.
 
     All rows of the task play in parallel; a row without work is parked in an episode that is neither recorded nor
     counted. The next batch begins with fresh resets.
+
+    An elastic task (a text task) gets as many rows as there are episodes, and its parked rows cost no generation: the
+    actor sees only the others, and the task is told by `record["active"]` (bool [N]). Observations that are lists of
+    texts are not stored. Of the attributes `correct`, `failed` and `level` [N] of such a task, each step stores those
+    that it has.
     """
 
     saved = ("taken",)
@@ -40,27 +108,59 @@ class Episodes(Source):
         *,
         starts: Sequence[int] | None = None,
         samples: int = 1,
+        sampler: Draws | None = None,
+        collate: Callable[[Played], Batch] = pad_steps,
         greedy: bool = False,
         ledger: Ledger | None = None,
         keep: Sequence[str] | None = None,
         max_steps: int = 100_000,
+        rows: int | None = None,
     ) -> None:
+        if starts is not None and sampler is not None:
+            raise UsageError("episodes begin at given starts or at those of a sampler, not both")
         self.task = task
         self.count = episodes if starts is None else len(starts)
         self.starts = None if starts is None else list(starts)
         self.samples = samples
+        self.sampler = sampler
+        self.collate = collate
         self.greedy = greedy
         self.ledger = ledger if ledger is not None else Ledger()
+        self.rows = rows
         self.taken = 0  # starts used so far
         self._keep = None if keep is None else {*keep, "terminated", "truncated"}
         self._max_steps = max_steps
         self._ended: list[tuple[float, int]] = []
 
     def next(self, actor: Acts) -> Batch:
+        played = self.play(actor)
+        batch = self.collate(played)
+        if "reward" in batch.keys():
+            self._ended += self.summaries(batch, played)
+        return batch
+
+    def summaries(self, batch: Batch, played: Played) -> list[tuple[float, int]]:
+        """(return, length) of each episode of the batch."""
+        returns = batch["reward"].double().sum(1)
+        return [(float(value), int(count)) for value, count in zip(returns, played.length)]
+
+    def next_starts(self) -> list[int]:
+        """The ids of the starts of the next batch; a sampler, or the count of used ones, moves on."""
+        if self.starts:
+            return self.starts
+        self.taken += self.count
+        if self.sampler is not None:
+            return self.sampler.draw(self.count)
+        return list(range(self.taken - self.count, self.taken))
+
+    def play(self, actor: Acts) -> Played:
+        """Plays the next episodes to their ends."""
         task, total, device = self.task, self.count * self.samples, device_of(actor)
-        starts = self.starts or list(range(self.taken, self.taken + self.count))
-        self.taken += 0 if self.starts else self.count
-        index = torch.tensor(starts).repeat_interleave(self.samples)  # [R]
+        index = torch.tensor(self.next_starts()).repeat_interleave(self.samples)  # [R]
+        elastic = getattr(task, "elastic", False)
+        if elastic:
+            task.num = min(total, self.rows or total)
+        outcomes = [name for name in OUTCOMES if elastic and hasattr(task, name)]
         job = torch.arange(task.num)  # what each row plays
         job[job >= total] = -1  # parked
         upcoming = min(task.num, total)
@@ -74,11 +174,15 @@ class Episodes(Source):
             carry: Carry | None = None
             while (job >= 0).any():
                 first = task.first
-                record, carry = actor.act(obs, carry, greedy=self.greedy)
-                action = actor.env_action(record["action"])
+                busy = job >= 0
+                if elastic:
+                    record, carry, action = _act_active(actor, obs, carry, busy, self.greedy)
+                    record["active"] = busy
+                else:
+                    record, carry = actor.act(obs, carry, greedy=self.greedy)
+                    action = actor.env_action(record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
                 next_obs = put(next_obs, device)
-                busy = job >= 0
                 length[job[busy]] += 1
                 self.ledger.env_steps += int(busy.sum())
                 cut = busy.clone()
@@ -93,6 +197,9 @@ class Episodes(Source):
                     "first": first,
                     "final_obs": next_obs,
                 }
+                if elastic:
+                    step |= {name: getattr(task, name).clone() for name in outcomes}
+                    step = {k: v for k, v in step.items() if k != "active" and not isinstance(v, list)}
                 steps.append(step if self._keep is None else {k: v for k, v in step.items() if k in self._keep})
                 done = terminated | truncated
                 if done.any():
@@ -104,46 +211,48 @@ class Episodes(Source):
                         if upcoming < total:
                             begin[upcoming], played[upcoming] = len(steps), row
                             upcoming += 1
-                    next_obs = put(task.reset(done, index=index[job.clamp_min(0)]), device)
+                    again = done & (job >= 0) if elastic else done
+                    if again.any():
+                        next_obs = put(task.reset(again, index=index[job.clamp_min(0)]), device)
                     carry = keep_rows(carry, put(~done, device))
                 obs = next_obs
-        return self._batch(steps, begin, length, played, index, device)
+        group = torch.arange(self.count).repeat_interleave(self.samples)
+        return Played(steps, begin, length, played, index, group, device)
 
     def episodes(self) -> list[tuple[float, int]]:
         ended, self._ended = self._ended, []
         return ended
-
-    def _batch(
-        self,
-        steps: list[dict[str, Any]],
-        begin: Tensor,
-        length: Tensor,
-        played: Tensor,
-        index: Tensor,
-        device: torch.device,
-    ) -> Batch:
-        offset = torch.arange(int(length.max()))
-        mask = offset < length.unsqueeze(1)  # [R, T]
-        when = (begin.unsqueeze(1) + offset).clamp_max(len(steps) - 1)
-        batch: dict[str, Any] = {}
-        for name in steps[0]:
-            column = torch.stack([step[name] for step in steps])  # [steps, N, ...]
-            batch[name] = _gather(column, when.to(column.device), played.to(column.device), mask.to(column.device))
-        shape = mask.shape
-        batch["mask"] = mask
-        batch["index"] = index.unsqueeze(1).expand(shape)
-        batch["group"] = torch.arange(self.count).repeat_interleave(self.samples).unsqueeze(1).expand(shape)
-        add_action_mask(batch)
-        if "reward" in batch:
-            returns = batch["reward"].double().sum(1)
-            self._ended += [(float(value), int(count)) for value, count in zip(returns, length)]
-        return TensorDict(batch, batch_size=shape, device=None if device.type == "cpu" else device)
 
     def extra_state(self) -> dict[str, Any]:
         return {"ended": [list(pair) for pair in self._ended]}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._ended = [(float(value), int(count)) for value, count in state["ended"]]
+
+
+def _act_active(
+    actor: Acts, obs: Any, carry: Carry | None, busy: Tensor, greedy: bool
+) -> tuple[dict[str, Tensor], Carry | None, Any]:
+    """Acts in the rows where `busy` [N] is True; record and carry [N, ...] are zero in the others, texts are empty."""
+    if busy.all():
+        record, carry = actor.act(obs, carry, greedy=greedy)
+        return dict(record), carry, actor.env_action(record["action"])
+    rows, count = busy.nonzero().flatten(), len(busy)
+
+    def part(value: Any) -> Any:
+        return [value[row] for row in rows.tolist()] if isinstance(value, list) else value[rows.to(value.device)]
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            texts = [""] * count
+            for row, text in zip(rows.tolist(), value):
+                texts[row] = text
+            return texts
+        return value.new_zeros(count, *value.shape[1:]).index_copy_(0, rows.to(value.device), value)
+
+    some, after = actor.act(part(obs), carry and {k: part(v) for k, v in carry.items()}, greedy=greedy)
+    action = whole(actor.env_action(some["action"]))
+    return {k: whole(v) for k, v in some.items()}, after and {k: whole(v) for k, v in after.items()}, action
 
 
 def _gather(column: Any, when: Tensor, played: Tensor, mask: Tensor) -> Any:

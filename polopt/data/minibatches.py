@@ -20,16 +20,22 @@ def minibatches(
 
     Each minibatch is one optimizer step: its `weight` sums to 1, in the proportions of `batch["weight"]` if there is
     one, otherwise equal for every decision that exists.
+
+    Rows of tokens, batches [B] whose `mask` is [B, T], are kept whole as well, and there `size` counts rows. Their
+    weights need not sum to 1 (a constant length, a sum over tokens), so a given `weight` keeps its scale per row: it is
+    multiplied by B / rows of the minibatch, and the mean over the minibatches is the whole.
     """
-    if recurrent:
+    mask = batch.get("mask", None)
+    tokens = mask is not None and mask.dim() > batch.batch_dims
+    if recurrent or tokens:
         flat = batch
-        size = max(1, size * len(batch) // max(batch.batch_size.numel(), 1))
+        size = size if tokens else max(1, size * len(batch) // max(batch.batch_size.numel(), 1))
     else:
         flat = batch.reshape(-1)
         mask = flat.get("mask", None)
         if mask is not None:
             flat = flat[mask.nonzero().flatten()]
-    device = next(iter(flat.values())).device
+    device = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
         order = torch.randperm(len(flat), generator=generator).to(device)
         for part in flat[order].split(size):  # permuted once: the parts are views
@@ -38,5 +44,6 @@ def minibatches(
                 continue
             part = part.clone(False)
             weight = part["weight"]
-            part["weight"] = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+            scale = len(part) / len(flat) if tokens else weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+            part["weight"] = weight / scale
             yield part

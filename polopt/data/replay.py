@@ -19,6 +19,7 @@ from polopt.core.state import Blob, Stateful
 from polopt.data.base import Acts, Source, device_of, put
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
+from polopt.data.trajectories import Trajectories
 
 SHARD = 65_536
 SHARD_BYTES = 2**28
@@ -339,7 +340,7 @@ class ReplaySource(Source):
 
     def __init__(
         self,
-        rollouts: Rollouts,
+        rollouts: Rollouts | Trajectories,
         replay: Replay,
         batch_size: int,
         warmup: int,

@@ -12,7 +12,9 @@ from polopt.tasks.base import Task
 def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
     """Runs `episodes` whole episodes from the same start seeds at every call.
 
-    Returns `return` (mean undiscounted return), `return_std` (over episodes) and `length` (mean number of decisions).
+    Returns `return` (mean undiscounted return), `return_std` (over episodes) and `length` (mean number of decisions);
+    on a dataset's task also `normalized_return`, 100 (return - random) / (expert - random) with the references that
+    the dataset holds (D4RL, arXiv 2004.07219, section 6).
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -21,8 +23,13 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
         batch = Episodes(task, starts=range(episodes), greedy=greedy, keep=("reward",)).next(actor)
     returns = (batch["reward"] * batch["mask"]).sum(-1).double()
     lengths = batch["mask"].sum(-1).double()
-    return {
+    scores = {
         "return": returns.mean().item(),
         "return_std": returns.std(correction=0).item(),
         "length": lengths.mean().item(),
     }
+    references = task.spec.info.get("references")
+    if references is not None:
+        low, high = references
+        scores["normalized_return"] = 100.0 * (scores["return"] - low) / (high - low)
+    return scores

@@ -89,6 +89,38 @@ def clip(
     return kept.to(ratio.dtype)
 
 
+def two_side(ratio: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """1 where 1 - low <= ratio <= 1 + high, else 0, whatever the advantage (arXiv 2509.24203)."""
+    return ((ratio >= 1 - low) & (ratio <= 1 + high)).to(ratio.dtype)
+
+
+def ring(
+    ratio: Tensor,
+    advantage: Tensor,
+    low: float | Tensor,
+    high: float | Tensor,
+    outer_low: float,
+    outer_high: float,
+) -> Tensor:
+    """`two_side`, and 1 also where a step from far outside leads back to the old policy (arXiv 2509.24203).
+
+    Those are: advantage >= 0 and ratio <= 1 - outer_low, or advantage <= 0 and ratio >= 1 + outer_high.
+    """
+    advantage = align_left(advantage, ratio)
+    back = ((advantage >= 0) & (ratio <= 1 - outer_low)) | ((advantage <= 0) & (ratio >= 1 + outer_high))
+    return torch.maximum(two_side(ratio, low, high), back.to(ratio.dtype))
+
+
+def cap(ratio: Tensor, high: float | Tensor) -> Tensor:
+    """min(ratio, 1 + high) / ratio: the ratio is cut at 1 + high, nothing is dropped (arXiv 2506.13585, equation 5)."""
+    return torch.where(ratio > 1 + high, (1 + high) / ratio, 1.0)
+
+
+def shape(log_prob: Tensor, gamma: float) -> Tensor:
+    """gamma / (p + gamma)^2 with p = exp(log_prob): the slope of p / (p + gamma) (arXiv 2504.14945), detached."""
+    return gamma / (log_prob.detach().exp() + gamma).square()
+
+
 def token_weights(mask: Tensor, kind: str, length: float | None = None) -> Tensor:
     """Weights [B, ...] of tokens for one optimizer step, from `mask` (bool [B, ...], True = sampled token).
 

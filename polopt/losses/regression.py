@@ -19,6 +19,15 @@ def huber(error: Tensor, delta: float = 1.0) -> Tensor:
     return torch.where(size <= delta, 0.5 * error.square(), delta * (size - 0.5 * delta))
 
 
+def expectile(error: Tensor, tau: float) -> Tensor:
+    """|tau - 1(error < 0)| * error^2 (IQL, arXiv 2110.06169, equation 5), WITHOUT the 1/2 of `squared`.
+
+    `error` is target - prediction: with tau above 0.5, predictions that are too low cost more, and the minimizer of the
+    mean is above the mean. `tau` is inside (0, 1).
+    """
+    return torch.where(error < 0, 1 - tau, tau) * error.square()
+
+
 def regression(prediction: Tensor, target: Tensor, weight: Tensor, delta: float | None = None) -> Tensor:
     """Sum of weight * (prediction - target)^2 / 2, or of Huber's function with threshold `delta`.
 

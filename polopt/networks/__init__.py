@@ -18,9 +18,10 @@ class Network(Config):
     """Encoder (by the observation space), optional recurrent core, and a multilayer perceptron."""
 
     sizes: tuple[int, ...] = param((64, 64), "polopt", low=1, help="widths of the hidden layers")
-    activation: str = param("tanh", "polopt", choices=("relu", "tanh", "elu", "gelu", "silu"))
+    activation: str = param("tanh", "polopt", choices=("relu", "tanh", "elu", "gelu", "silu", "mish"))
     normalization: str = param("none", "polopt", choices=("none", "layer"), help="before each hidden activation")
     init: str = param("default", "polopt", choices=("default", "orthogonal"), help="orthogonal: gain sqrt(2), bias 0")
+    dropout: float = param(0.0, "polopt", low=0, below=1, help="after each hidden activation, only where it is trained")
     head_gain: float = param(1.0, "polopt", low=0, help="initial scale of a policy's last layer; critics use 1")
     recurrent: str = param("none", "polopt", choices=("none", "gru"))
     recurrent_size: int = param(64, "polopt", low=1, help="size of the hidden state")

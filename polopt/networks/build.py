@@ -190,6 +190,7 @@ def build(
             activation=config.activation,
             normalization=config.normalization,
             init=config.init,
+            dropout=config.dropout,
             head_gain=config.head_gain if head_gain is None else head_gain,
             members=ensemble,
         )

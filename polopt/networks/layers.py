@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "mish": nn.Mish,
 }
 
 
@@ -69,13 +70,22 @@ class EnsembleLayerNorm(nn.Module):
         return functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
 
 
+class GradientDropout(nn.Dropout):
+    """Dropout where gradients are recorded, and nothing elsewhere: acting and targets (under `no_grad`) see the whole
+    network without a switch between modes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.p, training=self.training and torch.is_grad_enabled())
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them: [..., inputs] -> [..., outputs], any leading dimensions.
 
     With `members=E` it holds E networks that see the same input and returns [E, ..., outputs]; member e computes what
     a single MLP with the weights `weight[e].T` would. "layer" normalization stands between a hidden linear layer and
-    its activation. Hidden layers are orthogonal with gain sqrt(2) when `init="orthogonal"`, the last one (`head`) has
-    `head_gain` (Huang et al. 2022, "The 37 Implementation Details of PPO").
+    its activation, `dropout` (`GradientDropout`) after it. Hidden layers are orthogonal with gain sqrt(2) when
+    `init="orthogonal"`, the last one (`head`) has `head_gain` (Huang et al. 2022, "The 37 Implementation Details of
+    PPO").
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class MLP(nn.Module):
         activation: str = "tanh",
         normalization: str = "none",
         init: str = "default",
+        dropout: float = 0.0,
         head_gain: float = 1.0,
         members: int | None = None,
     ) -> None:
@@ -100,6 +111,8 @@ class MLP(nn.Module):
             if normalization == "layer":
                 layers.append(nn.LayerNorm(after) if members is None else EnsembleLayerNorm(members, after))
             layers.append(ACTIVATIONS[activation]())
+            if dropout > 0:
+                layers.append(GradientDropout(dropout))
         layers.append(_linear((inputs, *sizes)[-1], outputs, init, head_gain, members))
         self.layers = nn.Sequential(*layers)
 

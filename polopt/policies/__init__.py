@@ -4,8 +4,8 @@ Each `build(spec, network, normalizer=None)` returns an actor for the spaces of 
 sentence that names the space it cannot serve.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from polopt.config import Config, param
 from polopt.core.errors import UsageError
@@ -13,14 +13,21 @@ from polopt.networks import Network
 
 if TYPE_CHECKING:
     from polopt.core.spec import Spec
+    from polopt.networks.build import FeedForward, Recurrent
     from polopt.networks.normalizer import Normalizer
     from polopt.policies.base import Actor
+    from polopt.policies.language import CausalLMPolicy
 
 
 @dataclass(frozen=True)
 class Gaussian(Config):
-    """A diagonal Gaussian in the units of the environment; actions are clamped to the bounds at the environment."""
+    """A diagonal Gaussian; actions are clamped to the bounds at the environment.
 
+    With mean "linear" it acts in the units of the environment. With "tanh" the mean is the tanh of the network, in
+    [-1, 1], rescaled at the environment; the density is that of the Gaussian, finite also for actions at the bounds.
+    """
+
+    mean: str = param("linear", "polopt", choices=("linear", "tanh"))
     std: str = param("state-independent", "polopt", choices=("state-independent", "state-dependent"))
     log_std_init: float = param(0.0, "polopt", help="initial log standard deviation")
     log_std_low: float = param(-20.0, "polopt", help="lower clamp of the log standard deviation")
@@ -31,7 +38,8 @@ class Gaussian(Config):
         _check_clamp(self.log_std_low, self.log_std_high)
 
     def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
-        _need(spec, "a Gaussian policy", "Box")
+        bounded = self.mean == "tanh"
+        _need(spec, "a Gaussian policy with a tanh mean" if bounded else "a Gaussian policy", "Box", finite=bounded)
         from polopt.policies.gaussian import GaussianPolicy
 
         dependent = self.std == "state-dependent"
@@ -39,6 +47,7 @@ class Gaussian(Config):
         return GaussianPolicy(
             spec,
             net,
+            mean=self.mean,
             state_dependent=dependent,
             log_std_init=self.log_std_init,
             log_std_low=self.log_std_low,
@@ -82,6 +91,80 @@ class Deterministic(Config):
         from polopt.policies.deterministic import DeterministicPolicy
 
         return DeterministicPolicy(spec, network.build(spec.obs, spec.action_dim, normalizer=normalizer))
+
+
+@dataclass(frozen=True)
+class Diffusion(Config):
+    """A chain of denoising steps from noise to an action: acts in [-1, 1], rescaled at the environment."""
+
+    steps: int = param(5, "arXiv 2208.06193", low=1, help="denoising steps")
+    schedule: str = param("vp", "arXiv 2208.06193", choices=("vp", "linear", "cosine"), help="of the noise")
+    sampler: str = param("ddpm", "arXiv 2208.06193", choices=("ddpm", "ddim"), help="ddim adds no noise on the way")
+    clip: bool = param(True, "arXiv 2208.06193", help="every denoised estimate to [-1, 1]")
+    min_std: float = param(
+        0.1, "arXiv 2409.00588", low=0, help="floor under the noise of each step when exploring; 0: no scores"
+    )
+    time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of a time")
+    greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+
+    def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
+        net = _generator(spec, "a diffusion policy", network, normalizer, self.time_size)
+        from polopt.policies.diffusion import DiffusionPolicy, ScoredDiffusionPolicy
+
+        options = {name: getattr(self, name) for name in ("steps", "schedule", "clip", "time_size", "greedy")}
+        if self.sampler == "ddpm" and self.min_std > 0:
+            return ScoredDiffusionPolicy(spec, net, min_std=self.min_std, **options)
+        return DiffusionPolicy(spec, net, sampler=self.sampler, **options)
+
+
+@dataclass(frozen=True)
+class Flow(Config):
+    """Rectified flow from noise to an action: acts in [-1, 1], rescaled at the environment."""
+
+    steps: int = param(5, "polopt", low=1, help="steps of Euler's method")
+    time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of a time")
+    greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+
+    def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
+        net = _generator(spec, "a flow policy", network, normalizer, self.time_size)
+        from polopt.policies.flow import FlowPolicy
+
+        return FlowPolicy(spec, net, steps=self.steps, time_size=self.time_size, greedy=self.greedy)
+
+
+@dataclass(frozen=True)
+class MeanFlow(Config):
+    """A flow that predicts mean velocities, so that one step maps noise to an action in [-1, 1]."""
+
+    steps: int = param(1, "arXiv 2508.13904", low=1, help="equal parts of the way from noise to action")
+    flow_ratio: float = param(0.5, "arXiv 2508.13904", low=0, high=1, help="share of r = t, plain flow matching")
+    time_mean: float = param(-0.4, "arXiv 2508.13904", help="of the normal before the sigmoid that draws times")
+    time_std: float = param(1.0, "arXiv 2508.13904", above=0)
+    time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of each time")
+    greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+
+    def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
+        net = _generator(spec, "a mean-velocity flow policy", network, normalizer, 2 * self.time_size)
+        from polopt.policies.flow import MeanFlowPolicy
+
+        names = ("steps", "flow_ratio", "time_mean", "time_std", "time_size", "greedy")
+        return MeanFlowPolicy(spec, net, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Autoregressive(Config):
+    """A softmax over bins of each coordinate, given those before: acts in [-1, 1], rescaled at the environment."""
+
+    bins: int = param(16, "polopt", low=2, help="equal parts of [-1, 1]")
+
+    def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
+        _need(spec, "an autoregressive policy", "Box", finite=True)
+        _memoryless(network, "an autoregressive policy")
+        from polopt.policies.autoregressive import AutoregressivePolicy
+
+        extra = spec.action_dim * self.bins + spec.action_dim
+        net = network.build(spec.obs, self.bins, inputs_extra=extra, normalizer=normalizer)
+        return AutoregressivePolicy(spec, net, bins=self.bins)
 
 
 @dataclass(frozen=True)
@@ -138,6 +221,69 @@ class Auto(Config):
         return kinds[name].build(spec, network, normalizer)
 
 
+@dataclass(frozen=True)
+class LoRA(Config):
+    """Low-rank adapters: only they are trained, and an exported model has them merged."""
+
+    rank: int = param(16, "polopt", low=1)
+    alpha: float = param(32.0, "polopt", above=0, help="the update is scaled by alpha / rank")
+    targets: tuple[str, ...] = param(
+        ("all-linear",), "polopt", help="names of the adapted layers; all-linear is every one but the output head"
+    )
+
+
+@dataclass(frozen=True)
+class CausalLM(Config):
+    """A causal language model of transformers, for text tasks."""
+
+    model: str = param(
+        "", "polopt", help="a model folder, a run folder with one as model/, a hub id, or the size of a new one"
+    )
+    lora: LoRA | None = param(None, "polopt", help="train low-rank adapters in place of all weights")
+    temperature: float = param(1.0, "polopt", above=0, help="of sampling, and part of the density")
+    top_k: int = param(0, "polopt", low=0, help="sample among so many tokens, 0 for all; part of the density")
+    top_p: float = param(1.0, "polopt", above=0, high=1, help="sample among the likeliest tokens of this total mass")
+    max_tokens: int = param(256, "polopt", low=1, unit="tokens", help="sampled in one turn at most")
+    log_probs: str = param(
+        "trainer",
+        "polopt",
+        choices=("trainer", "engine"),
+        help="recorded as log_prob: those of a forward pass over the whole turn, or those of the sampler",
+    )
+    engine: str = param("transformers", "polopt", choices=("transformers", "vllm"), help="what samples")
+    dtype: str | None = param(
+        None, "polopt", choices=("float64", "float32", "bfloat16", "float16", None), help="of the weights"
+    )
+    gradient_checkpointing: bool = param(False, "polopt", help="recompute layers in backward: slower, less memory")
+    trust_remote_code: bool = param(False, "polopt", help="run Python code that comes with the model")
+    allow_pickle: bool = param(False, "polopt", help="read weights from pickle files too")
+
+    def build(self, spec: "Spec") -> "CausalLMPolicy":
+        from gymnasium import spaces
+
+        if not (isinstance(spec.obs, spaces.Text) and isinstance(spec.action, spaces.Text)):
+            raise UsageError(
+                f"a language model needs a text task; {spec.name} has observations {_kind(spec.obs)} and actions "
+                f"{_kind(spec.action)}"
+            )
+        from polopt.policies.language import CausalLMPolicy
+        from polopt.policies.small_lm import new_model
+
+        return CausalLMPolicy(spec, replace(self, model=new_model(self.model)))
+
+    def behavior(self, policy: "CausalLMPolicy") -> "Actor":
+        """What samples for `policy`: the policy itself, or an engine that follows its weights."""
+        if self.engine == "transformers":
+            return policy
+        from polopt.policies.vllm import VLLMActor
+
+        return VLLMActor(policy)
+
+
+def _kind(space: Any) -> str:
+    return type(space).__name__
+
+
 def _need(spec: "Spec", policy: str, kind: str, *, finite: bool = False) -> None:
     from gymnasium import spaces
 
@@ -147,20 +293,52 @@ def _need(spec: "Spec", policy: str, kind: str, *, finite: bool = False) -> None
         raise UsageError(f"{policy} needs a {kind} action space{bounds}; {spec.name} has {spec.action}")
 
 
+def _memoryless(network: Network, policy: str) -> None:
+    if network.recurrent != "none":
+        raise UsageError(f"{policy} is feed-forward: set the network's recurrent to none")
+
+
+def _generator(
+    spec: "Spec", policy: str, network: Network, normalizer: "Normalizer | None", times: int
+) -> "FeedForward | Recurrent":
+    """The network of a policy that turns noise into actions; `times` inputs embed the times."""
+    _need(spec, policy, "Box", finite=True)
+    _memoryless(network, policy)
+    return network.build(spec.obs, spec.action_dim, inputs_extra=spec.action_dim + times, normalizer=normalizer)
+
+
 def _check_clamp(low: float, high: float) -> None:
     if low > high:
         raise UsageError(f"log_std_low must be at most log_std_high, and {low:g} is above {high:g}")
 
 
-AnyPolicy = Auto | Gaussian | SquashedGaussian | Deterministic | Categorical | MultiDiscrete | TabularSoftmax
+AnyPolicy = (
+    Auto
+    | Gaussian
+    | SquashedGaussian
+    | Deterministic
+    | Diffusion
+    | Flow
+    | MeanFlow
+    | Autoregressive
+    | Categorical
+    | MultiDiscrete
+    | TabularSoftmax
+)
 """Every policy: the type of a method's `policy` field. What a method cannot use is refused when it is built."""
 
 __all__ = [
     "AnyPolicy",
     "Auto",
+    "Autoregressive",
     "Categorical",
+    "CausalLM",
     "Deterministic",
+    "Diffusion",
+    "Flow",
     "Gaussian",
+    "LoRA",
+    "MeanFlow",
     "MultiDiscrete",
     "SquashedGaussian",
     "TabularSoftmax",

@@ -24,6 +24,7 @@ from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.networks.encoders import MASK_KEY, Obs, is_dict
 from polopt.networks.normalizer import Normalizer
+from polopt.policies.fields import Path
 
 Record = dict[str, Tensor]
 
@@ -120,7 +121,31 @@ class Imitates(Actor):
 
     @abstractmethod
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
-        """Loss [...] of each decision that is smallest when the policy does what `batch["action"]` did."""
+        """Loss [...] of each decision that is smallest when the policy does what `batch["action"]` did.
+
+        `noise` is what `draw_noise` drew for this batch; without it a random loss draws for itself.
+        """
+
+    def draw_noise(self, batch: Batch, times: Tensor | None = None) -> Batch | None:
+        """The random numbers of `imitation_loss`, a batch like `batch`; None, and the loss is not random.
+
+        Stored in the batch (`with_noise`) they are split with its rows and can be shared by several policies. `times`
+        are the noise levels of policies that have some; by default they are drawn as well.
+        """
+        return None
+
+
+class Field(Actor):
+    """Promise: a denoised estimate of the action from a noisy one, from which noise, velocity and score follow.
+
+    `path` (see `polopt.policies.fields`) says what a noisy action at a time is.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def field(self, obs: Obs, x: Tensor, time: Tensor) -> Tensor:
+        """E[action | x, time] [..., A] of the noisy action `x` [..., A] at `time` [..., 1], 0 (exclusive) to 1."""
 
 
 class Enumerates(Density):
@@ -142,6 +167,7 @@ PROMISES: dict[type, str] = {
     Reparameterized: "passes gradients through its samples",
     Imitates: "can be trained on given actions",
     Enumerates: "has finitely many actions",
+    Field: "denoises actions step by step",
 }
 
 
@@ -193,6 +219,13 @@ class NetworkActor(Actor):
         if self.recurrent:
             raise UsageError("a recurrent policy cannot be sampled at single observations: use a feed-forward network")
         return self.net(obs)
+
+
+def with_noise(actor: Imitates, batch: Batch) -> Batch:
+    """A shallow copy of the batch with the key `noise`, where `imitation_loss` of the actor needs any."""
+    batch = batch.clone(False)
+    noise = actor.draw_noise(batch)
+    return batch if noise is None else batch.set("noise", noise)
 
 
 def same_family(one: Actor, other: Any) -> None:

@@ -102,10 +102,21 @@ class GaussianPolicy(DiagonalGaussian):
     """N(mean(obs), std), in the units of the environment; reads `obs` and `action` [..., A].
 
     Actions outside of the bounds are legal and stored as sampled: `env_action` clamps them. Records `action` and
-    `log_prob`.
+    `log_prob`. With mean="tanh" the mean is tanh(network) and actions are in units of [-1, 1], which `env_action`
+    rescales; only the mean is squashed, so actions at the bounds have a finite density.
     """
 
     family = "Gaussian policy"
+
+    def __init__(self, spec: Spec, net: nn.Module, *, mean: str = "linear", **options: Any) -> None:
+        super().__init__(spec, net, **options)
+        self.unit = mean == "tanh"
+        if self.unit:
+            self.family = "Gaussian policy with a tanh mean"
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = super().split(outputs)
+        return (mean.tanh() if self.unit else mean), log_std
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
@@ -129,10 +140,12 @@ class GaussianPolicy(DiagonalGaussian):
         return mean + log_std.exp() * draw, log_prob
 
     def env_action(self, action: Tensor) -> Tensor:
-        return action.clamp(self.low, self.high).reshape(*action.shape[:-1], *self.shape)
+        inside = rescale(action, self.low, self.high) if self.unit else action.clamp(self.low, self.high)
+        return inside.reshape(*action.shape[:-1], *self.shape)
 
     def own_action(self, action: Tensor) -> Tensor:
-        return action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1)
+        flat = action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1)
+        return to_unit(flat, self.low, self.high) if self.unit else flat
 
 
 class SquashedGaussianPolicy(DiagonalGaussian):

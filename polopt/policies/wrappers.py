@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
-from polopt.networks.encoders import Obs, first_leaf, leading_shape
+from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
 from polopt.policies.base import Actor, Record, device_of, legal_actions
 from polopt.policies.categorical import draw, log_prob_of, mask_logits
 from polopt.policies.gaussian import HALF_LOG_TWO_PI, register_bounds, safe_atanh
@@ -115,6 +115,70 @@ class Lagged(Wrapper, Stateful):
         )
         for stale, live in pairs:
             stale.copy_(live)
+
+
+class BestOf(Wrapper):
+    """Draws `samples` actions of `actor` and takes the one that `critic` values most, or one of them with probability
+    softmax(Q / temperature) (`how="softmax"`).
+
+    `critic(obs, action) -> [E, ...]` values actions as the actor stores them; `reduce` ("min" or "mean") is over its
+    members. Greedy acting always takes the best. The actor samples in both cases, so the result is random with either.
+    The critic belongs to this policy: it is evaluated, saved and loaded with it. The record is that of the action
+    taken, without `log_prob`, which is not the density of a chosen action. Raises UsageError for a recurrent actor.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        critic: nn.Module,
+        samples: int,
+        how: str = "argmax",
+        temperature: float = 1.0,
+        reduce: str = "min",
+    ) -> None:
+        super().__init__(actor)
+        if actor.recurrent:
+            raise UsageError("the best of several actions is taken of single observations: use a feed-forward network")
+        if samples < 1 or how not in ("argmax", "softmax") or temperature <= 0 or reduce not in ("min", "mean"):
+            raise UsageError(
+                "best-of needs samples >= 1, how 'argmax' or 'softmax', temperature > 0 and reduce 'min' or 'mean', "
+                f"not {samples}, '{how}', {temperature:g} and '{reduce}'"
+            )
+        self.critic = critic
+        self.samples = samples
+        self.how = how
+        self.temperature = temperature
+        self.reduce = reduce
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        record = candidates(self.actor, obs, self.samples)
+        q = self.critic(obs, record["action"])
+        q = q.amin(0) if self.reduce == "min" else q.mean(0)  # [samples, N]
+        if greedy or self.how == "argmax":
+            index = q.argmax(0)
+        else:
+            index = draw((q / self.temperature).movedim(0, -1))
+        row = torch.arange(len(index), device=index.device)
+        return {key: value[index, row] for key, value in record.items() if key != "log_prob"}, {}
+
+
+def candidates(actor: Actor, obs: Obs, samples: int) -> Record:
+    """What `actor` records of `samples` actions at each observation [N, ...]: [samples, N, ...], without gradients.
+
+    The actor samples, nothing is greedy; any actor without memory can.
+    """
+    rows = leading_shape(actor.spec.obs, obs)[0]
+    with torch.no_grad():
+        record, _ = actor.act(tile(obs, samples))
+    return {key: value.reshape(samples, rows, *value.shape[1:]) for key, value in record.items()}
+
+
+def tile(obs: Obs, times: int) -> Obs:
+    """Observations [N, ...] as [times * N, ...], the whole block again and again; dicts keep their structure."""
+    if is_dict(obs):
+        return {key: tile(obs[key], times) for key in obs.keys()}
+    return obs.repeat(times, *[1] * (obs.dim() - 1))
 
 
 class Uniform(Actor):

@@ -1,4 +1,4 @@
-"""What restrains a policy while it moves: KL estimates, entropy and its temperature, mirror-descent proximity.
+"""What restrains a policy while it moves: divergences, entropy and its temperature, mirror-descent proximity, anchors.
 
 This file imports no torch: it holds the configs that the command line reads.
 """
@@ -84,3 +84,16 @@ class KLPenalty(Config):
         from polopt.regularizers.adaptive import AdaptivePenalty
 
         return AdaptivePenalty(self.initial, self.target)
+
+
+@dataclass(frozen=True)
+class ReferenceKL(Config):
+    """coefficient * KL(policy || reference) in the loss, the reference being a fixed policy (arXiv 2402.03300)."""
+
+    coefficient: float = param(0.04, "arXiv 2402.03300, section 4.2", low=0)
+    estimator: str = param(
+        "k3",
+        "arXiv 2402.03300, equation 4",
+        choices=("k1", "k2", "k3", "exact"),
+        help="on samples of the policy k1 has no gradient on average, k2 that of the KL, k3 that of the reverse KL",
+    )

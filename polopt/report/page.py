@@ -18,6 +18,7 @@ from polopt.report.runs import COUNTS, LAST, RunData, flatten, labels, last, rea
 from polopt.report.tables import comparison
 
 MAX_VIDEO_BYTES = 24_000_000
+MAX_VIDEOS = 2
 SHOWN_APART = {*COUNTS, "seconds", "eval/return", "eval/return_std", "train/return"}
 
 
@@ -55,6 +56,7 @@ def run_page(run: RunData) -> str:
         curve=curve,
         caption=caption,
         video=_video(run),
+        samples=_samples([("", run)]),
         metrics=[
             (name, small_multiple(run, name, index), _number(last(run.columns[name])))
             for index, name in enumerate(names)
@@ -88,6 +90,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
             {
                 "task": task, "facts": facts, "curve": curve, "caption": caption, "chart": chart, "seeds": seeds,
                 "per_seed": per_seed, "pairs": pairs, "order": list(facts["methods"]),
+                "videos": _videos([(label, run) for label, run in named if run.task == task]),
             }
         )  # fmt: skip
     methods = list(dict.fromkeys(label for label, _ in named))
@@ -99,6 +102,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         score=result["score"],
         interval=result["interval"],
         run_rows=[_run_row(label, run) for label, run in named],
+        samples=_samples(named),
         version=polopt.__version__,
     )
 
@@ -178,6 +182,30 @@ def _video(run: RunData) -> dict[str, str]:
     except (OSError, ValueError, KeyError):
         caption = "The trained policy, acting greedily."
     return {"source": f"data:video/mp4;base64,{base64.b64encode(data).decode()}", "caption": caption}
+
+
+def _videos(named: Sequence[tuple[str, RunData]]) -> list[dict[str, str]]:
+    """The videos of the runs of one task, where there are few enough to look at."""
+    if len(named) > MAX_VIDEOS:
+        return []
+    films = [_video(run) | {"label": f"{label}, seed {run.seed}"} for label, run in named]
+    return [film for film in films if "source" in film]
+
+
+def _samples(runs: Iterable[tuple[str, RunData]]) -> list[dict[str, Any]]:
+    """Completions of the same prompts before and after training, of each run that kept some (samples.json)."""
+    found = []
+    for label, run in runs:
+        try:
+            kept = json.loads((run.folder / "samples.json").read_text())
+            first, last = kept["first"], kept["last"]
+            rows = list(zip(first["samples"], last["samples"]))
+            title = f"{label}, seed {run.seed}" if label else ""
+            unit = run.unit.replace("_", " ")
+            found.append({"label": title, "rows": rows, "after": f"after {_count(last['step'])} {unit}"})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _run_table(run: RunData) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polopt.core.errors import UsageError
+from polopt.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from polopt.tasks.base import Task
@@ -23,9 +23,12 @@ def make_task(
     """Makes `num` rows of a task.
 
     Args:
-        task: a Gymnasium id, a name of polopt's own ("random-mdp", "chain", "recall", "masked"), "module:function", a
-            function or class that makes an environment, an environment (each row gets a copy), a TabularMDP, or a
-            Task, which is returned as it is.
+        task: a Gymnasium id, a name of polopt's own ("random-mdp", "chain", "recall", "masked", "u-maze",
+            "point-maze"), "module:function", a function or class that makes an environment, an environment (each row
+            gets a copy), a TabularMDP, a dataset of Minari such as "pendulum/medium-v0" (the environment that it was
+            recorded on; `spec.info` then has its name as "dataset", and "references"), a Gymnasium specification, or a
+            Task, which is returned as it is. Text tasks are "addition", "countdown", "sorting", "lookup", "guess",
+            "reasoning-gym/NAME", "PATH.jsonl" and "datasets/ID".
         num: rows N.
         seed: every start of every row derives from it; `evaluation` derives others from the same seed.
         workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once.
@@ -44,8 +47,26 @@ def make_task(
         if not isinstance(value, int) or value < low:
             raise UsageError(f"{name} must be a whole number of at least {low}, not {value!r}")
 
-    from polopt.tasks.making import TABULAR, Maker, named_function
+    from polopt.tasks.making import TABULAR, Maker, is_dataset, may_be_remote, named_function, text_task
     from polopt.tasks.tabular import TabularMDP, TabularTask
+
+    if isinstance(task, str) and (text := text_task(task)):
+        if workers or preset or render_mode:
+            raise UsageError(f"{task} is a text task: it has no workers, presets or pictures")
+        return _make_text(text, task, num, seed, evaluation, kwargs)
+
+    if isinstance(task, str) and may_be_remote(task):
+        from polopt.data.datasets import download
+
+        download(task)
+    if isinstance(task, str) and is_dataset(task):
+        from polopt.tasks import recorded
+
+        source, options = recorded.environment(task)
+        preset = preset or options.pop("preset", None)
+        made = make_task(source, num, seed, workers, render_mode, preset, evaluation, **{**options, **kwargs})
+        made.spec.info.update(dataset=task, references=recorded.references(task))
+        return made
 
     if isinstance(task, TabularMDP) or (isinstance(task, str) and task in TABULAR):
         name = task if isinstance(task, str) else "tabular MDP"
@@ -64,13 +85,25 @@ def make_task(
 
     from polopt.tasks.gym import GymTask
 
-    if not isinstance(task, str) and not callable(task) and not _is_env(task):
+    if not isinstance(task, str) and not callable(task) and not _is_made(task):
         raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}")
     maker = Maker(task, kwargs, preset, render_mode, evaluation)
     return GymTask(maker, num=num, seed=seed, workers=workers, evaluation=evaluation, name=maker.name)
 
 
-def _is_env(task: Any) -> bool:
+def _is_made(task: Any) -> bool:
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec
 
-    return isinstance(task, gymnasium.Env)
+    return isinstance(task, (gymnasium.Env, EnvSpec))
+
+
+def _make_text(where: str, name: str, num: int, seed: int, evaluation: bool, options: dict[str, Any]) -> Task:
+    from polopt.tasks.making import named_function
+
+    cls: Any = named_function(where)
+    known = cls.options(name)
+    for option in options:
+        if option not in known:
+            raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
+    return cls(num, seed, evaluation, name, **options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 
-Obs = Tensor | TensorDictBase
+Obs = Tensor | TensorDictBase | list[Any]
 Step = tuple[Obs, Tensor, Tensor, Tensor]
 
 
@@ -33,6 +33,9 @@ class Task(Stateful):
     first: Tensor
     exact_restore: bool = True
     restore_note: str = ""
+    elastic: bool = False
+    """True when `num` may be set at any time; the next reset must then be one of all rows. Sources give such a task
+    `record["active"]` (bool [N]), and it steps only the rows where that is True."""
 
     def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
         """Starts new episodes in the rows where the bool mask `rows` [N] is True (None: all).

@@ -38,7 +38,7 @@ class GymTask(Task):
 
     Observation spaces: Box (floats come in the default dtype, uint8 stays), Discrete (int64, from 0), MultiBinary
     (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A], flattened),
-    Discrete (int64 [N], from 0), MultiDiscrete (int64 [N, D], from 0). Others raise UsageError.
+    Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise UsageError.
 
     Raises RunError naming the task, the row and the step of the episode when the environment raises, or gives a
     non-finite reward or observation, or one that does not fit its space.
@@ -377,8 +377,7 @@ def writer(space: spaces.Space, name: str) -> Callable[[Tensor], np.ndarray]:
         shape = space.shape
         return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype).reshape(-1, *shape)
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        start = space.start
-        return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype) + start
+        return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype)
     raise UsageError(
         f"{name} has a {type(space).__name__} action space; polopt serves Box, Discrete and MultiDiscrete: "
         "wrap the environment"

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import inspect
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks import recorded
 
 ENVIRONMENTS: dict[str, str] = {
     "recall": "polopt.tasks.memory:Recall",
     "masked": "polopt.tasks.masked:Masked",
+    "u-maze": "polopt.tasks.maze:UMaze",
+    "point-maze": "polopt.tasks.maze:PointMaze",
 }
 """polopt's own environments by name."""
 
@@ -30,11 +36,12 @@ _EXTRAS = {"box2d": "box2d", "mujoco": None, "ale": "atari", "atari": "atari", "
 class Maker:
     """A function without arguments that makes one environment, equal each time. Raises UsageError, one sentence.
 
-    `source` is an id, a "module:function", a callable, or an environment that is copied. `evaluation` leaves out what
-    only helps training: the signed rewards and the early episode ends of the preset "atari".
+    `source` is an id, a "module:function", a dataset of Minari (its environment), a Gymnasium specification, a
+    callable, or an environment that is copied. `evaluation` leaves out what only helps training: the signed rewards
+    and the early episode ends of the preset "atari".
     """
 
-    source: str | Callable[..., Any] | gymnasium.Env
+    source: str | EnvSpec | Callable[..., Any] | gymnasium.Env
     kwargs: dict[str, Any] = field(default_factory=dict)
     preset: str | None = None
     render_mode: str | None = None
@@ -44,6 +51,8 @@ class Maker:
     def name(self) -> str:
         if isinstance(self.source, str):
             return self.source
+        if isinstance(self.source, EnvSpec):
+            return self.source.id
         if isinstance(self.source, gymnasium.Env):
             return self.source.spec.id if self.source.spec else type(self.source.unwrapped).__name__
         return getattr(self.source, "__name__", type(self.source).__name__).replace("<lambda>", "the environment")
@@ -77,6 +86,12 @@ class Maker:
             except Exception as error:
                 advice = "pass a function that makes it instead"
                 raise UsageError(f"{self.name} cannot be copied ({type(error).__name__}): {advice}") from None
+        if isinstance(self.source, EnvSpec):
+            return _gym_make(self.source, render_mode, kwargs)
+        if isinstance(self.source, str) and is_dataset(self.source):
+            source, options = recorded.environment(self.source)
+            preset = options.pop("preset", None)
+            return Maker(source, {**options, **kwargs}, preset, render_mode, self.evaluation)()
         function = self.source if callable(self.source) else named_function(self.source)
         if function is None:
             assert isinstance(self.source, str)
@@ -107,6 +122,17 @@ def named_function(name: str) -> Callable[..., Any] | None:
     return function  # type: ignore[return-value]
 
 
+def is_dataset(name: str) -> bool:
+    """Whether a task's name stands for a dataset: one that is here, unless Gymnasium or polopt has the name."""
+    return name not in (*gymnasium.registry, *ENVIRONMENTS, *TABULAR) and recorded.is_local(name)
+
+
+def may_be_remote(name: str) -> bool:
+    """Whether a task's name looks like a dataset that is not here and is nothing else, such as D4RL/door/human-v2."""
+    elsewhere = name in gymnasium.registry or name.startswith("ALE/") or recorded.is_local(name)
+    return "/" in name and not elsewhere and bool(recorded.DATASET_ID.fullmatch(name))
+
+
 def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
     try:
         # polopt checks every observation itself; Gymnasium's checker would only add a call to each step.
@@ -123,15 +149,31 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
         else:
             if name in gymnasium.registry:
                 return _gym_make(name, render_mode, kwargs)
-        known = [*gymnasium.registry, *ENVIRONMENTS, *TABULAR]
+        known = [*gymnasium.registry, *ENVIRONMENTS, *TABULAR, *TEXT, *recorded.local_datasets()]
         said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
         raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
 
 
-def _gym_make(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
-    with warnings.catch_warnings():
+def _gym_make(name: str | EnvSpec, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
+    with warnings.catch_warnings(), _quiet_mujoco(name):
         warnings.filterwarnings("ignore", message=".*is out of date.*")
         return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **kwargs)
+
+
+@contextlib.contextmanager
+def _quiet_mujoco(name: str | EnvSpec) -> Iterator[None]:
+    """MuJoCo 4 warns, at every start, of an attribute in Gymnasium's own models, which no user can change."""
+    spec = gymnasium.registry.get(name) if isinstance(name, str) else name
+    if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        yield
+        return
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda text: None if "deprecated" in text else print(text, file=sys.stderr))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
 
 
 TABULAR: dict[str, str] = {
@@ -139,6 +181,25 @@ TABULAR: dict[str, str] = {
     "chain": "polopt.tasks.tabular:chain",
 }
 """Tabular MDPs by name: functions that return a TabularMDP."""
+
+TEXT: dict[str, str] = {
+    "addition": "polopt.tasks.problems:Addition",
+    "countdown": "polopt.tasks.problems:Countdown",
+    "sorting": "polopt.tasks.problems:Sorting",
+    "lookup": "polopt.tasks.problems:Lookup",
+    "guess": "polopt.tasks.problems:Guess",
+    "vowels": "polopt.tasks.problems:Vowels",
+}
+"""Text tasks by name. Others are "reasoning-gym/NAME", "PATH.jsonl" and "datasets/ID"."""
+
+
+def text_task(name: str) -> str | None:
+    """Which class ("module:class") serves this name as a text task; None when it is not one."""
+    if name.startswith("reasoning-gym/"):
+        return "polopt.tasks.reasoning:ReasoningGym"
+    if name.endswith(".jsonl") or name.startswith("datasets/"):
+        return "polopt.tasks.prompts:Prompts"
+    return TEXT.get(name)
 
 
 def _missing(name: str, said: str) -> str:

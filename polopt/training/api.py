@@ -142,7 +142,7 @@ def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewr
     options = planned.options
     if options.compile:
         method.compile()
-    eval_task = planned.make_task(seeding.EVAL_TASK, min(options.eval_episodes, 10))
+    eval_task = planned.make_task(seeding.EVAL_TASK, min(options.eval_episodes or planned.cls.eval_episodes, 10))
     trainer = Trainer(method, planned.steps, options, Run(folder).checkpoints, eval_task, [])
     try:
         if step is not None:
@@ -227,14 +227,18 @@ def _method_state(state: dict[str, Any]) -> dict[str, Any]:
 def evaluate(
     folder: str | Path,
     *,
-    episodes: int = 10,
+    episodes: int | None = None,
     checkpoint: str = "latest",
     stochastic: bool = False,
     task: TaskLike | None = None,
     network: Any = None,
 ) -> dict[str, float]:
-    """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used."""
+    """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
+
+    `episodes` None takes the method's own number: 10 in control, 64 for language models.
+    """
     method, planned = load_method(Path(folder), checkpoint, task, network)
+    episodes = episodes or type(method).eval_episodes
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
@@ -285,3 +289,4 @@ def _initialize(method: Method, folder: Path) -> None:
     used = restore(method, state, strict=False)
     if not any(state[path].dim() > 1 for path in used):  # a bias or two fits almost anywhere
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
+    method.initialized()

@@ -45,17 +45,21 @@ def compare(
     """
     from polopt.report import compare_table
 
-    folder = Path(out) if out is not None else Path("runs") / f"compare-{task_name(task)}".replace(":", "_")
+    folder = (
+        Path(out)
+        if out is not None
+        else Path("runs") / f"compare-{task_name(task)}".replace(":", "_").replace("/", "_")
+    )
     for method in methods:
         plan(method, task, **settings)  # wrong names are found before hours are spent
     todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
     if jobs == 1:
         for method, seed, place in todo:
-            _train_or_resume(method, task, seed, place, settings, progress)
+            train_or_resume(method, task, seed, place, settings, progress)
     else:
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             waiting = [
-                pool.submit(_train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
+                pool.submit(train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
                 for method, seed, place in todo
             ]
             for number, future in enumerate(as_completed(waiting), 1):
@@ -66,9 +70,10 @@ def compare(
     return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
 
 
-def _train_or_resume(
+def train_or_resume(
     method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
 ) -> None:
+    """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
     if (place / "config.json").exists():
         before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
         for key in ("method", "task", "task_options", "steps", "seed", "config"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -17,6 +18,7 @@ from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
 from polopt.method import Method
 from polopt.tasks.base import Task
+from polopt.training import files
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
@@ -58,6 +60,7 @@ class Trainer(Stateful):
         self.checkpoints = checkpoints
         self._eval_task = eval_task  # the same starts at every evaluation: nothing to save
         self._loggers = loggers
+        self.eval_episodes = options.eval_episodes or method.eval_episodes
         self.eval_every = options.eval_every or max(1, steps // 20)
         self.log_every = options.log_every or max(1, steps // 100)
         self.checkpoint_every = options.checkpoint_every or self.eval_every
@@ -106,7 +109,9 @@ class Trainer(Stateful):
                     if not save:
                         self._row(evaluate=False)
                         self.save()
+                    self.export()
                     raise Interrupted
+            self.export()
 
     def save(self) -> None:
         """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
@@ -118,6 +123,12 @@ class Trainer(Stateful):
                     )
         self._tick()
         self.checkpoints.save(self.count, gather(self) | random_state())
+
+    def export(self) -> None:
+        """Writes the policy in the format of its own library to model/, if it has one (language models do)."""
+        export = getattr(self.method.policy, "export", None)
+        if export is not None:
+            export(self.checkpoints.folder.parent / "model")
 
     def load(self, step: int) -> None:
         """Continues from the checkpoint at `step`, exactly."""
@@ -155,8 +166,9 @@ class Trainer(Stateful):
             row["train/return"] = sum(ret for ret, _ in episodes) / len(episodes)
             row["train/length"] = sum(length for _, length in episodes) / len(episodes)
         if evaluate:
-            scores = method.evaluate(self._eval_task, self.options.eval_episodes)
+            scores = method.evaluate(self._eval_task, self.eval_episodes)
             row |= {f"eval/{name}": value for name, value in scores.items()}
+            self._keep_samples()
             if "return" in scores and (self.best is None or scores["return"] > self.best):
                 self.best = scores["return"]
                 self.checkpoints.save(self.count, gather(method.policy, "policy"), kind="best", keep=1)
@@ -168,6 +180,15 @@ class Trainer(Stateful):
         for logger in self._loggers:
             logger.log(row, self.count)
         return row
+
+    def _keep_samples(self) -> None:
+        """Keeps what the first and the last evaluation showed: samples.json."""
+        shown = getattr(self.method, "samples", None)
+        if shown:
+            path = self.checkpoints.folder.parent / "samples.json"
+            entry = {"step": self.count, "samples": shown}
+            first = json.loads(path.read_text())["first"] if path.is_file() and self.count else entry
+            files.replace(path, json.dumps({"first": first, "last": entry}, indent=1).encode())
 
     def _tick(self) -> None:
         now = time.perf_counter()

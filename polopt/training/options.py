@@ -23,7 +23,7 @@ class RunOptions(Config):
     threads: int | None = param(None, "polopt", low=1, help="torch threads; by default torch's own choice")
     compile: bool = param(False, "polopt", help="compile the losses with torch.compile")
     eval_every: int | None = param(None, "polopt", low=1, help="steps between evaluations; default: 20 in the run")
-    eval_episodes: int = param(10, "polopt", low=1)
+    eval_episodes: int | None = param(None, "polopt", low=1, help="default: the method's own, 10 in control")
     log_every: int | None = param(None, "polopt", low=1, help="steps between rows; default: 100 in the run")
     checkpoint_every: int | None = param(None, "polopt", low=1, help="steps between checkpoints; default: eval_every")
     until: str | None = param(None, "polopt", help="stop early once an evaluation says so, e.g. 'return>=475'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from polopt.core.errors import RunError, UsageError
 from polopt.method import Method
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
-from polopt.tasks.making import TABULAR, Maker
+from polopt.tasks.making import TABULAR, Maker, text_task
 from polopt.training import seeding
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
@@ -45,6 +45,8 @@ class Plan:
         if self.options.until:
             Until.parse(self.options.until)
         check_names(self.options.loggers)
+        if self.options.eval_episodes is None:
+            self.options = replace(self.options, eval_episodes=self.cls.eval_episodes)
         for name in RESERVED & self.task_options.keys():
             raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
 
@@ -101,7 +103,7 @@ class Plan:
 
     def make_renderer(self) -> Callable[..., gymnasium.Env]:
         """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
-        if isinstance(self.task, str) and self.task in TABULAR:
+        if isinstance(self.task, str) and (self.task in TABULAR or text_task(self.task)):
             raise UsageError(f"{self.task} has no picture")
         options = dict(self.task_options)
         preset = options.pop("preset", None)

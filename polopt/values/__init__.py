@@ -1,1 +1,132 @@
-"""How good decisions are: returns and advantages, targets, critics, and the scale of rewards."""
+"""How good decisions are: returns and advantages, targets, critics, baselines of groups, and the scale of rewards.
+
+This file imports no torch: it holds the configs that the command line reads.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from polopt.config import Config, param
+from polopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polopt.core.spec import Spec
+    from polopt.networks import Network
+    from polopt.values.conservative import ConservativeQ
+    from polopt.values.in_sample import InSample
+
+
+@dataclass(frozen=True)
+class GroupBaseline(Config):
+    """The advantage of whole rows (responses, episodes) from the rewards of the rows of their group.
+
+    advantage = (reward - baseline - shift) / scale. A row that is alone in its group has baseline 0 and scale 1.
+    """
+
+    baseline: str = param(
+        "mean",
+        "arXiv 2402.03300",
+        choices=("mean", "leave-one-out", "log-avg-exp", "batch", "none"),
+        help="mean of the group, mean of the others in it, soft maximum of the group, mean of the batch, 0",
+    )
+    temperature: float = param(
+        1.0,
+        "arXiv 2509.24203",
+        above=0,
+        unit="reward",
+        help="of log-avg-exp: temperature * log mean exp(x / temperature)",
+    )
+    std: str = param(
+        "none",
+        "arXiv 2503.20783",
+        choices=("none", "group", "batch"),
+        help="divide by the standard deviation of the rewards of the group or of the batch",
+    )
+    std_eps: float = param(1e-6, "arXiv 2509.24203", low=0, help="added to the standard deviation")
+    shift: float = param(
+        0.0,
+        "arXiv 2506.20520",
+        unit="reward",
+        help="added to the baseline; below 0, good rows weigh more than bad",
+    )
+
+    named: ClassVar[dict[str, "GroupBaseline"]] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline != "log-avg-exp" and self.temperature != 1.0:
+            raise UsageError(f"temperature has no effect on the baseline '{self.baseline}'")
+        if self.std == "none" and self.std_eps != 1e-6:
+            raise UsageError("std_eps has no effect on a baseline with std 'none'")
+
+    def advantage(self, reward: "Tensor", group: "Tensor", valid: "Tensor | None" = None) -> "Tensor":
+        """Advantages shaped like `reward`; `group` (int64, dense ids) and `valid` (bool) have its shape.
+
+        Rows that are not valid are in no statistic and get 0. The standard deviation divides by n - 1. Raises
+        ValueError when shapes differ.
+        """
+        from polopt.values.groups import group_advantage
+
+        return group_advantage(self, reward, group, valid)
+
+
+GroupBaseline.named.update(
+    {
+        "dr-grpo": GroupBaseline(),  # arXiv 2503.20783
+        "grpo": GroupBaseline(std="group"),  # arXiv 2402.03300
+        "rloo": GroupBaseline(baseline="leave-one-out"),  # arXiv 2402.14740
+        "opmd": GroupBaseline(baseline="log-avg-exp"),  # arXiv 2501.12599
+        "asymre": GroupBaseline(shift=-0.1),  # arXiv 2506.20520
+        "batch-mean": GroupBaseline(baseline="batch"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Conservative(Config):
+    """Q by one-step targets, pushed down at the policy's actions and up at the data's: CQL, or calibrated Cal-QL."""
+
+    coefficient: float = param(0.005, "arXiv 2412.06685", low=0, help="of the conservative term; 0 leaves it out")
+    random_actions: int = param(10, "arXiv 2412.06685", low=0, help="uniform random actions in the term")
+    actions: str = param(
+        "both",
+        "arXiv 2412.06685",
+        choices=("both", "state", "next"),
+        help="the policy's actions in the term: those in s, those in s' (which the target needs anyway), or both",
+    )
+    calibrate: bool = param(True, "arXiv 2303.05479", help="the policy's values count as at least the data's return")
+    calibrate_random: bool = param(False, "arXiv 2412.06685", help="those of random actions, too")
+    temperature: float = param(1.0, "arXiv 2006.04779", above=0, unit="value", help="of the logsumexp over actions")
+    bins: int = param(0, "arXiv 2412.06685", low=0, help="values as histograms of so many bins (128 there); 0: numbers")
+    low: float = param(-100.0, "arXiv 2412.06685", unit="value", help="lower end of the histograms")
+    high: float = param(0.0, "arXiv 2412.06685", unit="value", help="upper end of the histograms")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bins == 1:
+            raise UsageError("a histogram of values has at least 2 bins; 0 makes values numbers")
+        if self.bins == 0 and (self.low, self.high) != (-100.0, 0.0):
+            raise UsageError("low and high are the ends of histograms: set bins, too")
+
+    def build(self, spec: "Spec", network: "Network", *, discount: float, tau: float, members: int) -> "ConservativeQ":
+        """A module with `critic`, `target_critic`, `columns`, `critic_loss` and `follow`."""
+        from polopt.values.conservative import ConservativeQ
+
+        return ConservativeQ(spec, network, self, discount=discount, tau=tau, members=members)
+
+
+@dataclass(frozen=True)
+class Implicit(Config):
+    """Q and V that ask for no action outside the data: implicit Q-learning."""
+
+    expectile: float = param(
+        0.7, "arXiv 2110.06169", above=0, below=1, help="0.5: mean over the data's actions; 1: best"
+    )
+
+    def build(self, spec: "Spec", network: "Network", *, discount: float, tau: float, members: int) -> "InSample":
+        """A module with `critic`, `target_critic`, `value`, `value_loss`, `critic_loss` and `follow`."""
+        from polopt.values.in_sample import InSample
+
+        return InSample(spec, network, expectile=self.expectile, discount=discount, tau=tau, members=members)

@@ -19,10 +19,11 @@ from polopt.networks.normalizer import Normalizer
 class QEnsemble(nn.Module):
     """Q(obs, action) of `members` critics with trunks of their own, computed together.
 
-    `forward(obs, action)` takes actions [..., A] as the policy acts (not as the environment gets them) and returns
-    [E, ...] with head "scalar"; with head "gaussian" the pair (mean, std), each [E, ...], std = softplus of the second
+    `forward(obs, action)` takes actions as the policy acts (not as the environment gets them), [..., A], or int64 [...]
+    of a Discrete and [..., D] of a MultiDiscrete space, which become one-hot inputs, and returns [E, ...] with head
+    "scalar"; with head "gaussian" the pair (mean, std), each [E, ...], std = softplus of the second
     output, of the return's distribution. Actions [n, B, A] may stand beside observations [B, ...].
-    Raises UsageError for action spaces that are no Box and for recurrent networks.
+    Raises UsageError for other action spaces and for recurrent networks.
     """
 
     def __init__(
@@ -34,8 +35,15 @@ class QEnsemble(nn.Module):
         normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(spec.action, spaces.Box):
-            raise UsageError(f"a Q function of actions needs a Box action space; {spec.name} has {spec.action}")
+        space = spec.action
+        self.counts: list[int] = []  # values of each factor of a discrete action
+        if isinstance(space, spaces.Discrete):
+            self.counts = [int(space.n)]
+        elif isinstance(space, spaces.MultiDiscrete):
+            self.counts = space.nvec.reshape(-1).tolist()
+        elif not isinstance(space, spaces.Box):
+            raise UsageError(f"a Q function needs Box or discrete actions; {spec.name} has {spec.action}")
+        self.factors = isinstance(space, spaces.MultiDiscrete)
         if network.recurrent != "none":
             raise UsageError("a Q function is feed-forward: set the network's recurrent to none")
         if head not in ("scalar", "gaussian"):
@@ -45,18 +53,25 @@ class QEnsemble(nn.Module):
         self.network = network.build(
             spec.obs,
             1 if head == "scalar" else 2,
-            inputs_extra=spec.action_dim,
+            inputs_extra=sum(self.counts) or spec.action_dim,
             ensemble=members,
             head_gain=1.0,
             normalizer=normalizer,
         )
 
     def forward(self, obs: Obs, action: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        outputs = self.network(obs, action)
+        outputs = self.network(obs, self._inputs(action))
         if self.head == "scalar":
             return outputs.squeeze(-1)
         mean, raw = outputs.unbind(-1)
         return mean, functional.softplus(raw)
+
+    def _inputs(self, action: Tensor) -> Tensor:
+        if not self.counts:
+            return action
+        parts = action.unbind(-1) if self.factors else (action,)
+        hot = [functional.one_hot(part, count) for part, count in zip(parts, self.counts, strict=True)]
+        return torch.cat(hot, -1).to(torch.get_default_dtype())
 
 
 class StateValue(nn.Module):

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
-from polopt.data import Episodes
+from polopt.data import Episodes, Played, Sequential
 from polopt.tasks import make_task
 
 from .actors import Counting, Lengths, Random
@@ -63,6 +64,21 @@ def test_new_starts_each_time_and_after_a_resume() -> None:
     restore(other, gather(source))
     assert equal(source.next(Counting()), other.next(Counting()))
     assert source.episodes() == other.episodes()
+
+
+def test_a_sampler_chooses_the_starts_and_collate_makes_the_batch() -> None:
+    def returns(played: Played) -> TensorDict:
+        total = torch.stack([step["reward"] for step in played.steps]).sum()
+        return TensorDict({"total": total, "index": played.index, "length": played.length}, batch_size=[])
+
+    task = make_task(Lengths, num=2)
+    source = Episodes(task, episodes=3, samples=2, sampler=Sequential(4), collate=returns)
+    batches = [source.next(Counting()) for _ in range(2)]
+    assert [batch["index"].tolist() for batch in batches] == [[0, 0, 1, 1, 2, 2], [3, 3, 0, 0, 1, 1]]
+    assert batches[0]["length"][:4].tolist() == batches[1]["length"][2:].tolist()
+    assert source.episodes() == []  # the batch has no reward
+    whole = Episodes(make_task(Lengths, num=2), starts=[0, 1, 2], samples=2).next(Counting())
+    assert torch.equal(whole["mask"].sum(1), batches[0]["length"])
 
 
 def test_training_is_not_told_by_evaluation() -> None:

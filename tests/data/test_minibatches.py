@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from polopt.data import minibatches
+from polopt.losses.estimator import token_weights
 
 
 def batch(rows: int = 4, steps: int = 5, mask: torch.Tensor | None = None) -> TensorDict:
@@ -61,3 +62,34 @@ def test_given_weights_keep_their_proportions() -> None:
         number = part["action"] + 1.0
         torch.testing.assert_close(part["weight"], number / number.sum())
     assert data["weight"].sum().item() == pytest.approx(1.0)  # the batch itself is untouched
+
+
+def completions(rows: int = 6, width: int = 5) -> TensorDict:
+    number = torch.arange(rows)
+    mask = torch.arange(width) < torch.tensor([3, 1, 5, 0, 2, 4]).unsqueeze(1)
+    tokens = {"completion": number.unsqueeze(1) * mask, "mask": mask, "reward": number}
+    return TensorDict(tokens, batch_size=[rows])
+
+
+def test_rows_of_tokens_stay_whole() -> None:
+    parts = list(minibatches(completions(), 4, epochs=2, generator=torch.Generator().manual_seed(0)))
+    assert [len(part) for part in parts] == [4, 2, 4, 2]
+    assert sorted(torch.cat([part["reward"] for part in parts[:2]]).tolist()) == list(range(6))
+    for part in parts:
+        assert torch.equal(part["completion"], part["reward"].unsqueeze(1) * part["mask"])
+        torch.testing.assert_close(part["weight"], part["mask"] / part["mask"].sum())
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence", "constant", "sum"])
+def test_weights_of_tokens_keep_their_scale(kind: str) -> None:
+    data = completions()
+    data["weight"] = token_weights(data["mask"], kind)
+    (whole,) = minibatches(data, 6)
+    order = whole["reward"]
+    assert torch.equal(whole["weight"], data["weight"][order])
+    parts = list(minibatches(data, 3))
+    summed = torch.zeros_like(data["weight"])
+    for part in parts:
+        summed[part["reward"]] = part["weight"] / len(parts)
+    torch.testing.assert_close(summed, data["weight"])
+    assert torch.equal(data["weight"], token_weights(data["mask"], kind))  # the batch itself is untouched

@@ -12,10 +12,10 @@ import shlex
 import pytest
 
 from polopt import cli, registry
-from polopt.training import api, claim_pages, claims
+from polopt.training import api, claim_pages, claims, datasets
 from tests.docs.blocks import PAGES, ROOT, blocks
 
-STEPS = {"env_steps": 256, "updates": 10, "episodes": 10}
+STEPS = {"env_steps": 256, "updates": 10, "episodes": 10, "completions": 64}
 SHORTER = {"--episodes": "2", "--seeds": "2", "--extend": "1500"}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)")
 
@@ -37,6 +37,7 @@ def short(monkeypatch):
         return 0
 
     monkeypatch.setattr(api.Plan, "__post_init__", shorten)
+    monkeypatch.setattr(datasets, "least_progress", lambda low, high: None)  # nothing is learned in a short run
     monkeypatch.setattr(claim_pages, "run_verb", claim)
 
 
@@ -74,6 +75,8 @@ def pages():
 @pytest.mark.parametrize("page", pages())
 def test_commands_of(page, tmp_path, monkeypatch, capsys, short):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as the console script does
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.language == "bash":

@@ -6,7 +6,9 @@ Run `python -m tests.guards.golden [METHOD ...]` to write them anew, after a cha
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -32,6 +34,8 @@ def write(name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in sys.argv[1:] or BUILT:
-        write(each)
-        print(each)
+    with tempfile.TemporaryDirectory(prefix="polopt-golden-") as cache:
+        os.environ["POLOPT_CACHE"] = cache  # new models come from today's code
+        for each in sys.argv[1:] or BUILT:
+            write(each)
+            print(each)

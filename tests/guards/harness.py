@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +18,19 @@ BUILT = registry.entries()
 SEED = 7
 
 
-def plan(name: str, **changes: Any) -> api.Plan:
-    """The plan of a method's smoke run, with changed settings."""
+def plan(name: str, task: str | None = None, **changes: Any) -> api.Plan:
+    """The plan of a method's smoke run, with changed settings, or on another task."""
     smoke = registry.load(name).smoke
+    if task is not None:
+        smoke = replace(smoke, task=task, task_options={})
     settings = {"steps": smoke.steps, "seed": SEED, "eval_episodes": 2, "eval_every": smoke.steps, "loggers": ()}
     return api.plan(name, smoke.task, task_options=smoke.task_options, **{**smoke.config, **settings, **changes})
 
 
 @contextlib.contextmanager
-def built(name: str, **changes: Any) -> Iterator[Method]:
+def built(name: str, task: str | None = None, **changes: Any) -> Iterator[Method]:
     """A freshly seeded method; its task is closed afterwards."""
-    planned = plan(name, **changes)
+    planned = plan(name, task, **changes)
     method = planned.build()
     try:
         yield method

@@ -23,14 +23,29 @@ SERVES = {
     "gaussian": {"box", "unbounded"},
     "squashed-gaussian": {"box"},
     "deterministic": {"box"},
+    "diffusion": {"box"},
+    "flow": {"box"},
+    "mean-flow": {"box"},
+    "autoregressive": {"box"},
     "categorical": {"discrete", "finite"},
     "multi-discrete": {"multi_discrete"},
     "tabular-softmax": {"finite"},
 }
 SURE = {  # what must work: a matrix of refusals alone would pass the rest
-    "ppo": {("auto", task) for task in SERVES["auto"]} | {("squashed-gaussian", "box"), ("tabular-softmax", "finite")},
-    "bc": {("auto", task) for task in SERVES["auto"]} | {("deterministic", "box"), ("tabular-softmax", "finite")},
+    "ppo": {("auto", task) for task in SERVES["auto"]}
+    | {(policy, "box") for policy in ("squashed-gaussian", "diffusion", "autoregressive")}
+    | {("tabular-softmax", "finite")},
+    "bc": {("auto", task) for task in SERVES["auto"]}
+    | {(policy, "box") for policy in ("deterministic", "diffusion", "flow", "mean-flow", "autoregressive")}
+    | {("tabular-softmax", "finite")},
+    "dql": {(policy, "box") for policy in ("diffusion", "flow", "mean-flow", "deterministic", "squashed-gaussian")},
+    "ofql": {(policy, "box") for policy in ("diffusion", "flow", "mean-flow", "deterministic", "squashed-gaussian")},
     "sac": {("gaussian", "box"), ("gaussian", "unbounded"), ("squashed-gaussian", "box")},
+    "iql": {("auto", task) for task in SERVES["auto"]}
+    | {(policy, "box") for policy in ("gaussian", "squashed-gaussian", "deterministic", "diffusion", "flow")}
+    | {("tabular-softmax", "finite")},
+    "pa-rl": {(policy, "box") for policy in ("gaussian", "squashed-gaussian", "diffusion", "flow", "autoregressive")}
+    | {("gaussian", "unbounded")},
 }
 
 

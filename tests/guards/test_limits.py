@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -23,7 +23,9 @@ UPDATES = 3
 def policies_after(name, limit, settings):
     """Policies of the base and of the method after the same batches, which the base collected."""
     smoke = registry.load(limit.base).smoke
-    with built(limit.base, **limit.base_at) as base:
+    if limit.task is not None:
+        smoke = replace(smoke, task=limit.task, task_options={})
+    with built(limit.base, limit.task, **limit.base_at) as base:
         names = {item.name for item in fields(registry.load(name).Config)}
         common = {key: value for key, value in smoke.config.items() if key.partition(".")[0] in names}
         planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**common, **settings})

@@ -85,3 +85,17 @@ def test_no_hidden_layers_is_one_linear_map():
     net = MLP(3, 2, ())
     x = torch.randn(4, 3)
     torch.testing.assert_close(net(x), x @ net.head.weight.T + net.head.bias)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_dropout_is_there_only_where_gradients_are(members):
+    net = MLP(3, 2, (64,), members=members, dropout=0.5)
+    x = torch.randn(4, 3)
+    assert not torch.equal(net(x), net(x))
+    with torch.no_grad():
+        whole = net(x)
+        assert torch.equal(whole, net(x))
+    mean = torch.stack([net(x) for _ in range(2_000)]).mean(0)
+    torch.testing.assert_close(mean, whole, atol=0.1, rtol=0)
+    net.eval()
+    torch.testing.assert_close(net(x), whole)

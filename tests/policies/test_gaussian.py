@@ -297,3 +297,25 @@ def test_no_graph_breaks(config):
     action, log_prob = sample(obs)
     scored = policy.log_prob(TensorDict({"obs": obs, "action": action}, batch_size=6))
     torch.testing.assert_close(log_prob, scored, rtol=1e-8, atol=1e-8)
+
+
+def test_a_tanh_mean_acts_in_units_and_is_rescaled():
+    policy = make_policy(Gaussian(mean="tanh", log_std_low=-5.0))
+    batch = batch_of(policy)
+    mean, log_std = policy.moments(batch)
+    torch.testing.assert_close(mean, policy.net(batch["obs"]).tanh())
+    normal = distributions.Independent(distributions.Normal(mean, log_std.exp()), 1)
+    torch.testing.assert_close(policy.log_prob(batch), normal.log_prob(batch["action"]))
+    torch.testing.assert_close(policy.entropy(batch), normal.entropy())
+    action, log_prob = policy.rsample(batch["obs"])
+    torch.testing.assert_close(log_prob, normal.log_prob(action))
+    assert policy.env_action(torch.tensor([[-1.0, 0.0], [1.5, 1.0]])).tolist() == [[-2.0, 2.5], [2.0, 5.0]]
+    assert policy.own_action(torch.tensor([[-2.0, 2.5]])).tolist() == [[-1.0, 0.0]]
+    assert policy.unit
+    assert not make_policy(Gaussian()).unit
+    with pytest.raises(
+        UsageError, match="a Gaussian policy with a tanh mean needs a Box action space with finite bounds"
+    ):
+        Gaussian(mean="tanh").build(FREE, NETWORK)
+    with pytest.raises(UsageError, match="has no closed form"):
+        policy.kl(batch, make_policy(Gaussian()))

@@ -14,9 +14,9 @@ from polopt.core.spec import Spec
 from polopt.core.state import gather, restore
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
-from polopt.policies import Categorical, Deterministic, Gaussian, MultiDiscrete, SquashedGaussian
+from polopt.policies import Categorical, Deterministic, Flow, Gaussian, MultiDiscrete, SquashedGaussian
 from polopt.policies.base import Scores, require
-from polopt.policies.wrappers import Greedy, Lagged, Noisy, Uniform, Valued
+from polopt.policies.wrappers import BestOf, Greedy, Lagged, Noisy, Uniform, Valued, candidates
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 BOX = spaces.Box(np.float32([-2, 0]), np.float32([2, 5]))
@@ -212,3 +212,59 @@ def test_wrappers_update_the_statistics_of_the_policy_they_hold():
     for actor in (Greedy(policy), Uniform(SPEC, like=policy)):
         actor.update_normalizer(batch)
     assert normalizer.count == 12
+
+
+class Distance(nn.Module):
+    """Two critics that value how near an action is to a point; the second is worse by 1."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor(point))
+
+    def forward(self, obs, action):
+        q = -(action - self.point).square().sum(-1)
+        return torch.stack([q, q - 1.0])
+
+
+def test_the_best_of_several_actions_is_the_one_that_the_critic_values_most():
+    policy = SquashedGaussian().build(SPEC, NETWORK)
+    obs = torch.randn(6, 3)
+    best = BestOf(policy, Distance([0.3, -0.3]), 40)
+    torch.manual_seed(4)
+    drawn = candidates(policy, obs, 40)
+    assert drawn["action"].shape == (40, 6, 2)
+    assert drawn["log_prob"].shape == (40, 6)
+    torch.manual_seed(4)
+    record, carry = best.act(obs)
+    assert carry == {}
+    assert set(record) == {"action", "pre_action"}
+    distance = (drawn["action"] - torch.tensor([0.3, -0.3])).square().sum(-1)
+    expected = drawn["action"].gather(0, distance.argmin(0).reshape(1, 6, 1).expand(1, 6, 2)).squeeze(0)
+    assert torch.equal(record["action"], expected)
+    assert torch.equal(record["pre_action"].tanh(), expected)
+
+
+def test_softmax_draws_among_the_candidates_by_their_values():
+    spec = Spec(VECTOR, spaces.Box(-1.0, 1.0, (1,)), "Toy-v0")
+    policy = Uniform(spec, SquashedGaussian().build(spec, NETWORK))
+    chosen = BestOf(policy, Distance([0.0]), 64, how="softmax", temperature=0.05)
+    action = chosen.act(torch.zeros(4000, 3))[0]["action"]
+    assert float(action.std()) == pytest.approx(math.sqrt(0.05 / 2), rel=0.1)  # exp(-a^2 / 0.05), almost
+    assert float(chosen.act(torch.zeros(500, 3), greedy=True)[0]["action"].abs().max()) < 0.2
+
+
+def test_best_of_holds_its_critic_and_reads_dict_observations():
+    space = spaces.Dict({"a": VECTOR, "b": spaces.Box(-1.0, 1.0, (2,))})
+    policy = Flow().build(Spec(space, BOX, "Toy-v0"), NETWORK)
+    best = BestOf(policy, Distance([0.0, 0.0]), 3, reduce="mean")
+    assert any(path.startswith("critic.") for path in gather(best))
+    obs = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
+    assert best.act(obs)[0]["action"].shape == (5, 2)
+    assert BOX.contains(best.predict({"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)}))
+
+
+def test_best_of_refuses_what_it_cannot_do():
+    with pytest.raises(UsageError, match="use a feed-forward network"):
+        BestOf(Gaussian().build(SPEC, GRU), Distance([0.0, 0.0]), 3)
+    with pytest.raises(UsageError, match="best-of needs samples >= 1"):
+        BestOf(Gaussian().build(SPEC, NETWORK), Distance([0.0, 0.0]), 0)

@@ -17,9 +17,12 @@ from tensordict import TensorDict
 
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.state import gather, restore
+from polopt.networks import Network
+from polopt.policies import Auto
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
 from polopt.tasks.gym import leaves, start_seed
+from tests.guards.spaces import VECTOR, Walk
 
 from .envs import Counter, Drifting, Echo, FakeAtari, Faulty, Unseeded
 
@@ -92,15 +95,16 @@ def test_dict_observations_and_box_actions() -> None:
     assert isinstance(served["action_mask"], spaces.MultiBinary)
 
 
-def test_finite_actions_are_counted_from_zero() -> None:
-    task = make_task(lambda: Echo(spaces.Discrete(3, start=-1)), num=3)
-    task.reset()
-    obs: Any = task.step({"action": torch.tensor([0, 1, 2])})[0]
-    assert obs["action"].flatten().tolist() == [-1.0, 0.0, 1.0]
-    task = make_task(lambda: Echo(spaces.MultiDiscrete([3, 4], start=[0, 10])), num=2)
-    task.reset()
-    obs = task.step({"action": torch.tensor([[2, 0], [0, 3]])})[0]
-    assert obs["action"].tolist() == [[2.0, 10.0], [0.0, 13.0]]
+def test_finite_actions_are_those_of_the_environment() -> None:
+    """A policy counts from 0; `env_action` adds the start of the space, once."""
+    for space in (spaces.Discrete(3, start=5), spaces.MultiDiscrete([3, 4], start=[0, 10])):
+        task = make_task(lambda space=space: Walk(space, VECTOR), num=2)  # it refuses an action outside of its space
+        policy = Auto().build(task.spec, Network((4,)))
+        for _ in range(8):
+            record, _ = policy.act(task.reset())
+            action = policy.env_action(record["action"])
+            task.step({"action": action})
+            assert torch.equal(policy.own_action(action), record["action"])
 
 
 def test_later_observations_do_not_change_earlier_ones() -> None:

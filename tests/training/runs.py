@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,41 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "eval_every": 32,
         },
     ),
+    "rec": (
+        "vowels",
+        {
+            "model": "tiny",
+            "steps": 48,
+            "batch_prompts": 4,
+            "samples_per_prompt": 2,
+            "sync_interval": 2,
+            "lr": 1e-2,
+            "policy.max_tokens": 4,
+            "checkpoint_every": 8,
+            "eval_every": 24,
+        },
+    ),
+    "sft": (
+        "addition",
+        {"model": "tiny", "steps": 8, "batch_size": 4, "policy.max_tokens": 4, "checkpoint_every": 2, "eval_every": 4},
+    ),
+    "dpo": (
+        "addition",
+        {
+            "model": "tiny",
+            "steps": 8,
+            "pairs": 10,
+            "batch_size": 4,
+            "policy.max_tokens": 4,
+            "checkpoint_every": 2,
+            "eval_every": 4,
+        },
+    ),
 }
-"""Replay that wraps around, rollouts with a normalizer, samples of fixed data, and two stages."""
+"""Replay that wraps around, rollouts with a normalizer, samples of fixed data, two stages; for language models groups
+of completions by a stale sampler, demonstrations as they are drawn, and epochs over pairs."""
+
+TASK_OPTIONS: dict[str, dict[str, Any]] = {"rec": {"pool": 10, "score_truncated": True}}
 
 
 def settings(name: str, **changes: Any) -> dict[str, Any]:
@@ -68,12 +102,14 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def train(name: str, out: Path, **changes: Any) -> Run:
-    return polopt.train(name, TINY[name][0], out=out, **settings(name, **changes))
+    return polopt.train(name, TINY[name][0], out=out, task_options=TASK_OPTIONS.get(name), **settings(name, **changes))
 
 
 def command(name: str, out: Path, **changes: Any) -> list[str]:
     """The same run as words of the command line."""
     words = ["train", name, "--task", TINY[name][0], "--out", str(out)]
+    for key, value in TASK_OPTIONS.get(name, {}).items():
+        words += [f"--task.{key}", json.dumps(value)]
     for key, value in _flat(settings(name, **changes)).items():
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):

@@ -41,8 +41,8 @@ def test_gaussian_head():
 
 
 def test_refusals():
-    with pytest.raises(UsageError, match=r"CartPole-v1 has Discrete\(2\)"):
-        QEnsemble(Spec(VECTOR, spaces.Discrete(2), name="CartPole-v1"), SMALL)
+    with pytest.raises(UsageError, match=r"bits has MultiBinary\(2\)"):
+        QEnsemble(Spec(VECTOR, spaces.MultiBinary(2), name="bits"), SMALL)
     with pytest.raises(UsageError, match="feed-forward"):
         QEnsemble(SPEC, Network(recurrent="gru"))
     with pytest.raises(ValueError, match="head"):
@@ -127,3 +127,25 @@ def test_critics_on_an_environment():
     assert QEnsemble(spec, SMALL)(obs[None], torch.zeros(1, 1)).shape == (2, 1)
     assert StateValue(spec, SMALL)(obs[None]).shape == (1,)
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "actions"),
+    [
+        (spaces.Discrete(3, start=5), torch.tensor([0, 2, 1])),
+        (spaces.MultiDiscrete([2, 3]), torch.tensor([[0, 2], [1, 0], [1, 1]])),
+    ],
+)
+def test_discrete_actions_are_one_hot_inputs(space, actions):
+    q = QEnsemble(Spec(VECTOR, space), SMALL)
+    obs = torch.randn(3, 3)
+    seen = []
+    forward = q.network.forward
+    q.network.forward = lambda obs, extra: seen.append(extra) or forward(obs, extra)
+    assert q(obs, actions).shape == (2, 3)
+    assert q(obs, actions.expand(4, *actions.shape)).shape == (2, 4, 3)
+    expected = (
+        [[1, 0, 0], [0, 0, 1], [0, 1, 0]] if space.shape == () else [[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0]]
+    )
+    assert seen[0].tolist() == expected
+    assert seen[0].dtype == torch.get_default_dtype()

@@ -40,7 +40,7 @@ from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import AnyPolicy, Auto
-from polopt.policies.base import Scores
+from polopt.policies.base import Density, Scores, require
 from polopt.policies.wrappers import Valued
 from polopt.regularizers import AdaptiveKL, KLPenalty
 from polopt.tasks.base import Task
@@ -171,6 +171,11 @@ class PPO(Method):
         self.kl_penalty = config.kl_penalty.build() if config.kl_penalty else None
         self.old_policy = frozen_copy(self.policy) if self.adaptive_lr or self.kl_penalty else None
         self.make_optimizers()
+
+    def check_policy(self) -> None:
+        super().check_policy()
+        if self.old_policy is not None:
+            require(self.policy, Density, by=f"{self.slug} with an exact KL divergence")
 
     def make_optimizers(self) -> None:
         config = self.config

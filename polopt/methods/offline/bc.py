@@ -5,34 +5,37 @@ learning for example in arXiv 2004.07219.
 
     loss   E_(s, a) ~ demonstrations [ imitation_loss(s, a) ]      -log pi(a|s); squared error if deterministic
 
-Demonstrations are a file that `polopt eval RUN --record FILE` wrote, or "random": episodes of uniform random actions.
+Demonstrations are a file that `polopt eval RUN --record FILE` wrote, a dataset in Minari's format (also as `--task`),
+or "random": episodes of uniform random actions.
 
 Departs from the paper in: any policy that can imitate, and minibatches with Adam.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh
 from polopt.core.errors import UsageError
-from polopt.data.demonstrations import Samples, load_demonstrations, record
+from polopt.data.demonstrations import Samples, recorded_data
 from polopt.losses.regression import imitation
 from polopt.method import Method, Smoke
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import AnyPolicy, Auto
-from polopt.policies.base import Imitates
-from polopt.policies.wrappers import Uniform
+from polopt.policies.base import Imitates, Scores, require, with_noise
 from polopt.tasks.base import Task
 
 
 class BC(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
-        demonstrations: str = param("", "polopt", help="a file of 'polopt eval RUN --record FILE', or random")
+        demonstrations: str = param(
+            "",
+            "polopt",
+            help="a file of 'polopt eval RUN --record FILE', a dataset, or random; default: the dataset of --task",
+        )
         random_episodes: int = param(10, "polopt", low=1, help="how many episodes 'random' records")
         batch_size: int = param(256, "arXiv 2004.07219", low=1)
         lr: float = param(1e-3, "assumed", above=0)
@@ -60,6 +63,11 @@ class BC(Method):
             )
         self.optimizer = self.make_optimizer(self.policy, lr=config.lr, schedule=config.lr_schedule)
 
+    def check_policy(self) -> None:
+        super().check_policy()
+        if self.config.entropy_coefficient > 0:
+            require(self.policy, Scores, by="bc with an entropy bonus")
+
     def prepare(self) -> None:
         data = self.demonstrations()
         data["action"] = self.policy.own_action(data["action"])
@@ -68,17 +76,16 @@ class BC(Method):
 
     def demonstrations(self) -> Batch:
         """The demonstrations [B], with actions in the environment's units; "random" ones are the same at a resume."""
-        name = self.config.demonstrations
-        if name == "random":
-            with torch.random.fork_rng([]):
-                torch.manual_seed(0)
-                return record(Uniform(self.spec), self.task, self.config.random_episodes, greedy=False)
-        if not name:
-            raise UsageError("bc needs --demonstrations FILE, which 'polopt eval RUN --record FILE' writes")
-        return load_demonstrations(name, self.spec)
+        config = self.config
+        data = recorded_data(config.demonstrations, self.task, random_episodes=config.random_episodes)
+        if data is None:
+            raise UsageError(
+                "bc needs --demonstrations FILE, which 'polopt eval RUN --record FILE' writes, or a dataset as --task"
+            )
+        return data
 
     def imitation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = imitation(self.policy.imitation_loss(batch), batch["weight"])
+        loss = imitation(self.policy.imitation_loss(batch, batch.get("noise", None)), batch["weight"])
         metrics = {"imitation_loss": loss}
         if self.config.entropy_coefficient > 0:
             entropy = (batch["weight"] * self.policy.entropy(batch)).sum()
@@ -86,4 +93,4 @@ class BC(Method):
         return loss, metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        return self.optimizer.minimize(self.imitation_loss, weigh(batch))
+        return self.optimizer.minimize(self.imitation_loss, with_noise(self.policy, weigh(batch)))

@@ -1,0 +1,69 @@
+"""Rows of tokens: padding, packing and trimming them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from polopt.core.batch import Batch
+
+LEFT = ("prompt", "prompt_mask")  # padded on the left; every other token dimension on the right
+NOT_TOKENS = ("turn_reward",)  # [B, M], one number a turn
+
+
+def widen(value: Tensor, size: int, left: bool = False) -> Tensor:
+    """Pads the second dimension of [B, T, ...] with zeros to `size`, on the right or on the left."""
+    missing = size - value.shape[1]
+    if missing <= 0:
+        return value
+    padding = value.new_zeros(len(value), missing, *value.shape[2:])
+    return torch.cat([padding, value] if left else [value, padding], 1)
+
+
+def stack(values: list[Any], left: bool = False) -> Any:
+    """Stacks what the steps recorded; where their second dimension (tokens) differs, it is padded with zeros first."""
+    if isinstance(values[0], Tensor) and values[0].dim() > 1:
+        width = max(value.shape[1] for value in values)
+        values = [widen(value, width, left) for value in values]
+    return torch.stack(values)
+
+
+def pack(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moves the tokens where `attention` [B, T] is True to the left, in order, in every column [B, T, ...], and cuts
+    what no row needs; at least one position is left."""
+    attention = columns["attention"]
+    order = (~attention).to(torch.int8).argsort(dim=1, stable=True)[:, : max(int(attention.sum(1).max()), 1)]
+    rows = torch.arange(len(order), device=order.device).unsqueeze(1)
+    return {name: value[rows, order] for name, value in columns.items()}
+
+
+def used(mask: Tensor, left: bool = False) -> int:
+    """Positions of a mask [B, T] that some row needs, counted from the left end (from the right end for masks that are
+    padded on the left), at least 1."""
+    needed = (mask.flip(1) if left else mask).any(0).nonzero()
+    return int(needed.max()) + 1 if len(needed) else 1
+
+
+def trim(rows: Batch) -> Batch:
+    """Rows [B] of tokens without the padding that all of them have: left of prompts and right of completions.
+
+    Reads prompt_mask [B, P] and attention [B, T]; cuts prompt, prompt_mask and every key [B, T, ...] of the length of
+    the completion. At least one position stays. Nested rows (the two sides of a pair) are trimmed each by itself; other
+    batches come back as they are. Shares the tensors of `rows`.
+    """
+    rows = rows.clone(False)
+    for name, value in rows.items():
+        if isinstance(value, TensorDictBase):
+            rows[name] = trim(value)
+    if "prompt_mask" in rows.keys():
+        width = used(rows["prompt_mask"], left=True)
+        rows.update({name: rows[name][:, -width:] for name in LEFT if name in rows.keys()})
+    if "attention" in rows.keys():
+        full, width = rows["attention"].shape[1], used(rows["attention"])
+        for name, value in rows.items():
+            if isinstance(value, Tensor) and value.shape[1:2] == (full,) and name not in LEFT + NOT_TOKENS:
+                rows[name] = value[:, :width]
+    return rows

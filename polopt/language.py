@@ -1,0 +1,213 @@
+"""What the methods for language models share: one model, one optimizer, and how completions are sampled and scored.
+
+These are bases, not methods. `LanguageMethod` trains a causal model on a text task; `GroupMethod` also samples from it:
+prompts in groups of completions, scored by the task, used for one or more optimizer steps.
+
+Batches are [B], one row a completion, tokens trailing: see `polopt.data.prompt_groups`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polopt.config import Constant, Cosine, Linear, param
+from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
+from polopt.data.prompt_groups import PromptGroups
+from polopt.data.samplers import Sequential, Shuffled
+from polopt.evaluation.completions import evaluate_completions, show_completions
+from polopt.losses.engine import engine_gap, truncated_importance
+from polopt.losses.estimator import token_weights
+from polopt.method import Method
+from polopt.optim import frozen_copy, polyak_update
+from polopt.policies import CausalLM
+from polopt.policies.base import Actor
+from polopt.regularizers import ReferenceKL
+from polopt.regularizers.anchors import reference_penalty
+from polopt.tasks.base import Task
+
+
+class LanguageMethod(Method):
+    """Trains a causal language model.
+
+    Evaluations give `return` and `accuracy` where the task can score completions, and keep transcripts in `samples`. A
+    method that learns from data says in `evaluate_data` how well it fits the data that is held out.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        envs: int = param(1, "polopt", low=1, high=1, help="a text task has as many rows as it is asked for")
+        model: str = param(
+            "", "polopt", help="a folder, a hub id, a run of polopt, or the size of a new one: tiny, 0.5m, 1m, 3m, 10m"
+        )
+        policy: CausalLM = param(CausalLM(), "polopt", help="how it is loaded, adapted and sampled")
+        lr: float = param(1e-6, "official code", above=0)
+        lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
+        max_grad_norm: float | None = param(1.0, "official code", above=0)
+        weight_decay: float = param(0.0, "assumed", low=0)
+
+    unit = "updates"
+    eval_episodes = 64
+
+    policy: Any
+    reference_policy: Any = None  # the policy at the start, of methods that need it
+    samples: list[dict[str, Any]]  # transcripts of the last evaluation
+
+    def build(self, task: Task) -> None:
+        config = self.config
+        if not config.model:
+            raise UsageError(f"{self.slug} needs --model: a folder, a hub id, a run of polopt, or a size such as 1m")
+        self.policy = self.make_policy(replace(config.policy, model=config.model))
+        self.optimizer = self.make_optimizer(
+            self.policy,
+            lr=config.lr,
+            schedule=config.lr_schedule,
+            max_grad_norm=config.max_grad_norm,
+            weight_decay=config.weight_decay,
+            kind="adamw",
+        )
+
+    def initialized(self) -> None:
+        if self.reference_policy is not None:
+            polyak_update(self.reference_policy, self.policy, 1.0)
+
+    def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True) -> dict[str, float]:
+        """Scores of `polopt.evaluation.completions` on the task's evaluation prompts, and what `evaluate_data` adds.
+
+        A task that cannot score (`task.scores` False) leaves `evaluate_data` alone, with its own `return`.
+        """
+        fit: dict[str, float] = {}
+        count = episodes if task.size is None else min(episodes, task.size)
+        try:
+            fit = self.evaluate_data(task, count)
+        except UsageError:  # prompts for evaluation need not have the data that training needs
+            if not task.scores:
+                raise
+        if fit and not task.scores:
+            self.samples = show_completions(self.policy, task, count, greedy=greedy)
+            return fit
+        scores, self.samples = evaluate_completions(self.policy, task, episodes, greedy=greedy)
+        return fit | scores
+
+    def evaluate_data(self, task: Any, count: int) -> dict[str, float]:
+        """How well the policy fits the data of `count` held-out problems, with `return` for when that is all there is;
+        empty in methods that do not learn from data."""
+        return {}
+
+
+class GroupMethod(LanguageMethod):
+    """Samples `samples_per_prompt` completions of `batch_prompts` prompts and learns from their rewards."""
+
+    @dataclass(frozen=True)
+    class Config(LanguageMethod.Config):
+        batch_prompts: int = param(96, "official code", low=1, unit="prompts", help="per batch")
+        samples_per_prompt: int = param(8, "official code", low=1, unit="completions")
+        updates_per_batch: int = param(1, "official code", low=1, help="optimizer steps per batch, on parts of it")
+        aggregate: str = param(
+            "token",
+            "official code",
+            choices=("token", "sequence", "constant", "sum"),
+            help="what counts the same in the loss: tokens, sequences, or a constant length",
+        )
+        reference_kl: ReferenceKL | None = param(None, "official code", help="penalty against the model at the start")
+        engine_correction: str = param(
+            "none", "polopt", choices=("none", "token", "sequence"), help="importance weights, trainer over sampler"
+        )
+        engine_cap: float = param(2.0, "polopt", above=0, help="largest of these weights")
+
+    unit = "completions"
+    default_steps = 100_000
+
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        batch = config.batch_prompts * config.samples_per_prompt
+        updates = -(-steps // batch) * config.updates_per_batch
+        return {"completions per batch": batch, "per optimizer step": -(-batch // config.updates_per_batch)} | {
+            "optimizer steps": updates
+        }
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        config = self.config
+        self.reference_policy = frozen_copy(self.policy) if config.reference_kl else None
+        self.behavior_policy = config.policy.behavior(self.sampled_policy())
+        self.source = PromptGroups(
+            task, config.batch_prompts, config.samples_per_prompt, sampler=self.make_sampler(task), ledger=self.ledger
+        )
+
+    def prepare(self) -> None:
+        """Refuses a pool with prompts that the model has no room for, before anything is trained."""
+        task: Any = self.task
+        for start in range(0, task.size or 0, 1024):
+            problems = task.problems(range(start, min(start + 1024, task.size)))
+            self.policy.tokenize([problem.prompt for problem in problems])
+
+    @property
+    def behavior(self) -> Actor:
+        return self.behavior_policy
+
+    def sampled_policy(self) -> Any:
+        """The policy whose weights the sampler has: the present one, unless the method lets it lag behind."""
+        return self.policy
+
+    def make_sampler(self, task: Any) -> Any:
+        """Which prompts come next: every one of a finite pool once per epoch, or new ones for ever."""
+        return Shuffled(task.size) if task.size is not None else Sequential()
+
+    def optimizer_batches(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in `updates_per_batch` parts, in random order, each with the `weight` [B, T] of its tokens."""
+        parts = self.config.updates_per_batch
+        order = torch.randperm(len(batch), generator=self.generator).to(batch["mask"].device)
+        for rows in (order if parts > 1 else order.sort().values).chunk(parts):
+            yield self.weigh(batch[rows])
+
+    def weigh(self, batch: Batch) -> Batch:
+        """A shallow copy with `weight` [B, T], aggregated over this optimizer step and corrected for the engine."""
+        config = self.config
+        batch = batch.clone(False)
+        weight = token_weights(batch["mask"], config.aggregate, config.policy.max_tokens)
+        batch["weight"] = weight * self.engine_weights(batch)
+        return batch
+
+    def engine_weights(self, batch: Batch) -> Tensor | float:
+        """The importance weights [B, T] of `--engine-correction`; 1 without it."""
+        config = self.config
+        if config.engine_correction == "none":
+            return 1.0
+        return truncated_importance(
+            batch["log_prob"], batch["engine_log_prob"], batch["mask"], config.engine_cap, config.engine_correction
+        )
+
+    @torch.no_grad()
+    def score_reference(self, batch: Batch) -> Batch:
+        """A shallow copy with `reference_log_prob` [B, T], if there is a reference."""
+        batch = batch.clone(False)
+        if self.reference_policy is not None:
+            batch["reference_log_prob"] = self.reference_policy.log_prob(batch)
+        return batch
+
+    def reference_term(self, log_prob: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The penalty against the reference, 0 without one, and its metrics."""
+        kl = self.config.reference_kl
+        if kl is None:
+            return log_prob.new_zeros(()), {}
+        exact = self.policy.kl(batch, self.reference_policy) if kl.estimator == "exact" else None
+        penalty, mean = reference_penalty(kl, log_prob, batch["reference_log_prob"], batch["weight"], exact)
+        return penalty, {"reference_kl": mean}
+
+    def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """What was sampled: reward, accuracy, lengths, what was cut or failed, and the sampler's mismatch."""
+        scored = (~batch["failed"]).to(torch.get_default_dtype())
+        share = scored / scored.sum().clamp_min(1.0)
+        return {
+            "reward": (share * batch["reward"]).sum(),
+            "accuracy": (share * batch["correct"]).sum(),
+            "completion_length": (share * batch["mask"].sum(1)).sum(),
+            "truncated": (share * batch["truncated"]).sum(),
+            "failed": 1.0 - scored.mean(),
+        } | engine_gap(batch["log_prob"], batch["engine_log_prob"], batch["mask"])

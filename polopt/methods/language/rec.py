@@ -1,0 +1,201 @@
+"""REC: group-relative REINFORCE as an off-policy method, with GRPO as one of its named settings.
+
+Yao et al., "Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm: Demystifying Some Myths About GRPO and Its
+Friends", 2025, arXiv 2509.24203. GRPO: Shao et al., "DeepSeekMath", 2024, arXiv 2402.03300.
+
+The surrogate sum_{i<j} (a_i - a_j)^2, with a_i = r_i - tau log(pi(y_i|x) / pi_old(y_i|x)), has at pi = pi_old the
+gradient of REINFORCE with a group baseline, wherever the samples y_i came from. Two things may be added, and nothing
+else is needed off-policy: a restraint on the update, and a choice of data.
+
+    A_i    = r_i - mean_j r_j                                              advantage, `--baseline` (no std by default)
+    rho_it = sg[pi(y_it|.) / pi_old(y_it|.)]                               pi_old sampled; sg stops the gradient
+    loss     - sum_it weight_it W_it M_it A_i log pi(y_it|.) + restraint   `weight` averages over tokens
+
+M, the gate, and W, 1 or rho, are named values of `--surrogate`: rec-one-side (PPO's clip without the ratio),
+rec-one-side-is (with it: GRPO), rec-one-side-wide, rec-two-side, rec-ring, rec-seq-one-side-is, reinforce (no gate).
+
+    restraint   k2:  c mean (log pi - log pi_old)^2 (OPMD)          forward-kl:  - c mean log pi (AsymRE)
+    data        drop: negatives in excess of the positives are dropped at random and the baseline is computed again
+                weight: A_i exp(A_i / temperature)
+
+With `--sync-interval 1` and one optimizer step per batch every gate is open and all surrogates coincide.
+
+Differs from its base, REINFORCE with a group baseline, in the gates, restraints and data choices above. `grpo` divides
+the advantage by the group's standard deviation, averages over sequences and penalizes the divergence from the model at
+the start, as in its first paper.
+
+Departs from the paper in: the sampler's lag is counted in batches; the pipelined lag (`sync_offset`) is left out, being
+a matter of scheduling; multi-turn episodes give all turns the same advantage.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polopt.config import param
+from polopt.core.batch import Batch, average
+from polopt.language import GroupMethod
+from polopt.losses import Surrogate
+from polopt.losses.surrogate import surrogate_loss
+from polopt.method import Limit, Smoke
+from polopt.policies.wrappers import Lagged
+from polopt.regularizers import ReferenceKL
+from polopt.regularizers.anchors import cloning, squared_log_ratio
+from polopt.values import GroupBaseline
+from polopt.values.groups import group_mean, group_sum
+
+
+def drop_negatives(reward: Tensor, group: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Which rows stay (bool [B]): of each group's rows below its mean reward, as many as there are others, at random.
+
+    `reward`, `group` and `valid` are [B]; rows that are not valid neither count nor stay. RED-Drop, section 4.
+    """
+    negative = valid & (reward < group_mean(reward, group, valid))
+    excess = group_sum((2.0 * negative - 1.0) * valid, group)  # negatives minus positives, of each row's group
+    draw = torch.rand(len(reward), generator=generator).to(reward.device)
+    order = torch.where(negative, draw, 2.0)
+    rank = ((group[:, None] == group) & (order < order[:, None])).sum(1)  # among the negatives of the group
+    return valid & ~(negative & (rank < excess))
+
+
+class REC(GroupMethod):
+    @dataclass(frozen=True)
+    class Config(GroupMethod.Config):
+        sync_interval: int = param(
+            1, "official code", low=1, unit="batches", help="the sampler is refreshed this often"
+        )
+        baseline: GroupBaseline = param(GroupBaseline(), "section 2")
+        surrogate: Surrogate = param(Surrogate.named["rec-one-side"], "section 3.2")
+        restraint: str = param("none", "section 4", choices=("none", "k2", "forward-kl"), help="added to the loss")
+        restraint_coefficient: float = param(0.5, "section 4", low=0, help="OPMD's temperature / 2")
+        data: str = param("all", "section 4", choices=("all", "drop", "weight"), help="which samples count, how much")
+        weight_temperature: float = param(1.0, "official code", above=0, help="of --data weight")
+
+    slug = "rec"
+    headline = ("reward", "accuracy", "clip_fraction", "approx_kl", "completion_length")
+    presets = {
+        "opmd": {"surrogate": "reinforce", "restraint": "k2"},
+        "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},
+        "red-drop": {"surrogate": "reinforce", "data": "drop"},
+        "red-weight": {"surrogate": "reinforce", "data": "weight"},
+        "wide": {"surrogate": "rec-one-side-wide"},
+        "sequence": {"surrogate": "rec-seq-one-side-is", "aggregate": "sequence"},
+        "small": {"batch_prompts": 16, "lr": 1e-4, "policy.max_tokens": 32},
+    }
+    limits = (
+        Limit(
+            base="grpo",
+            at={"surrogate": "rec-one-side-is", "baseline.std": "group", "aggregate": "sequence"},
+            apart={"surrogate": "rec-one-side"},
+            base_at={"reference_kl": None, "sync_interval": 2},
+            because="GRPO without its KL penalty is the one-sided gate with the ratio, standardized within groups",
+        ),
+    )
+    smoke = Smoke(
+        "vowels",
+        96,
+        {
+            "model": "tiny",
+            "batch_prompts": 4,
+            "samples_per_prompt": 4,
+            "sync_interval": 2,
+            "lr": 1e-2,
+            "policy.max_tokens": 4,
+            "surrogate": "rec-one-side-is",
+            "restraint": "k2",
+        },
+        {"pool": 64, "score_truncated": True},
+    )
+
+    behavior_lag: Lagged | None = None
+
+    def sampled_policy(self) -> Any:
+        if self.config.sync_interval == 1:
+            return self.policy
+        self.behavior_lag = Lagged(self.policy, self.config.sync_interval, on="update")
+        return self.behavior_lag.stale
+
+    @torch.no_grad()
+    def evaluate_groups(self, batch: Batch) -> Batch:
+        """Adds `advantage` [B], and `reference_log_prob` if there is a reference; failed rows get no advantage."""
+        config = self.config
+        batch = self.score_reference(batch)
+        reward, group, valid = batch["reward"], batch["group"], ~batch["failed"]
+        if config.data == "drop":
+            valid = drop_negatives(reward, group, valid, self.generator)
+        advantage = config.baseline.advantage(reward, group, valid)
+        if config.data == "weight":
+            advantage = advantage * (advantage / config.weight_temperature).exp()
+        batch["advantage"] = advantage
+        return batch
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        config, weight = self.config, batch["weight"]
+        log_prob = self.policy.log_prob(batch)
+        loss, metrics = surrogate_loss(
+            config.surrogate, log_prob, batch["log_prob"], batch["advantage"], weight, mask=batch["mask"]
+        )
+        if config.restraint == "k2":
+            loss = loss + config.restraint_coefficient * squared_log_ratio(log_prob, batch["log_prob"], weight)
+        elif config.restraint == "forward-kl":
+            loss = loss + config.restraint_coefficient * cloning(log_prob, weight)
+        penalty, penalty_metrics = self.reference_term(log_prob, batch)
+        return loss + penalty, metrics | penalty_metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = self.evaluate_groups(batch)
+        steps = [self.optimizer.minimize(self.policy_loss, part) for part in self.optimizer_batches(batch)]
+        if self.behavior_lag is not None:
+            self.behavior_lag.update()
+        informative = (batch["advantage"] != 0).to(batch["advantage"].dtype).mean()
+        return average(steps) | self.batch_metrics(batch) | {"informative": informative}
+
+
+class GRPO(REC):
+    @dataclass(frozen=True)
+    class Config(REC.Config):
+        batch_prompts: int = param(16, "section 4.2", low=1, unit="prompts", help="per batch")
+        samples_per_prompt: int = param(64, "section 4.2", low=1, unit="completions")
+        aggregate: str = param(
+            "sequence",
+            "equation 3",
+            choices=("token", "sequence", "constant", "sum"),
+            help="what counts the same in the loss: tokens, sequences, or a constant length",
+        )
+        baseline: GroupBaseline = param(GroupBaseline(std="group"), "section 4.1.2")
+        surrogate: Surrogate = param(Surrogate.named["grpo"], "equation 3")
+        reference_kl: ReferenceKL | None = param(ReferenceKL(0.04), "section 4.2", help="penalty against the start")
+
+    slug = "grpo"
+    presets = {
+        "dr-grpo": {"baseline": "group-baseline", "aggregate": "constant", "reference_kl": None},
+        "dapo": {"surrogate": "dapo", "aggregate": "token", "reference_kl": None},
+        "cispo": {"surrogate": "cispo", "aggregate": "token", "reference_kl": None},
+        "gspo": {"surrogate": "gspo", "reference_kl": None},
+        "small": {"samples_per_prompt": 8, "lr": 1e-4, "reference_kl": None, "policy.max_tokens": 32},
+    }
+    limits = (
+        Limit(
+            base="rec",
+            at={"reference_kl": None, "surrogate": "reinforce", "baseline.std": "none", "aggregate": "token"}
+            | {"restraint": "none"},
+            apart={"baseline.std": "group"},
+            base_at={"surrogate": "reinforce", "restraint": "none"},
+            because="without the gate, the ratio, the standardization and the penalty it is REINFORCE with a baseline",
+        ),
+    )
+    smoke = Smoke(
+        "vowels",
+        96,
+        {
+            "model": "tiny",
+            "batch_prompts": 4,
+            "samples_per_prompt": 4,
+            "updates_per_batch": 2,
+            "lr": 1e-2,
+            "policy.max_tokens": 4,
+        },
+        {"pool": 64, "score_truncated": True},
+    )

@@ -1,0 +1,72 @@
+"""Supervised fine-tuning: maximum likelihood of demonstrated completions.
+
+As a stage of language-model training: Radford et al., "Improving Language Understanding by Generative Pre-Training",
+2018; it is the warm start of every method that learns from rewards.
+
+    loss   - sum_t weight_t log pi(y_t | x, y_<t)          weights: every token the same, or every completion
+
+Demonstrations are the worked solutions of the task's problems, or the `solution` column of a file of prompts. Only
+tokens of the completion, its end included, are learned; the prompt is not.
+
+Departs from the paper in: AdamW without warm-up by default; completions are padded, not packed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polopt.config import Constant, Cosine, Linear, param
+from polopt.core.batch import Batch
+from polopt.data.demonstrated import Demonstrated, demonstrated
+from polopt.data.samplers import Sequential, Shuffled
+from polopt.language import LanguageMethod
+from polopt.losses.estimator import token_weights
+from polopt.losses.regression import imitation
+from polopt.method import Smoke
+from polopt.tasks.base import Task
+
+
+class SFT(LanguageMethod):
+    @dataclass(frozen=True)
+    class Config(LanguageMethod.Config):
+        batch_size: int = param(64, "assumed", low=1, unit="completions", help="per optimizer step")
+        aggregate: str = param("token", "assumed", choices=("token", "sequence"), help="what counts the same")
+        lr: float = param(1e-3, "assumed", above=0, help="for new, small models; 1e-5 suits billions of parameters")
+        lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
+
+    slug = "sft"
+    headline = ("loss",)
+    default_steps = 2_000
+    no_limit = "it is a base: there is nothing simpler in the catalogue that it could be"
+    smoke = Smoke("addition", 12, {"model": "tiny", "batch_size": 24, "policy.max_tokens": 16}, {"digits": 1})
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        size = task.size  # type: ignore[attr-defined]
+        sampler = Sequential() if size is None else Shuffled(size)
+        self.source = Demonstrated(task, self.config.batch_size, sampler)
+
+    def imitation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = imitation(self.policy.imitation_loss(batch), batch["weight"])
+        return loss, {"loss": loss}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.clone(False)
+        batch["weight"] = token_weights(batch["mask"], self.config.aggregate)
+        return self.optimizer.minimize(self.imitation_loss, batch)
+
+    @torch.no_grad()
+    def evaluate_data(self, task: Any, count: int) -> dict[str, float]:
+        """Of held-out demonstrations: their loss per token, and `return`, which is minus that."""
+        rows = demonstrated(task, self.policy, list(range(count)))
+        loss, mask = self.policy.imitation_loss(rows).double(), rows["mask"]
+        mean = (loss.sum() / mask.sum()).item()
+        spread = (loss.sum(1) / mask.sum(1)).std(correction=0).item()
+        return {
+            "return": -mean,
+            "return_std": spread,
+            "length": mask.sum(1).double().mean().item(),
+            "token_loss": mean,
+        }

@@ -1,0 +1,135 @@
+"""What methods that learn from a dataset share: opening it, scaling its rewards, and going on online. Not a method."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from polopt.config import param
+from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
+from polopt.data.base import device_of, put
+from polopt.data.datasets import episode_returns
+from polopt.data.demonstrations import Samples, recorded_data
+from polopt.data.replay import Replay, ReplaySource
+from polopt.data.rollouts import Rollouts
+from polopt.method import Method
+
+SCALES = ("none", "return-range", "minus-one", "antmaze")
+
+
+class Offline(Method):
+    """Base of the methods that learn from recorded decisions.
+
+    Batches are uniform minibatches [batch_size] with obs, action (as the policy acts), reward (scaled), next_obs,
+    terminated, truncated. With `offline_updates`, each later update also takes `online_steps` in the environment, with
+    the exploring policy, and stores them beside the dataset; these rewards are scaled likewise.
+
+    Subclasses build `policy` and the rest in `build`; the dataset is opened in `prepare`, so a policy is loaded
+    without it.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        dataset: str = param(
+            "",
+            "polopt",
+            help="a dataset such as pendulum/medium-v0, a file of 'polopt eval RUN --record FILE', or random; default: "
+            "the dataset that --task names",
+        )
+        random_episodes: int = param(10, "polopt", low=1, help="how many episodes 'random' records")
+        batch_size: int = param(256, "polopt", low=1)
+        rewards: str = param(
+            "none",
+            "polopt",
+            choices=SCALES,
+            help="return-range: times 1000 / (largest - smallest return of the dataset); minus-one: minus 1; "
+            "antmaze: 4 (reward - 1/2)",
+        )
+        offline_updates: int | None = param(
+            None, "polopt", low=0, help="updates before it goes on online, collecting; none: it never does"
+        )
+        online_steps: int = param(1, "polopt", low=1, unit="env_steps", help="collected per update, online")
+        replay_size: int = param(
+            2_000_000, "polopt", low=1, unit="transitions", help="dataset and online experience together"
+        )
+
+    unit = "updates"
+    default_steps = 1_000_000
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        if config.offline_updates is None:
+            return {}
+        return {"online environment steps": max(steps - config.offline_updates, 0) * config.online_steps}
+
+    def prepare(self) -> None:
+        config = self.config
+        data = self.dataset()
+        self.reward_scale, self.reward_shift = reward_scaling(data, config.rewards)
+        data = data.clone(False).set("action", self.policy.own_action(data["action"]))
+        self.policy.update_normalizer(data)
+        if config.offline_updates is None:
+            self.source = Samples(data, config.batch_size, self.generator)
+            return
+        online = self.task.num * config.online_steps
+        if len(data) + online > config.replay_size:
+            raise UsageError(f"{self.slug} needs a replay-size above the {len(data):,} decisions of its dataset")
+        replay = Replay(config.replay_size, seed=int(self.generator.initial_seed()))
+        replay.add(data)
+        rollouts = Rollouts(self.task, config.online_steps, self.ledger)
+        self.source = OfflineThenOnline(rollouts, replay, config.batch_size, config.offline_updates, 1.0 / online)
+
+    def dataset(self) -> Batch:
+        """The recorded decisions [B], actions in the environment's units. Raises UsageError when there are none."""
+        data = recorded_data(self.config.dataset, self.task, random_episodes=self.config.random_episodes)
+        if data is None:
+            raise UsageError(f"{self.slug} learns from a dataset: name one as --task, or with --dataset")
+        if "next_obs" not in data.keys():
+            raise UsageError(
+                f"{self.slug} needs the observation after each decision: record {self.config.dataset} anew"
+            )
+        return data
+
+    def collect(self) -> Batch:
+        batch = super().collect().clone(False)
+        batch["reward"] = self.reward_scale * batch["reward"] + self.reward_shift
+        if self.policy.unit:  # what was sampled beyond the bounds had the effect of the bound
+            batch["action"] = batch["action"].clamp(-1.0, 1.0)
+        return batch
+
+
+def reward_scaling(data: Batch, kind: str) -> tuple[float, float]:
+    """(factor, summand) for the rewards of a dataset.
+
+    "return-range" is 1000 / (largest - smallest return of an episode), "minus-one" subtracts 1, so that a reward of 1
+    at the goal becomes a cost of 1 everywhere else (arXiv 2110.06169, appendix), "antmaze" is 4 (reward - 1/2) (arXiv
+    2006.04779). Raises UsageError when all episodes
+    have the same return.
+    """
+    if kind != "return-range":
+        return {"none": (1.0, 0.0), "minus-one": (1.0, -1.0), "antmaze": (4.0, -2.0)}[kind]
+    returns = episode_returns(data)
+    spread = float(returns.max() - returns.min())
+    if spread <= 0.0:
+        raise UsageError(
+            "rewards are scaled by the range of the returns, and all episodes of this dataset have the same"
+        )
+    return 1000.0 / spread, 0.0
+
+
+class OfflineThenOnline(ReplaySource):
+    """A replay that holds a dataset: the first `offline` samples collect nothing, later ones as in `ReplaySource`."""
+
+    saved = ("offline_served",)  # type: ignore[assignment]
+
+    def __init__(self, rollouts: Rollouts, replay: Replay, batch_size: int, offline: int, ratio: float) -> None:
+        super().__init__(rollouts, replay, batch_size, warmup=0, ratio=ratio)
+        self.offline = offline
+        self.offline_served = 0
+
+    def next(self, actor: Any) -> Batch:
+        if self.offline_served >= self.offline:
+            return super().next(actor)
+        self.offline_served += 1
+        return put(self.replay.sample(self.batch_size), device_of(actor))

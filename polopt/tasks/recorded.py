@@ -1,0 +1,91 @@
+"""Which environment a recorded dataset belongs to. Reads the metadata only: imports no torch and no minari."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from polopt.core.errors import UsageError
+
+DATASET_ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+")
+KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "minigrid", "miniworld", "ale_py", "polopt")
+"""Packages whose environments a dataset may name; what else it names is not imported."""
+
+
+def datasets_folder() -> Path:
+    """Where Minari keeps datasets: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder of a dataset, there or not. Raises UsageError for what is no id of a dataset."""
+    if not DATASET_ID.fullmatch(name):
+        raise UsageError(f"'{name}' is no id of a dataset: ids are like pendulum/medium-v0")
+    return datasets_folder() / name
+
+
+def is_local(name: str) -> bool:
+    """Whether a dataset of this id is here (whole or damaged)."""
+    return bool(DATASET_ID.fullmatch(name)) and (datasets_folder() / name / "data").is_dir()
+
+
+def local_datasets() -> list[str]:
+    """The ids of the datasets that are here, sorted."""
+    root = datasets_folder()
+    found = (path.parent.relative_to(root).as_posix() for path in root.rglob("data") if path.is_dir())
+    return sorted(name for name in found if DATASET_ID.fullmatch(name))
+
+
+def metadata(name: str) -> dict[str, Any]:
+    """metadata.json of a local dataset. Raises UsageError when there is none, or when it is not Minari's."""
+    path = dataset_folder(name) / "data" / "metadata.json"
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} is not a Minari dataset: it has no metadata.json") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(read, dict) or not {"total_steps", "data_format", "dataset_id"} <= read.keys():
+        raise UsageError(f"{path} is not the metadata of a Minari dataset")
+    return read
+
+
+def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
+    """The task that a local dataset was recorded on, and its options: a name, or a Gymnasium specification.
+
+    No code that only the dataset names is imported. Raises UsageError when the environment cannot be recovered.
+    """
+    found = metadata(name)
+    task = found.get("polopt_task")
+    if isinstance(task, dict) and isinstance(task.get("name"), str) and isinstance(task.get("options"), dict):
+        if ":" in task["name"] or task["name"].startswith("<"):
+            raise UsageError(f"{name} was recorded on code of yours, {task['name']}: say both, --task and --dataset")
+        return task["name"], task["options"]
+    text = found.get("env_spec")
+    if not isinstance(text, str):
+        raise UsageError(f"{name} does not say which environment it was recorded on: say both, --task and --dataset")
+    try:
+        known = {field.name for field in dataclasses.fields(EnvSpec) if field.init}  # others are of older versions
+        spec = EnvSpec.from_json(json.dumps({key: value for key, value in json.loads(text).items() if key in known}))
+    except Exception as error:
+        raise UsageError(f"the environment of {name} cannot be read ({type(error).__name__})") from None
+    package = str(spec.entry_point).partition(".")[0].partition(":")[0]
+    if spec.id not in gymnasium.registry and package not in KNOWN_PACKAGES:
+        raise UsageError(f"{name} was recorded on {spec.id} of '{package}', which is not known here: use --dataset")
+    return spec, {}
+
+
+def references(name: str) -> tuple[float, float] | None:
+    """(return of a random policy, of an expert) that the metadata of a local dataset hold, or None."""
+    found = metadata(name)
+    low, high = found.get("ref_min_score"), found.get("ref_max_score")
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low < high:
+        return None
+    return float(low), float(high)

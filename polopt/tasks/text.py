@@ -1,0 +1,447 @@
+"""Text tasks: rows of conversations in which one act is one turn, scored by a verifier or by the user's rewards."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from polopt.core.errors import RunError, UsageError
+from polopt.core.spec import Spec
+from polopt.tasks.base import Step, Task
+from polopt.tasks.rewards import Rewards, Unscored, make_rewards
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: what is asked, and what is known about it.
+
+    Attributes:
+        prompt: plain text, or messages (`{"role": ..., "content": ...}`).
+        answer: the right answer, when there is a single one.
+        solution: the worked solution that supervised fine-tuning imitates; it ends with the answer.
+        hint: the beginning of the solution, or None.
+        level: difficulty, comparable within a task.
+        columns: what reward functions get besides prompt and completion, by name.
+        key: what makes two problems the same one; equal keys are never split between training and evaluation.
+    """
+
+    prompt: Prompt
+    answer: str | None = None
+    solution: str | None = None
+    hint: str | None = None
+    level: int = 0
+    columns: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+class TextTask(Task):
+    """`num` conversations (N). Subclasses give `problem`, `verify` and, when an episode has several turns, `reply`.
+
+    Observations are lists of length N: what is new for each row, a `str` for plain prompts or a list of messages for
+    conversational ones; empty when an episode has ended. `record["action"]` is a list of N texts; `record["ended"]`
+    (bool [N], default True) is False for texts that were cut at the token limit: such a turn ends the episode as
+    truncated, with the reward `truncated_reward`, unless `score_truncated` asks to score it like any other. Rows where
+    `record["active"]` (bool [N], default True) is False are not stepped; they may have ended.
+
+    Args:
+        pool: number of problems; index i is problem i modulo `pool`. None: a new problem for every index.
+        rewards: reward functions that replace the verifier's reward: see `polopt.tasks.rewards.Rewards`. In an episode
+            of several turns they replace the reward of the last one.
+        weights: one weight per reward function, 1 by default.
+        timeout: seconds that one call of a reward function may take.
+        heldout: evaluation gets problems that training never sees.
+
+    Attributes:
+        obs, first: as in every task.
+        level: int64 [N], difficulty of the present problems.
+        index: int64 [N], ids of the present problems.
+        transcripts: the conversation of each row so far, as messages.
+        correct: bool [N], rows whose episode ended in the last step with the verifier's full reward.
+        failed: bool [N], rows of the last step whose reward could not be computed; their reward is 0.
+        failure: why the latest of them failed, in one sentence; empty when none has.
+        scores: False for data without answers and rewards: stepping raises UsageError.
+        verifiable: False when nothing but the user's rewards judges, so that `correct` says nothing.
+    """
+
+    elastic = True
+    turns: int = 1
+    conversational: bool = False
+    scores: bool = True
+    verifiable: bool = True
+
+    def __init__(
+        self,
+        num: int = 1,
+        seed: int = 0,
+        evaluation: bool = False,
+        name: str = "this task",
+        *,
+        pool: int | None = None,
+        rewards: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
+        weights: float | Sequence[float] | None = None,
+        timeout: float = 10.0,
+        truncated_reward: float = 0.0,
+        score_truncated: bool = False,
+        heldout: Any = True,
+    ) -> None:
+        self.num = num
+        self.seed = seed
+        self.evaluation = evaluation
+        self.pool = None if pool is None else whole("pool", pool, 1)
+        self.timeout = number("timeout", timeout)
+        if self.timeout <= 0:
+            raise UsageError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        self.rewards: Rewards | None = make_rewards(rewards, weights, self.timeout)
+        self.truncated_reward = number("truncated_reward", truncated_reward)
+        self.score_truncated = flag("score_truncated", score_truncated)
+        self.heldout = heldout
+        info = {"turns": self.turns, "conversational": self.conversational}
+        text = spaces.Text(MAX_TEXT)
+        self.spec = Spec(obs=text, action=spaces.Text(MAX_TEXT), name=name, info=info)
+        self.obs: list[Any] | None = None
+        self.first = torch.ones(num, dtype=torch.bool)
+        self.correct = torch.zeros(num, dtype=torch.bool)
+        self.failed = torch.zeros(num, dtype=torch.bool)
+        self.failure = ""
+        self.transcripts: list[list[Message]] = []
+        self._taken = 0  # problems that resets without an index have used
+        self._problems: list[Problem] = []
+        self._index: list[int] = []
+        self._ended: list[bool] = []
+
+    @classmethod
+    def options(cls, name: str) -> set[str]:
+        """The options of the task of this name, as `make_task` takes them."""
+        signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
+        return {key for one in signatures for key, item in one.parameters.items() if item.kind is item.KEYWORD_ONLY}
+
+    # What a subclass gives.
+
+    def problem(self, index: int) -> Problem:
+        """Problem number `index` (>= 0): the same one every time."""
+        raise NotImplementedError  # abstract
+
+    def verify(self, problem: Problem, text: str) -> float:
+        """How right a text is, in [0, 1]; never raises for any text."""
+        raise NotImplementedError  # abstract
+
+    def reply(self, problem: Problem, transcript: list[Message], text: str) -> tuple[str | None, float, bool]:
+        """What a turn leads to: (feedback or None, reward, the episode is over).
+
+        `transcript` holds the messages before this turn, the prompt first. Must be a function of its arguments, so
+        that a conversation continues exactly after a resume.
+        """
+        return None, self.verify(problem, text), True
+
+    def expert(self, problem: Problem, transcript: list[Message]) -> str:
+        """A good next turn. Raises UsageError when the task has no worked solutions."""
+        if problem.solution is None:
+            raise UsageError(f"{self.spec.name} has no worked solutions to imitate")
+        return problem.solution
+
+    # What sources and methods use.
+
+    @property
+    def size(self) -> int | None:
+        """Number of problems; None when there is one for every index."""
+        return self.pool
+
+    @property
+    def level(self) -> Tensor:
+        return torch.tensor([problem.level for problem in self._problems], dtype=torch.int64)
+
+    @property
+    def index(self) -> Tensor:
+        return torch.tensor(self._index, dtype=torch.int64)
+
+    def problems(self, indices: Sequence[int]) -> list[Problem]:
+        """The problems with these ids; each different one is made once."""
+        ids = [int(index) if self.size is None else int(index) % self.size for index in indices]
+        made = {index: self.problem(index) for index in dict.fromkeys(ids)}
+        return [made[index] for index in ids]
+
+    def demonstrations(self, indices: Sequence[int]) -> list[tuple[Prompt, str]]:
+        """(prompt, worked solution) of the problems with these ids. Raises UsageError when there are none."""
+        return [(problem.prompt, self.expert(problem, opening(problem))) for problem in self.problems(indices)]
+
+    def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
+        """(prompt, chosen, rejected) of the problems with these ids. Raises UsageError when there are none."""
+        raise UsageError(f"{self.spec.name} has no pairs of a chosen and a rejected answer")
+
+    def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> list[Any]:
+        whole_reset = rows is None or bool(rows.all())
+        if not whole_reset and len(self._problems) != self.num:
+            raise RunError(f"{self.spec.name} must be reset as a whole first and whenever its number of rows changes")
+        assert rows is None or len(rows) == self.num, "one flag per row"
+        assert index is None or len(index) == self.num, "one index per row"
+        if len(self._problems) != self.num:
+            blank = [False] * self.num
+            self._problems, self._index, self._ended = [Problem("")] * self.num, [0] * self.num, blank
+            self.transcripts, self.obs = [[] for _ in blank], [""] * self.num
+            self.first, self.correct, self.failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(3))
+        obs, first = list(self.obs or [""] * self.num), self.first.clone()
+        chosen = list(range(self.num)) if rows is None else [row for row in range(self.num) if rows[row]]
+        if index is None:
+            ids = list(range(self._taken, self._taken + len(chosen)))
+            self._taken += len(chosen)
+        else:
+            ids = [int(index[row]) for row in chosen]
+        for row, number_, problem in zip(chosen, ids, self.problems(ids)):
+            self._problems[row], self._index[row], self._ended[row] = problem, number_, False
+            self.transcripts[row] = opening(problem)
+            obs[row] = problem.prompt if isinstance(problem.prompt, str) else list(problem.prompt)
+            first[row] = True
+        self.obs, self.first = obs, first
+        return list(obs)
+
+    def step(self, record: Mapping[str, Any]) -> Step:
+        texts, ended, active = self._turn(record)
+        reward = torch.zeros(self.num)
+        terminated, truncated = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
+        correct, failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
+        obs: list[Any] = []
+        judged: list[int] = []  # rows whose episode ends here and is scored
+        for row, text in enumerate(texts):
+            problem, transcript = self._problems[row], self.transcripts[row]
+            feedback: str | None = None
+            if not active[row]:
+                obs.append("" if isinstance(problem.prompt, str) else [])
+                continue
+            if not ended[row] and not self.score_truncated:
+                truncated[row], reward[row] = True, self.truncated_reward
+            else:
+                try:
+                    feedback, value, over = self.reply(problem, transcript, text)
+                except (UsageError, RunError):
+                    raise
+                except Exception as error:  # a verifier that fails costs this sample only
+                    value, over = 0.0, True
+                    failed[row], self.failure = True, _said(self.spec.name, error)
+                reward[row] = value
+                if over:
+                    correct[row] = value >= 1 - 1e-6
+                    (terminated if ended[row] else truncated)[row] = True
+                    judged.append(row)
+            new = [] if feedback is None else [{"role": "user", "content": feedback}]
+            self.transcripts[row] = [*transcript, {"role": "assistant", "content": text}, *new]
+            obs.append((feedback or "") if isinstance(problem.prompt, str) else new)
+        if self.rewards is not None and judged:
+            for row, given in zip(judged, self._judge(self.rewards, judged)):
+                failed[row] = isinstance(given, Unscored)
+                reward[row] = 0.0 if isinstance(given, Unscored) else given
+                if isinstance(given, Unscored):
+                    self.failure = given.why
+        correct &= ~failed
+        if not self.verifiable:
+            correct[:] = False
+        over_now = (terminated | truncated).tolist()
+        self._ended = [now if on else was for now, on, was in zip(over_now, active, self._ended)]
+        self.obs, self.first, self.correct, self.failed = obs, torch.zeros_like(terminated), correct, failed
+        return list(obs), reward, terminated, truncated
+
+    def columns(self, problem: Problem) -> dict[str, Any]:
+        """What reward functions get of a problem besides prompt and completion."""
+        return {"answer": problem.answer, "solution": problem.solution, "level": problem.level, **problem.columns}
+
+    def _turn(self, record: Mapping[str, Any]) -> tuple[list[str], list[bool], list[bool]]:
+        name = self.spec.name
+        if self.obs is None or len(self._problems) != self.num:
+            raise RunError(f"{name} must be reset before its first step")
+        playing = record.get("active")
+        active = [True] * self.num if playing is None else [bool(value) for value in playing]
+        stuck = [row for row in range(self.num) if active[row] and self._ended[row]]
+        if stuck:
+            row = stuck[0]
+            raise RunError(f"row {row} of {name} has ended: it must be reset before it is stepped")
+        if not self.scores:
+            advice = "give --task.rewards module:function"
+            raise UsageError(f"{name} has neither answers nor reward functions, so nothing can be scored: {advice}")
+        texts = list(record["action"])
+        if len(texts) != self.num or not all(isinstance(text, str) for text in texts):
+            raise RunError(f"{name} takes {self.num} texts as its action, one for each row")
+        ended = record.get("ended")
+        flags = [True] * self.num if ended is None else [bool(value) for value in ended]
+        if len(flags) != self.num:
+            raise RunError(f"{name} takes one 'ended' for each of its {self.num} rows, not {len(flags)}")
+        return texts, flags, active
+
+    def _judge(self, rewards: Rewards, rows: list[int]) -> list[float | Unscored]:
+        prompts, completions, columns = [], [], []
+        for row in rows:
+            problem = self._problems[row]
+            start = len(opening(problem))
+            turns = self.transcripts[row][start:]
+            prompts.append(problem.prompt)
+            completions.append(turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
+            columns.append(self.columns(problem))
+        return rewards(prompts, completions, columns)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {
+            "num": self.num,
+            "taken": self._taken,
+            "index": list(self._index),
+            "ended": list(self._ended),
+            "obs": self.obs,
+            "transcripts": self.transcripts,
+            "first": self.first.tolist(),
+            "correct": self.correct.tolist(),
+            "failed": self.failed.tolist(),
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.num, self._taken = state["num"], state["taken"]
+        self._index, self._ended = list(state["index"]), list(state["ended"])
+        self._problems = self.problems(self._index)
+        self.obs, self.transcripts = state["obs"], [list(messages) for messages in state["transcripts"]]
+        for name in ("first", "correct", "failed"):
+            setattr(self, name, torch.tensor(state[name], dtype=torch.bool))
+
+
+class GeneratedTask(TextTask):
+    """Problems drawn from (seed, index): a subclass gives `draw` and the range of its levels.
+
+    Levels are uniform over `levels` = (low, high), both included. With `heldout`, an eighth of all problems, chosen by
+    a checksum of `Problem.key`, belongs to evaluation and the rest to training, whatever the seeds. Where a level has
+    too few problems for that (none is found in 200 draws) the last draw is taken; without `heldout` evaluation only
+    draws with other seeds.
+
+    Args:
+        levels: (low, high), or one number for both.
+        scratchpad: solutions show their steps; otherwise they are the plain answer.
+    """
+
+    default_levels: tuple[int, int] = (1, 1)
+    level_range: tuple[int, int] = (1, 1)
+    level_name: str = "levels"
+
+    def __init__(
+        self,
+        num: int = 1,
+        seed: int = 0,
+        evaluation: bool = False,
+        name: str = "this task",
+        *,
+        levels: Any = None,
+        scratchpad: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(num, seed, evaluation, name, **options)
+        self.heldout = flag("heldout", self.heldout)
+        self.levels = levels_of("levels", levels, self.level_range) if levels is not None else self.default_levels
+        self.scratchpad = flag("scratchpad", scratchpad)
+        if self.rewards is not None:
+            self.rewards.check({"answer", "solution", "level"})
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        """One problem of this level."""
+        raise NotImplementedError  # abstract
+
+    def problem(self, index: int) -> Problem:
+        rng = random.Random(f"{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
+        level = rng.randint(*self.levels)
+        problem = self.draw(rng, level)
+        if self.heldout:
+            for _ in range(200):
+                if (zlib.crc32(problem.key.encode()) % 8 == 0) == self.evaluation:
+                    break
+                problem = self.draw(rng, level)
+        return problem
+
+    def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
+        """(prompt, its worked solution, the worked solution of the next problem with another answer) of these ids."""
+        pairs = []
+        for index in indices:
+            problem = self.problems([index])[0]
+            others = (self.problems([index + step])[0] for step in range(1, 100))
+            other = next((other for other in others if other.answer != problem.answer), None)
+            if problem.solution is None or other is None or other.solution is None:
+                raise UsageError(
+                    f"{self.spec.name} has no wrong answer to set against the right one of problem {index}"
+                )
+            pairs.append((problem.prompt, problem.solution, other.solution))
+        return pairs
+
+    def made(self, prompt: str, steps: list[str], answer: str, level: int, key: str) -> Problem:
+        """A problem whose worked solution is `steps`, then the answer, separated by semicolons."""
+        solution = ";".join([*steps, answer]) if self.scratchpad else answer
+        return Problem(prompt, answer, solution, steps[0] if steps else None, level, key=key)
+
+    def verify(self, problem: Problem, text: str) -> float:
+        return float(final(text) == problem.answer)
+
+
+def opening(problem: Problem) -> list[Message]:
+    """The messages with which a conversation about a problem begins."""
+    if isinstance(problem.prompt, str):
+        return [{"role": "user", "content": problem.prompt}]
+    return list(problem.prompt)
+
+
+def completion_text(value: Any) -> str | None:
+    """The text of a completion: a text, or the last of its messages, of which the others repeat the prompt."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return value if isinstance(value, str) else None
+
+
+def final(text: str) -> str:
+    """What a text ends with: after the last semicolon of its last line that is not blank, without blanks around it."""
+    lines = text.strip().splitlines()
+    return lines[-1].rsplit(";", 1)[-1].strip() if lines else ""
+
+
+# Options come from the command line or from Python; each check gives one sentence.
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an integer of at least `low`, at most `high`. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        bound = f"of at least {low}" if high is None else f"between {low} and {high}"
+        raise UsageError(f"{name} must be a whole number {bound}, not {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a finite float. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+        raise UsageError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as true or false. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def levels_of(name: str, value: Any, bounds: tuple[int, int]) -> tuple[int, int]:
+    """(low, high) from a pair, one number, or a text like "1-4" or "1,4". Raises UsageError."""
+    parts = value
+    if isinstance(value, str):
+        parts = [int(part) if part.strip().isdecimal() else part for part in value.replace("-", ",").split(",")]
+    parts = [parts] if isinstance(parts, int) else parts
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= 2:
+        raise UsageError(f"{name} must be one whole number or two (low, high), not {value!r}")
+    low, high = whole(name, parts[0], *bounds), whole(name, parts[-1], *bounds)
+    if low > high:
+        raise UsageError(f"{name} must be (low, high) with low <= high, not {value!r}")
+    return low, high
+
+
+def _said(name: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"the verifier of {name} raised {type(error).__name__}" + (f": {text}" if text else "")

@@ -1,0 +1,409 @@
+"""Recorded datasets of a task, made with the library's own loop, and what is in them: `polopt dataset`.
+
+The recipe is D4RL's (Fu et al., "D4RL: Datasets for Deep Data-Driven Reinforcement Learning", 2020, arXiv 2004.07219,
+section 5): a behavior policy is trained, and
+
+    random          uniform random actions
+    medium          the policy at the first evaluation whose return is at least random + share (expert - random)
+    medium-replay   everything that was collected until then, in order
+    expert          the policy at the end of training
+    medium-expert   the first halves of medium and of expert
+
+Policies are sampled, not greedy. A set has whole episodes, as many as reach the wanted number of decisions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from polopt import registry
+from polopt.core.batch import Batch
+from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core.spec import Spec
+from polopt.data.base import Acts
+from polopt.data.datasets import Dataset, lengths, load_dataset, write_dataset, write_references
+from polopt.data.demonstrations import KEYS, joined
+from polopt.data.episodes import Episodes
+from polopt.data.rollouts import Rollouts
+from polopt.data.successors import successors
+from polopt.evaluation.returns import evaluate_returns
+from polopt.method import Method
+from polopt.policies.wrappers import Uniform
+from polopt.tasks import make_task, recorded
+from polopt.tasks.base import Task
+from polopt.tasks.making import TABULAR, Maker
+from polopt.training import api, seeding
+from polopt.training.compare import train_or_resume
+from polopt.training.plan import Plan, TaskLike, plan, runtime, task_name
+
+KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+STREAMS = {kind: 16 + number for number, kind in enumerate(("references", *KINDS))}
+ROWS = 10  # copies of the environment that record together
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def make_datasets(
+    task: TaskLike,
+    kinds: Sequence[str] = KINDS,
+    *,
+    name: str | None = None,
+    method: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    transitions: int = 100_000,
+    medium: float = 1 / 3,
+    reference_episodes: int = 50,
+    out: str | Path | None = None,
+    preset: str | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> list[str]:
+    """Trains a behavior policy and records datasets of a task; returns their ids, "NAME/KIND-v0".
+
+    What is there already from the same recipe is not made again, and the training goes on where it was stopped; the
+    numbers follow from the seed. The references in the metadata are mean returns of uniform random actions and of the
+    final policy, greedy.
+
+    Args:
+        kinds: which ones.
+        name: the first part of the ids; by default the name of the task without its version, "pendulum".
+        method: what trains the behavior policy; by default sac, and ppo for discrete actions.
+        steps: its budget, in its own unit.
+        transitions: decisions in a set, at least; medium-replay has as many as there were.
+        medium: the share of the way from random to expert.
+        reference_episodes: episodes behind each reference.
+        out: the run folder of the training.
+        argv: further settings, spelled as on the command line.
+        settings: further settings of the run and of the method, as for `polopt.train`.
+
+    Raises:
+        UsageError: wrong names or values, or a dataset of that name from another recipe.
+        RunError: the behavior policy is no better than random actions.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"there is no kind of dataset '{kind}'{nearest(kind, KINDS)}")
+    if transitions < 1 or reference_episodes < 1 or not 0.0 < medium < 1.0:
+        raise UsageError("--transitions and --reference-episodes are at least 1, and --medium is between 0 and 1")
+    options = dict(task_options or {})
+    spec = _spec(task, options)
+    method = method or ("ppo" if isinstance(spec.action, (spaces.Discrete, spaces.MultiDiscrete)) else "sac")
+    steps = steps or registry.load(method).default_steps
+    settings = {"steps": steps, "eval_every": max(1, steps // 40)} | settings
+    planned = plan(method, task, preset=preset, task_options=options, seed=seed, argv=argv, **settings)
+    name = name or _namespace(task_name(task))
+    wanted = {f"{name}/{kind}-v0": kind for kind in KINDS if kind in kinds}
+    recipe = json.loads(
+        json.dumps({key: planned.record()[key] for key in ("method", "task", "task_options", "config")})
+    )
+    recipe |= {"steps": planned.steps, "seed": seed, "transitions": transitions, "medium": medium}
+    recipe |= {"reference_episodes": reference_episodes}
+    missing = [dataset for dataset in wanted if not _is_there(dataset, recipe)]
+    if not missing:
+        return list(wanted)
+
+    folder = Path(out) if out is not None else Path("runs") / f"dataset-{name.replace('/', '_')}-s{seed}"
+    with runtime(planned.options):
+        recorder = _Recorder(planned, transitions, reference_episodes, medium)
+        if any(wanted[dataset] != "random" for dataset in missing):
+            given = {"preset": preset, "task_options": options, "argv": argv, **settings}
+            train_or_resume(method, task, seed, folder, given, progress)
+            recorder.expert = api.load(folder, task=task, network=_own_network(settings))
+            recorder.check_learned(folder)
+        for dataset in missing:
+            write_dataset(
+                dataset,
+                recorder.data(wanted[dataset]),
+                recorder.spec,
+                task=task_name(task),
+                task_options=options,
+                env_spec=_env_spec(task, options),
+                references=recorder.references,
+                metadata={
+                    "polopt_recipe": recipe,
+                    "algorithm_name": "uniform random actions" if wanted[dataset] == "random" else method,
+                    "description": f"{wanted[dataset]} of {task_name(task)}, D4RL's recipe",
+                },
+            )
+    return list(wanted)
+
+
+class _Recorder:
+    """The data of each kind; what several of them need is made once."""
+
+    def __init__(self, planned: Plan, transitions: int, reference_episodes: int, share: float) -> None:
+        self.planned, self.transitions, self.share = planned, transitions, share
+        self.reference_episodes = reference_episodes
+        self.expert: Any = None
+        self.references: tuple[float, float] | None = None
+        self.medium: Any = None
+        self.replay: Batch | None = None
+        with self.task("references") as task:
+            self.spec = task.spec
+
+    @contextlib.contextmanager
+    def task(self, kind: str) -> Iterator[Task]:
+        with closing(self.planned.make_task(STREAMS[kind], ROWS)) as task:
+            yield task
+
+    def check_learned(self, folder: Path) -> None:
+        """Measures the references. Raises RunError when the expert is no better than random actions."""
+        with self.task("references") as task:
+            low = evaluate_returns(Uniform(self.spec), task, self.reference_episodes, greedy=False)["return"]
+            high = evaluate_returns(self.expert, task, self.reference_episodes)["return"]
+        problem = least_progress(low, high)
+        if problem:
+            raise RunError(f"the behavior policy in {folder} {problem}: raise --steps")
+        self.references = low, high
+
+    def data(self, kind: str) -> Batch:
+        if kind == "random":
+            return self.sampled("random", Uniform(self.spec), self.transitions)
+        if kind == "expert":
+            return self.sampled("expert", self.expert, self.transitions)
+        if self.medium is None:
+            self.medium, self.replay = self.halfway()
+        if kind == "medium":
+            return self.sampled("medium", self.medium, self.transitions)
+        if kind == "medium-replay":
+            assert self.replay is not None
+            return self.replay
+        half = -(-self.transitions // 2)
+        parts = [self.sampled("medium", self.medium, half), self.sampled("expert", self.expert, half)]
+        return _cat(parts)
+
+    def sampled(self, kind: str, actor: Acts, count: int) -> Batch:
+        """Whole episodes of a sampling actor, until there are `count` decisions."""
+        parts, size = [], 0
+        with self.task(kind) as task, torch.random.fork_rng([]):
+            torch.manual_seed(seeding.derive(self.planned.options.seed, STREAMS[kind]))
+            source = Episodes(task, ROWS)
+            while size < count:
+                parts.append(joined(source.next(actor), actor).cpu())
+                size += len(parts[-1])
+        data = _cat(parts)
+        ends = lengths(data).cumsum(0)
+        return data[: int(ends[(ends < count).sum()])]
+
+    def halfway(self) -> tuple[Any, Batch]:
+        """The policy at the first evaluation with the wanted return, and what was collected until then.
+
+        The training runs once more, the same from the seed, and stops there: nothing needs to be kept of every moment.
+        """
+        assert self.references is not None
+        low, high = self.references
+        wanted = low + self.share * (high - low)
+        watched: Watch | None = None
+        with tempfile.TemporaryDirectory(prefix="polopt-dataset-") as folder:
+            planned = plan_again(self.planned)
+            with closing(api.start(planned, Path(folder) / "run")) as rows:  # type: ignore[type-var]
+                for row in rows:
+                    method: Method = row["method"]
+                    if watched is None:  # the first row, before anything is collected
+                        watched = Watch(method)
+                        continue
+                    if row.get("eval/return", -float("inf")) >= wanted or method.ledger[method.unit] >= planned.steps:
+                        break
+        assert watched is not None
+        return method.policy, in_order(watched.windows())
+
+
+def least_progress(low: float, high: float) -> str | None:
+    """What is wrong with an expert's return `high` beside a random policy's `low`, or None."""
+    if high > low:
+        return None
+    return f"ended with a return of {high:.6g}, and random actions have {low:.6g}"
+
+
+def plan_again(planned: Plan) -> Plan:
+    """The same plan, for a run that is not kept."""
+    return replace(planned, options=replace(planned.options, loggers=(), checkpoint_every=2**40, video=False))
+
+
+class Watch:
+    """Keeps all that a method collects from now on, in the environment's units.
+
+    Raises UsageError for methods that do not collect windows.
+    """
+
+    def __init__(self, method: Method) -> None:
+        source = getattr(method.source, "rollouts", method.source)
+        if not isinstance(source, Rollouts):
+            raise UsageError(f"{method.slug} does not collect window by window: medium sets need another --method")
+        self.collect: Callable[[Acts], Batch] = source.next
+        self.long: list[Batch] = []
+        self.short: list[Batch] = []  # windows of one step are many: they are joined now and then
+        source.next = self  # type: ignore[method-assign]
+
+    def __call__(self, actor: Acts) -> Batch:
+        window = self.collect(actor)
+        seen = window.clone(False)
+        seen["next_obs"] = successors(seen)
+        seen["action"] = actor.env_action(seen["action"])
+        self.short.append(seen.select(*KEYS).cpu())
+        if len(self.short) == 1_000:
+            self.long, self.short = [*self.long, _cat(self.short, 1)], []
+        return window
+
+    def windows(self) -> list[Batch]:
+        return [*self.long, *self.short]
+
+
+def in_order(windows: Sequence[Batch]) -> Batch:
+    """Windows [N, T] that follow each other -> decisions [B], row by row; broken-off episodes count as truncated."""
+    rows = _cat(windows, 1).clone()
+    ends = rows["first"].roll(-1, 1)
+    ends[:, -1] = True
+    rows["first"][:, 0] = True
+    rows["truncated"] |= ends & ~rows["terminated"]
+    return rows.reshape(-1)
+
+
+# What is in a dataset
+
+
+def info(name: str) -> dict[str, Any]:
+    """Statistics of a dataset: sizes, returns, lengths, ends, spaces, references. Raises what `load_dataset` does."""
+    data = load_dataset(name)
+    returns, counts = data.returns, data.lengths.double()
+    last = _cat([data.starts[1:] - 1, torch.tensor([len(data.data) - 1])])
+    facts: dict[str, Any] = {
+        "dataset": name,
+        "task": data.spec.name,
+        "episodes": len(counts),
+        "transitions": len(data.data),
+        "return": returns.mean().item(),
+        "return_std": returns.std(correction=0).item(),
+        "return_min": returns.min().item(),
+        **{f"return_q{round(100 * q)}": returns.quantile(q).item() for q in QUANTILES},
+        "return_max": returns.max().item(),
+        "length": counts.mean().item(),
+        "length_min": int(counts.min()),
+        "length_max": int(counts.max()),
+        "terminated": data.data["terminated"][last].double().mean().item(),
+        "observations": str(data.spec.obs),
+        "actions": str(data.spec.action),
+        "random_return": None,
+        "expert_return": None,
+        "normalized_return": None,
+        "made_by": data.metadata.get("algorithm_name"),
+    }
+    if data.references is not None:
+        facts |= dict(zip(("random_return", "expert_return"), data.references))
+        facts["normalized_return"] = data.normalized(facts["return"])
+    return facts
+
+
+def measure(
+    name: str, *, expert: str | Path | None = None, episodes: int = 50, seed: int = 0, store: bool = True
+) -> dict[str, Any]:
+    """Measures the references of a dataset for normalized scores, and how much its decisions cover.
+
+    Args:
+        expert: a run folder, whose policy plays, or a dataset, whose mean return is taken; by default the expert's
+            reference that is stored, if any.
+        episodes: of each policy that plays.
+        store: keep the references in the dataset's metadata.
+
+    Returns `random_return`, `expert_return` and `normalized_return` (None without an expert), `return_std` over the
+    episodes of the dataset, and `coverage`, see there.
+    """
+    data = load_dataset(name)
+    with closing(make_task(name, num=ROWS, seed=seed, evaluation=True)) as task:
+        data.check(task.spec)
+        low = evaluate_returns(Uniform(task.spec), task, episodes, greedy=False)["return"]
+        high = None if data.references is None else data.references[1]
+        if expert is not None and (Path(expert) / "config.json").exists():
+            high = evaluate_returns(api.load(expert), task, episodes)["return"]
+        elif expert is not None:
+            high = load_dataset(str(expert)).check(task.spec).returns.mean().item()
+    found = {"random_return": low, "expert_return": high, "normalized_return": None}
+    if high is not None:
+        if high <= low:
+            raise RunError(
+                f"the expert has a return of {high:.6g}, and random actions have {low:.6g}: no scale to score on"
+            )
+        found["normalized_return"] = 100.0 * (data.returns.mean().item() - low) / (high - low)
+        if store:
+            write_references(name, (low, high))
+    return found | {"return_std": data.returns.std(correction=0).item(), "coverage": coverage(data)}
+
+
+def coverage(data: Dataset, bins: int = 10) -> float:
+    """Share of decisions whose (observation, action) falls into a box that no earlier one was in, in (0, 1].
+
+    Each coordinate is cut into `bins` equal parts of its range in the dataset. After the state-action coverage of
+    Schweighofer et al., "A Dataset Perspective on Offline Reinforcement Learning", 2022, arXiv 2111.04714, which counts
+    distinct pairs, here without a second dataset to compare with.
+    """
+    columns = _cat([*(leaf.flatten(1) for leaf in _leaves(data.data["obs"])), *_leaves(data.data["action"])], 1)
+    low, high = columns.amin(0), columns.amax(0)
+    cells = ((columns - low) / (high - low).clamp_min(1e-12) * bins).floor().clamp_max(bins - 1).to(torch.int16)
+    return len(torch.unique(cells, dim=0)) / len(cells)
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.reshape(len(value), -1).to(torch.float64)]
+    return [leaf for part in value.values() for leaf in _leaves(part)]
+
+
+def _cat(parts: Sequence[Any], dim: int = 0) -> Any:
+    return torch.cat(list(parts), dim)
+
+
+# Names
+
+
+def _is_there(dataset: str, recipe: dict[str, Any]) -> bool:
+    """Whether a dataset was made by this recipe. Raises UsageError when one of this name was made otherwise."""
+    folder = recorded.dataset_folder(dataset)
+    if not folder.exists():
+        return False
+    if recorded.metadata(dataset).get("polopt_recipe") != recipe:
+        raise UsageError(f"there is a dataset {dataset} with another recipe: choose another --name, or remove {folder}")
+    return True
+
+
+def _namespace(task: str) -> str:
+    """ "Pendulum-v1" -> "pendulum"."""
+    plain = re.sub(r"-v\d+$", "", task.rpartition(":")[2]).lower()
+    return re.sub(r"[^-\w/]+", "-", plain).strip("-/") or "task"
+
+
+def _spec(task: TaskLike, options: dict[str, Any]) -> Spec:
+    with closing(make_task(task, **options)) as made:
+        return made.spec
+
+
+def _env_spec(task: TaskLike, options: Mapping[str, Any]) -> Any:
+    """Gymnasium's specification of the environment, where it has one that can be written down."""
+    if isinstance(task, str) and task in TABULAR:
+        return None
+    options = dict(options)
+    preset = options.pop("preset", None)
+    with contextlib.suppress(Exception):
+        with closing(Maker(task, options, preset)()) as env:
+            spec = env.spec
+        spec.to_json()  # type: ignore[union-attr]
+        return spec
+    return None
+
+
+def _own_network(settings: Mapping[str, Any]) -> Any:
+    network = settings.get("network")
+    return network if callable(network) and not isinstance(network, type) else None

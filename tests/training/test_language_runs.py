@@ -1,0 +1,205 @@
+"""Runs of language models: killed anywhere they go on exactly, what fails is one sentence, and what is saved loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import polopt
+from polopt.cli import main
+from polopt.core.errors import RunError
+from polopt.policies.language import CausalLMPolicy
+from polopt.policies.small_lm import make_language_model
+from polopt.training.folder import Run
+from tests.training.runs import command, differing, final_state, train
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from polopt.policies import language
+from polopt.training import files
+owner, name, count = {"generation": (language.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
+                      "saving": (files, "rename", 9)}[sys.argv.pop(1)]
+original, calls = getattr(owner, name), []
+def dies(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+setattr(owner, name, dies)
+from polopt.cli import run
+run()
+"""
+
+
+@pytest.mark.parametrize("moment", ["generation", "backward", "saving"])
+def test_killed_in_the_middle_of_something_it_goes_on_exactly(moment, tmp_path):
+    whole = train("rec", tmp_path / "whole")
+    folder = tmp_path / "killed"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", KILLED, moment, *command("rec", folder)]
+    assert subprocess.run(words, env=env, capture_output=True).returncode == -9
+    assert Run(folder).rows[-1]["completions"] < 48
+    assert main(["resume", str(folder)]) == 0
+    assert differing(final_state(folder), final_state(whole.folder)) == []
+    assert [row["completions"] for row in Run(folder).rows] == [row["completions"] for row in whole.rows]
+
+
+def test_what_is_saved_loads_with_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train("rec", tmp_path / "run")
+    policy: Any = polopt.load(run.folder)
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    ids = AutoTokenizer.from_pretrained(run.folder / "model")("bc:", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, policy.model(ids).logits)
+    assert isinstance(policy.predict("bc:"), str)
+    # A run, and the folder inside it, are models to start from.
+    for start in (run.folder, run.folder / "model"):
+        again = train("sft", tmp_path / f"from-{start.name}", model=str(start), steps=2)
+        assert again.rows[-1]["updates"] == 2
+
+
+def test_every_verb_shows_completions(tmp_path, capsys):
+    run = train("rec", tmp_path / "run", eval_episodes=5)
+    assert main(["eval", str(run.folder), "--episodes", "3"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    kept = json.loads((run.folder / "samples.json").read_text())
+    assert kept["first"]["step"] == 0
+    assert kept["last"]["step"] == 48
+    shown, later = kept["first"]["samples"], kept["last"]["samples"]
+    assert [sample["prompt"] for sample in shown] == [sample["prompt"] for sample in later]
+    assert len(shown) == 5
+    assert main(["report", str(run.folder)]) == 0
+    page = (run.folder / "report.html").read_text()
+    assert "Completions" in page
+    assert shown[0]["prompt"] in page
+
+
+def refuses(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    raise ValueError("no reward today")
+
+
+def sometimes(prompt: str, completion: str, **columns: Any) -> float:
+    if prompt[0] in "bcdfghjk":
+        raise ValueError("not this one")
+    return float(len(completion))
+
+
+def constant(prompt: str, completion: str, **columns: Any) -> float:
+    return 1.0
+
+
+def rewarded(name: str) -> dict[str, Any]:
+    return {"pool": 10, "score_truncated": True, "rewards": f"{__name__}:{name}"}
+
+
+def learn(folder: Path, **changes: Any) -> Run:
+    settings = {"model": "tiny", "steps": 24, "batch_prompts": 4, "samples_per_prompt": 2, "policy.max_tokens": 4}
+    settings |= {"eval_episodes": 4, "checkpoint_every": 8, "loggers": (), "lr": 1e-2}
+    return polopt.train("rec", "vowels", out=folder, **settings | changes)
+
+
+def test_a_reward_that_fails_sometimes_costs_those_samples(tmp_path):
+    run = learn(tmp_path / "run", task_options=rewarded("sometimes"))
+    failed = [row["failed"] for row in run.rows if "failed" in row]
+    assert 0 < max(failed) <= 1
+    assert min(failed) < 1
+
+
+def test_a_reward_that_always_fails_ends_the_run_and_loses_nothing(tmp_path, capsys, monkeypatch):
+    with pytest.raises(RunError, match=r"no reward of the \d+ completions .* could be computed: .*no reward today"):
+        learn(tmp_path / "run", task_options=rewarded("refuses"))
+    words = ["train", "rec", "--task", "vowels", "--model", "tiny", "--out", str(tmp_path / "other")]
+    assert main([*words, "--task.rewards", f"{__name__}:refuses", "--task.score-truncated", "true"]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("polopt: no reward of the ")
+
+    # It worked until now: what was saved before stays, and the run goes on once the reward works again.
+    folder = tmp_path / "later"
+    calls = []
+
+    def fails_later(prompt: str, completion: str, **columns: Any) -> float:
+        calls.append(1)
+        if 20 < len(calls) < 100:
+            raise ValueError("the judge is asleep")
+        return float(len(completion))
+
+    monkeypatch.setattr(sys.modules[__name__], "constant", fails_later)
+    with pytest.raises(RunError, match="the judge is asleep"):
+        learn(folder, task_options=rewarded("constant"))
+    assert Run(folder).checkpoints.steps()
+    calls += [1] * 100
+    polopt.resume(folder)
+    assert Run(folder).rows[-1]["completions"] == 24
+
+
+def test_equal_rewards_teach_nothing(tmp_path):
+    run = learn(tmp_path / "run", task_options=rewarded("constant"))
+    assert all(row["informative"] == 0 for row in run.rows if "informative" in row)
+    before = polopt.load(learn(tmp_path / "start", task_options=rewarded("constant"), steps=8).folder)
+    after = polopt.load(run.folder)
+    assert all(torch.equal(one, other) for one, other in zip(before.parameters(), after.parameters()))
+
+
+def test_empty_completions_do_not_stop_a_run(tmp_path, monkeypatch):
+    original = CausalLMPolicy._draw
+
+    def ends_at_once(self: Any, logits: Any, rows: Any, count: int, greedy: bool) -> Any:
+        token, log_prob = original(self, logits, rows, count, greedy)
+        return torch.full_like(token, self.tokens.ends[0]), log_prob
+
+    monkeypatch.setattr(CausalLMPolicy, "_draw", ends_at_once)
+    run = learn(tmp_path / "run", restraint="k2")
+    assert run.final["eval/length"] == 1
+    assert run.final["eval/accuracy"] == 0
+
+
+def wrong(*words: str, task: str = "vowels", method: str = "rec") -> list[str]:
+    return ["train", method, "--task", task, "--steps", "16", *words]
+
+
+def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
+    pickled = make_language_model(tmp_path / "pickled", "tiny")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    coded = make_language_model(tmp_path / "coded", "tiny")
+    config = json.loads((coded / "config.json").read_text())
+    (coded / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}))
+    short = make_language_model(tmp_path / "short", "tiny", context=8)
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "a" * 300, "answer": "b"}) + "\n")
+    cases = [
+        (wrong(), "rec needs --model"),
+        (wrong("--model", str(tmp_path / "nowhere")), "there is no model folder"),
+        (wrong("--model", str(pickled)), "pickle"),
+        (wrong("--model", str(coded)), "its own Python code"),
+        (wrong("--model", "tiny", task=str(long)), "has 301 tokens and the context"),
+        (wrong("--model", str(short), task="addition", method="sft"), "holds 8"),
+        (wrong("--model", "tiny", task="CartPole-v1"), "a language model needs a text task"),
+        (wrong("--model", "tiny", "--policy.temperature", "0"), "--policy.temperature must be above 0"),
+        (wrong("--model", "tiny", "--surrogate", "gpso"), "did you mean 'gspo'?"),
+        (wrong("--model", "tiny", "--task.levls", "3"), "did you mean 'levels'?"),
+        (wrong("--model", "tiny", task="adition"), "did you mean 'addition'?"),
+        (wrong("--model", "tiny", method="single-stream-po"), "it needs finitely many"),
+        (wrong("--model", "tiny", "--task.rewards", "nowhere:f"), "nowhere"),
+    ]
+    for words, said in cases:
+        code = main([*words, "--out", str(tmp_path / "run")])
+        err = capsys.readouterr().err.strip().splitlines()
+        assert code == 2, (words, err)
+        assert said in err[-1], err
+        assert err[-1].startswith("polopt: ")
+        if "sft" in words:  # its demonstrations are drawn while it trains
+            shutil.rmtree(tmp_path / "run")
+        assert not (tmp_path / "run").exists(), words
+    for method in ("sac", "ppo", "bc"):
+        assert main(["train", method, "--task", "addition", "--out", str(tmp_path / "run")]) == 2
+        assert "addition" in capsys.readouterr().err
