@@ -1,8 +1,8 @@
 """Group-relative REINFORCE off-policy (arXiv 2509.24203): the clip does the work, the importance weight does not.
 
-A small model (130,000 weights, characters) is taught two-digit addition with worked steps until it answers more than
+A small model (125,000 weights, characters) is taught two-digit addition with worked steps until it answers more than
 half of the held-out sums greedily, and about a third of its samples are right. Then 150 updates on 16 prompts x 8
-completions, by a sampler whose weights are up to 20 updates old; prompts are new ones every time. Every arm gets the
+completions, by a sampler whose weights are up to 20 updates old; the prompts are drawn anew every time. Every arm gets the
 same three learning rates: a run of an arm is a run at each of them, from the same warm start.
 
 `accuracy` (share of right samples in the last fifth of the updates), `area` (the same over all updates) and `greedy`
@@ -22,6 +22,9 @@ from polopt.training.claims import train_arm
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 224}
 RATES = (3e-5, 1e-4, 3e-4)
+# Pilots (seed 1000), accuracy and area at these rates: reinforce 0.43 0.36 -, 0.395 0.28 -; red-drop 0.43 0.36 -,
+# 0.394 0.27 -; one-side - 0.50 0.50, - 0.432 0.430; one-side-is - 0.49 -, - 0.426 -; wide - 0.48 0.42, - 0.423 0.371.
+# The wide range was not faster in them; it is expected all the same, because the paper says so.
 UPDATES, PROMPTS, SAMPLES, LAG = 150, 16, 8, 20
 BATCH = PROMPTS * SAMPLES
 COMMON: dict[str, Any] = {
@@ -30,7 +33,7 @@ COMMON: dict[str, Any] = {
     "sync_interval": LAG,
     "policy.max_tokens": 20,
     "policy.log_probs": "engine",  # sampler and trainer are one program here, so a second pass would find the same
-    "eval_every": 25 * BATCH,
+    "eval_every": 50 * BATCH,
     "eval_episodes": 256,
     "log_every": 1,
 }
@@ -82,7 +85,7 @@ CLAIM = Claim(
     "weights, a wider clip range without them is faster and still stable, and without any restraint it ends lower",
     budget={"completions": UPDATES * BATCH},
     seeds=3,
-    minutes=10,
+    minutes=9,
     arms={
         "reinforce": arm(surrogate="reinforce"),
         "one-side-is": arm(surrogate="rec-one-side-is"),

@@ -2,16 +2,26 @@
 
 Each seed is another world: 100 prompts, 40 answers of two characters to all of them, and a true reward of mean 0 and
 standard deviation 1 over the answers to a prompt, partly a bilinear function of prompt and answer, partly noise. The
-reference is a transformer with 80,000 parameters, fine-tuned on all answers alike. 1,000 noisy (Bradley-Terry) pairs
+reference is a transformer with 88,000 parameters, fine-tuned on all answers alike. 1,000 noisy (Bradley-Terry) pairs
 are drawn among 8 answers per prompt, and every arm trains on them for the same number of updates, 6 epochs.
 
-`chosen_change` is log pi - log pi_ref of the chosen answers in the end, summed over tokens, mean over the pairs.
-`reward` is the exact expected true reward in the end (0 for strings that are none of the 40 answers), `peak` its best
-along training and `fall` what is lost again; `covered`, `uncovered` and `outside` are the probability of the 8
-answers, of the other 32 and of other strings; `preferred` is the accuracy on the pairs, where nothing of this shows.
+`chosen_change` is log pi - log pi_ref of the chosen answers in the end, summed over tokens, mean over the pairs;
+`separation` is how much larger it is than that of the rejected ones, and `preferred` the share of pairs where it is
+larger: neither tells whether chosen answers were lost. `reward` is the exact expected true reward in the end, 0 for
+strings that are none of the 40 answers, `peak` its best along training and `fall` what is lost again; `answer_reward`
+is the same among the answers only. `covered`, `uncovered` and `outside` are the probability of the 8 answers, of the
+other 32 and of other strings.
 
 True rewards are reported and not judged: in so small a model that of DPO may keep rising. The controls are that DPO
-learns its pairs, and that where all 40 answers are covered by 6,400 fresh pairs RPO has no better reward than DPO.
+learns its pairs, and that RPO is no better than DPO where nothing is left uncovered: ten prompts, 6,400 fresh pairs
+among all 40 answers, and the reward among the answers, for strings that are no answers are in no pair even then.
+
+Pilots (seeds 1000 to 1005) chose the size of the model, the learning rate (of 0.001 and 0.002, with half the updates),
+labels with log odds of 2 per unit of reward, and the ten prompts of the second control: with 100 nothing was learned
+from fresh pairs. In them DPO lost its mass to strings that are no answers, more than to uncovered answers, and did so
+with full coverage too: by the plain `reward` RPO was better there as well (0.59 against 0.02 on seed 1002), which is
+why that control is about `answer_reward`. With few answers covered, on two seeds (one with log odds of 1) true rewards
+ended at 0.03 and 0.05 for DPO, and at 0.23 and 0.24 for RPO with eta 0.2.
 """
 
 from __future__ import annotations
@@ -103,7 +113,8 @@ class Arm:
             path = write(Path(folder) / "pairs.jsonl", rows)
             settings = {"model": str(Path(reference(seed).name) / "ref"), "lr": 2e-3, "batch_size": BATCH, "seed": seed}
             settings |= dict(self.settings) | ({} if self.method == "sft" else {"beta": 0.1})
-            judge: Any = plan("dpo", path, task_options={"heldout": False}, **settings_of_judge(settings)).build()
+            measured = {name: settings[name] for name in ("model", "seed")} | {"beta": 0.1}
+            judge: Any = plan("dpo", path, task_options={"heldout": False}, **measured).build()
             method: Any = plan(self.method, path, task_options={"heldout": False}, **settings).build()
         judge.policy = method.policy  # measured with the pairs and the reference of DPO, whatever it was trained by
         table = method.policy.tokenize([p for p in PROMPTS[: size[0]] for _ in ANSWERS], list(ANSWERS) * size[0])
@@ -115,10 +126,6 @@ class Arm:
                 curve.append([update, found["reward"]])
         peak = max(reward for _, reward in curve)
         return found | {"peak": peak, "fall": peak - found["reward"], "curve": curve}
-
-
-def settings_of_judge(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in ("model", "seed")} | {"beta": 0.1}
 
 
 @torch.no_grad()
@@ -148,10 +155,10 @@ def rpo(eta: float, **more: Any) -> Arm:
 
 CLAIM = Claim(
     method="rpo",
-    statement="trained on pairs of few answers, DPO makes the chosen answers less likely than they were, and the more "
-    "so the smaller eta is; RPO with eta 1 or its average form holds them; a large eta is only imitation",
+    statement="trained on pairs of few answers, DPO makes the chosen answers less likely than they were; RPO does so "
+    "less the larger eta is, and holds them with eta 1 and in its average form; a large eta is mere imitation",
     budget={"updates": 200},
-    seeds=10,
+    seeds=8,
     minutes=10,
     arms={
         "dpo": Arm("dpo"),
@@ -164,14 +171,14 @@ CLAIM = Claim(
         "rpo-full": rpo(0.2, full=True),
     },
     expect=(
-        Above("preferred", "dpo", 0.7, control=True),
-        Greater("reward", "dpo-full", "rpo-full", by=-0.1, control=True),
+        Above("preferred", "dpo", 0.6, control=True),
+        Greater("answer_reward", "dpo-full", "rpo-full", by=-0.1, control=True),
         Below("chosen_change", "dpo", -1),
         Above("chosen_change", "rpo@1", 0),
         Above("chosen_change", "rpo-average", 0),
         Ordered("chosen_change", ("dpo", "rpo@0.2", "rpo@1")),
-        Greater("preferred", "rpo@100", "sft", by=-0.05),
-        Greater("preferred", "sft", "rpo@100", by=-0.05),
-        Greater("preferred", "rpo@1", "rpo@100"),
+        Greater("separation", "rpo@1", "rpo@100"),
+        Greater("separation", "rpo@100", "sft", by=-0.5),
+        Greater("separation", "sft", "rpo@100", by=-0.5),
     ),
 )

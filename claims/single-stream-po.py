@@ -9,10 +9,17 @@ batch, which needs neither trackers nor their start and goes evenly through the 
 prompts there is something to prioritize; 128 of 128 would be all of them.
 
 `accuracy` is the share of right answers among completions of all 128 prompts, sampled as in training: the mean of the
-last three of nine measurements; `accuracy_area` is the mean of all. `return` and `area` are the same for the most
+last three of six measurements; `accuracy_area` is the mean of all. `return` and `area` are the same for the most
 likely answers to 128 held-out problems. `informative` is the share of completions with an advantage other than 0.
 `calibration` is the mean |value of the tracker - share of right answers among 64 completions| over 32 prompts at the
-end of the run.
+end of the run, and `forgetting` the mean of rho.
+
+Pilots (seeds 1000 and 1001, a start at 0.23) chose the learning rate and the budget. After 4,096 completions GRPO had
+0.31, 0.31 and 0.15 at 1.5e-4, 3e-4 and 6e-4; SPO 0.32 and 0.33 at the first two, and at 1e-3 it unlearned the steps;
+the mean of the batch, tried at 3e-4 only, had 0.31. After 9,600 at 3e-4 SPO had 0.41 (area 0.35) and GRPO 0.38 (0.33),
+and 74 % of GRPO's completions had no advantage. So differences are a few hundredths, about what four seeds can show.
+After 4,096 both memories were equally well calibrated (0.064 and 0.063; the adaptive rho was 0.91). The expectations
+stay as the paper has them. On held-out problems no arm gained, and most fell.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from typing import Any
 
 from polopt.evaluation import Above, Below, Claim, Greater
 
-TASK, POOL, BATCH, CHECKS = "addition", 128, 64, 8
+TASK, POOL, BATCH, CHECKS = "addition", 128, 64, 5
 OPTIONS: dict[str, Any] = {"levels": (1, 4)}
 SETTINGS: dict[str, Any] = {"policy.max_tokens": 40, "lr": 3e-4, "updates_per_batch": 1}
 
@@ -50,6 +57,12 @@ def sampled(policy: Any, task: Any, prompts: int, samples: int) -> Any:
     return batch["reward"].reshape(prompts, samples).mean(1)
 
 
+def average(rows: list[dict[str, Any]], name: str) -> float:
+    """Mean over the rows that have it; none has in a run that ends before the first step."""
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else float("nan")
+
+
 @dataclass(frozen=True)
 class Measured:
     """An arm that measures its pool on the way, and its trackers at the end."""
@@ -70,12 +83,13 @@ class Measured:
             for row in polopt.iterate(self.method, TASK, out=out, task_options=OPTIONS | {"pool": POOL}, **settings):
                 method = row["method"]
                 if "eval/return" in row:
-                    accuracy.append(float(sampled(method.policy, method.task, POOL, 2).mean()))
-            found = measure(polopt.Run(out), ("informative:mean", "completion_length:mean"))
-            if hasattr(method, "tracker") and method.config.baseline == "tracker":
+                    accuracy.append(float(sampled(method.policy, method.task, POOL, 4).mean()))
+            run = polopt.Run(out)
+            found = measure(run) | {name: average(run.rows, name) for name in ("informative", "completion_length")}
+            if self.method == "single-stream-po" and method.config.baseline == "tracker":
                 error = method.tracker.value()[:32] - sampled(method.policy, method.task, 32, 64)
                 found |= {"calibration": float(error.abs().mean()), "bias": float(error.mean())}
-                found |= measure(polopt.Run(out), ("forgetting:mean", "drift:mean"))
+                found |= {name: average(run.rows, name) for name in ("forgetting", "drift")}
         last = accuracy[-3:]
         return found | {"accuracy": sum(last) / len(last), "accuracy_area": sum(accuracy) / len(accuracy)}
 
@@ -88,8 +102,8 @@ CLAIM = Claim(
     method="single-stream-po",
     statement="with as many completions SPO learns more than GRPO, a third of whose completions teach nothing; a "
     "tracker is a better baseline than the mean of the batch, and better calibrated when its memory follows the drift",
-    budget={"completions": 9_600},
-    seeds=3,
+    budget={"completions": 8_000},
+    seeds=4,
     minutes=14,
     arms={
         "grpo": Measured(
@@ -107,8 +121,8 @@ CLAIM = Claim(
         "batch-mean": spo(baseline="batch", sampling="shuffled", initial_samples=0),
     },
     expect=(
-        Below("informative:mean", "grpo", 0.7, control=True),
-        Above("informative:mean", "spo", 0.99),
+        Below("informative", "grpo", 0.7, control=True),
+        Above("informative", "spo", 0.99),
         Greater("accuracy", "spo", "grpo"),
         Greater("accuracy_area", "spo", "grpo"),
         Greater("accuracy", "spo", "batch-mean"),

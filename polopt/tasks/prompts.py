@@ -185,7 +185,7 @@ def read_row(row: dict[str, Any], where: str) -> Problem:
     if name is None and preferred is None:
         has = ", ".join(sorted(map(str, row))) or "none"
         raise UsageError(f"{where} has neither 'prompt' nor 'messages'; its columns are {has}")
-    prompt: Prompt = preferred if preferred is not None else row[name]
+    prompt: Prompt = preferred if preferred is not None else row[str(name)]
     reply = None
     if not isinstance(prompt, str) or name == "messages":
         prompt = _messages(prompt, f"'{name}' in {where}", "a list of messages")

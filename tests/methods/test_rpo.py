@@ -97,11 +97,11 @@ def test_must_4_chosen_log_prob_and_true_reward_are_reported(tmp_path):
     assert 0 <= scores["preferred"] <= 1
 
 
+@torch.no_grad()
 def test_must_4_accuracy_does_not_show_that_chosen_answers_are_lost(tmp_path, monkeypatch):
     method, batch = built("rpo", tmp_path, PAIRS)
     kept = method.policy_loss(batch)[1]
     original = method.policy.log_prob
-    tokens = {side: batch[side, "mask"].sum(1, keepdim=True) for side in ("chosen", "rejected")}
 
     def sunk(rows):  # every answer is exp(10) times less likely
         count = rows["mask"].sum(1, keepdim=True)
@@ -109,7 +109,6 @@ def test_must_4_accuracy_does_not_show_that_chosen_answers_are_lost(tmp_path, mo
 
     monkeypatch.setattr(method.policy, "log_prob", sunk)
     lost = method.policy_loss(batch)[1]
-    assert tokens["chosen"].min() > 0
     assert float(lost["preferred"]) == float(kept["preferred"])
     assert float(lost["margin"]) == pytest.approx(float(kept["margin"]), abs=1e-4)
     assert float(kept["chosen_log_prob"] - lost["chosen_log_prob"]) == pytest.approx(10, abs=1e-3)
