@@ -2,8 +2,8 @@
 
 A small model (125,000 weights, characters) is taught two-digit addition with worked steps until it answers more than
 half of the held-out sums greedily, and about a third of its samples are right. Then 150 updates on 16 prompts x 8
-completions, by a sampler whose weights are up to 20 updates old; the prompts are drawn anew every time. Every arm gets the
-same three learning rates: a run of an arm is a run at each of them, from the same warm start.
+completions, by a sampler whose weights are up to 20 updates old; the prompts are drawn anew every time. Every arm gets
+the same three learning rates: a run of an arm is a run at each of them, from the same warm start.
 
 `accuracy` (share of right samples in the last fifth of the updates), `area` (the same over all updates) and `greedy`
 (held-out sums, mean of the last three evaluations) are those of the arm's best rate, seed by seed, for all arms alike;
