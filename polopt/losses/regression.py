@@ -25,7 +25,8 @@ def expectile(error: Tensor, tau: float) -> Tensor:
     `error` is target - prediction: with tau above 0.5, predictions that are too low cost more, and the minimizer of the
     mean is above the mean. `tau` is inside (0, 1).
     """
-    return torch.where(error < 0, 1 - tau, tau) * error.square()
+    squares = error.square()  # times plain numbers: a tensor of them would have the default dtype, not that of `error`
+    return torch.where(error < 0, (1 - tau) * squares, tau * squares)
 
 
 def regression(prediction: Tensor, target: Tensor, weight: Tensor, delta: float | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 from polopt import registry
 from polopt.config.params import kind
 from polopt.core.errors import UsageError
+from polopt.language import LanguageMethod
 from polopt.policies import AnyPolicy
 from polopt.training import api
 from tests.guards import spaces
@@ -49,12 +50,12 @@ SURE = {  # what must work: a matrix of refusals alone would pass the rest
 }
 
 
-def attempt(name: str, policy: str | None, task) -> str:
+def attempt(name: str, policy: str | None, task, task_options=None) -> str:
     """Two updates; "" when they work, or the sentence that refuses."""
     smoke = registry.load(name).smoke
     settings = smoke.config if policy is None else smoke.config | {"policy": policy}
     try:
-        method = api.plan(name, task, seed=SEED, loggers=(), **settings).build()
+        method = api.plan(name, task, seed=SEED, loggers=(), task_options=task_options, **settings).build()
     except UsageError as error:
         return str(error)
     try:
@@ -119,3 +120,14 @@ def test_every_policy_is_in_the_matrix():
 )
 def test_the_sentence(name, policy, task, sentence):
     assert attempt(name, policy, task).startswith(sentence)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_on_a_text_task_language_models_train_and_all_others_are_refused(name):
+    smoke = registry.load(name).smoke
+    refusal = attempt(name, None, "vowels", {"pool": 16, "score_truncated": True})
+    if issubclass(registry.load(name), LanguageMethod):
+        assert refusal == "" or name in ("dpo", "rpo"), refusal  # these two ask for pairs, which vowels has not
+        assert attempt(name, None, smoke.task, smoke.task_options) == ""
+    else:
+        assert one_sentence(refusal), refusal

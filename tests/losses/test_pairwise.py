@@ -92,6 +92,11 @@ def test_pairwise_refuses():
         pairwise(x, x, 0.1, x, label_smoothing=0.5)
 
 
+def test_expectile_is_as_precise_as_its_error():
+    error = torch.tensor([-1.0, 1.0], dtype=torch.float64)  # while the default is single precision
+    assert expectile(error, 0.99).tolist() == [1 - 0.99, 0.99]
+
+
 def test_expectile_by_hand():
     error = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
     np.testing.assert_allclose(expectile(error, 0.7).numpy(), [1.2, 0.3, 0.0, 0.7, 6.3])

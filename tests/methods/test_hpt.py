@@ -102,7 +102,7 @@ def test_must_1_imitated_prompts_contribute_no_rl_term(float64):
     for i, t in zip(*np.nonzero(mask)):
         if origin[i] == OWN:
             advantage = reward[i] - reward[4 * (i // 4) : 4 * (i // 4) + 4].mean()
-            expected[i, t] = -advantage * math.exp(new[i, t] - old[i, t]) / (8 * LENGTH)
+            expected[i, t] = -advantage * math.exp(new[i, t] - old[i, t]) / (16 * LENGTH)
         else:
             expected[i, t] = -0.3 / mask[origin == IMITATED].sum()
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
@@ -178,7 +178,7 @@ def test_soft_gates_scale_the_rows_of_their_prompt(float64):
     for kind, number, expected in ((OWN, 1, 0.25), (OWN, 2, 1), (OWN, 3, 1), (IMITATED, 0, 1), (IMITATED, 1, 0.25)):
         chosen = (origin == kind) & (index == first + number)
         assert share[chosen] == pytest.approx(expected)
-        scale = 1 / (12 * LENGTH) if kind == OWN else 2.0 / mask[origin == IMITATED].sum()
+        scale = 1 / (16 * LENGTH) if kind == OWN else 2.0 / mask[origin == IMITATED].sum()
         np.testing.assert_allclose(weight[chosen], expected * scale * mask[chosen], rtol=1e-12)
 
 
@@ -202,7 +202,7 @@ def test_offline_gate_makes_demonstrations_rows_of_rl(float64):
     new, found, _ = gradients(method, rows)
     for i in np.flatnonzero(origin == OFFLINE):
         p = np.exp(new[i])  # LUFFY: gradient of p / (p + 0.1) is 0.1 p / (p + 0.1)^2 grad log p
-        expected = mask[i] * -advantage[i] * 0.1 * p / (p + 0.1) ** 2 / (2 * LENGTH)
+        expected = mask[i] * -advantage[i] * 0.1 * p / (p + 0.1) ** 2 / (16 * LENGTH)
         np.testing.assert_allclose(found[i], expected, rtol=1e-12, atol=1e-16)
     np.testing.assert_allclose(found[4], mask[4] / -mask[4].sum(), rtol=1e-12)
 
@@ -228,7 +228,7 @@ def test_must_3_every_row_of_the_table_is_a_setting(name, float64):
         for t in np.flatnonzero(mask[i]):
             pi = math.exp(new[i, t])
             kept, reference = keep_and_reference(name, pi, math.exp(old[i, t]), advantage[i], sequence)
-            expected = -kept * advantage[i] / reference * pi / (12 * LENGTH)
+            expected = -kept * advantage[i] / reference * pi / (16 * LENGTH)
             assert found[i, t] == pytest.approx(expected, rel=1e-10, abs=1e-16)
     np.testing.assert_allclose(found[origin == IMITATED], mask[-1:] / -mask[-1].sum(), rtol=1e-12)
 
@@ -242,20 +242,17 @@ def test_must_3_offline_rows_take_the_rows_without_an_old_policy(name, float64):
     for i, t in zip(*np.nonzero(mask)):
         pi = math.exp(new[i, t])
         kept, reference = keep_and_reference(name, pi, 1.0, advantage[i], 1.0)
-        assert found[i, t] == pytest.approx(-kept * advantage[i] / reference * pi / (4 * LENGTH), rel=1e-10)
+        assert found[i, t] == pytest.approx(-kept * advantage[i] / reference * pi / (16 * LENGTH), rel=1e-10)
 
 
 # Weights
 
 
-def test_kinds_are_averaged_by_themselves(float64):
-    """More rows of one kind change nothing for the other."""
-    totals = []
-    for solved in ((0, 4, 4, 4), (0, 0, 0, 4)):
-        method = make(aggregate="token")
-        rows = rows_of(method, solved)
-        totals.append([rows["weight"][rows["origin"] == kind].sum().item() for kind in (OWN, IMITATED)])
-    np.testing.assert_allclose(totals, 1.0)
+@pytest.mark.parametrize(("solved", "own"), [((0, 4, 4, 4), 0.75), ((0, 0, 0, 4), 0.25)])
+def test_rl_counts_by_the_number_of_its_rows_and_imitation_is_a_mean(solved, own, float64):
+    rows = rows_of(make(aggregate="token"), solved)
+    totals = [rows["weight"][rows["origin"] == kind].sum().item() for kind in (OWN, IMITATED)]
+    assert totals == pytest.approx([own, 1.0])
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
@@ -319,7 +316,7 @@ def test_failed_rows_are_in_no_statistic_and_no_term(float64):
     assert not mask[1:3].any()
     new, found, _ = gradients(method, rows)
     old = rows["log_prob"].numpy()
-    expected = mask * -advantage[:, None] * np.exp(new - old) / (6 * LENGTH)
+    expected = mask * -advantage[:, None] * np.exp(new - old) / (6 * LENGTH) * 8 / 16
     np.testing.assert_allclose(found[:8], expected[:8], rtol=1e-12, atol=1e-16)
 
 

@@ -17,16 +17,17 @@ its n fresh completions that are right, P = solved / n:
 
 `--gating soft` takes the official code's table from solved to (alpha, beta) instead; `fixed` is the baseline that mixes
 half of each for every prompt. `--offline-gate` inserts the demonstration of prompts with gate < solved <= offline gate
-as an off-policy RL row (LUFFY's term), its reward of 1 set against the mean of the own completions and itself. Each of
-the kinds of rows is averaged by itself, so a kind without rows adds nothing.
+as an off-policy RL row (LUFFY's term), its reward of 1 set against the mean of the own completions and itself. RL rows
+are summed and divided by the number of completions of a whole step, so their term grows with their number; L_SFT is a
+mean over the demonstrations, however many there are. A kind without rows adds nothing.
 
 Differs from its base, GRPO without standard deviations, in the gate and the demonstrations; clipping and the penalty
 against a reference are off, as in the official runs.
 
-Departs from the paper in: demonstrations are the task's worked solutions. The official code sums L_RL over the rows of
-one device's micro-batch, here it is their mean, whatever the hardware; it skips an update whose gradient norm exceeds
-80, here it is only clipped; its soft table counts the demonstration among the solved of 8, here it is read by the share
-of own completions, which are 7 there; and with its second gate the off-policy row has advantage 1.
+Departs from the paper in: demonstrations are the task's worked solutions. In the official code the sum of RL rows is
+not divided, so that its scale depends on the size of micro-batches; an update whose gradient norm exceeds 80 is
+skipped, here every gradient is clipped at 1 as it is there; the soft table counts the demonstration among the solved
+of 8, here it is read by the share of own completions (7 there); the off-policy row of the second gate has advantage 1.
 """
 
 from dataclasses import dataclass
@@ -160,16 +161,17 @@ class HPT(GroupMethod):
         return cat_rows(parts, defaults={"log_prob": 0.0, "engine_log_prob": 0.0})
 
     def weigh(self, batch: Batch) -> Batch:
-        """A shallow copy with `weight` [B, T], each kind of row aggregated by itself, and `token_weight` over all."""
+        """A shallow copy with `weight` [B, T], of RL rows and of demonstrations, and `token_weight` over all tokens."""
         config = self.config
         batch = batch.clone(False)
-        mask, origin, share = batch["mask"], batch["origin"], align_left(batch["share"], batch["mask"])
-
-        def of(kind: int, aggregate: str) -> Tensor:
-            return token_weights(mask & align_left(origin == kind, mask), aggregate, config.policy.max_tokens) * share
-
-        batch["weight"] = (of(OWN, config.aggregate) + of(OFFLINE, config.aggregate)) * self.engine_weights(batch)
-        batch["weight"] = batch["weight"] + config.sft_coefficient * of(IMITATED, "token")
+        mask, share = batch["mask"], align_left(batch["share"], batch["mask"])
+        imitated = batch["origin"] == IMITATED
+        learned = align_left(imitated, mask)
+        whole = config.batch_prompts * config.samples_per_prompt / config.updates_per_batch  # completions of a step
+        reinforced = token_weights(mask & ~learned, config.aggregate, config.policy.max_tokens)
+        reinforced = reinforced * self.engine_weights(batch)
+        reinforced = reinforced * ((~imitated).sum() / whole)
+        batch["weight"] = share * (reinforced + config.sft_coefficient * token_weights(mask & learned, "token"))
         batch["token_weight"] = token_weights(mask, "token")
         return batch
 
