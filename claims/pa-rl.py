@@ -23,6 +23,11 @@ it has these settings, and all arms have that rate in place of 3e-4.
 Of the paper's setting: 16 candidates of which 4 climb 2 steps, 3 critics with discount 0.95 and faster targets, and
 the conservative term on the candidates of the next state alone, which halves the cost of an update. One step of
 climbing moves an action by 0.1 times the gradient.
+
+What was found: all expectations hold, with both policy classes at 100 % in all seeds. Best-of-16 reaches 5 %, and the
+native extraction 0 % at both rates: with this time limit the actions of the data are too slow, and a policy that stays
+near them (eta 0.01, the best of 1, 0.1 and 0.01 with the longer limit) has no chance. So the margin over it says as
+much about the limit as about the method.
 """
 
 from __future__ import annotations

@@ -9,6 +9,11 @@ the same three learning rates: a run of an arm is a run at each of them, from th
 (held-out sums, mean of the last three evaluations) are those of the arm's best rate, seed by seed, for all arms alike;
 `gain` is the accuracy above that of the warm start, which samples the first 20 batches, and `lowest` the accuracy at
 the arm's worst rate, which shows what collapses. All points are recorded, as `accuracy@RATE` and so on.
+
+What was found: with the one-sided clip, with or without importance weights (0.48 and 0.49, from 0.33), training is
+stable at every rate; without it the best rate ends at 0.42, the highest at 0.06: the clip does the work. The wide range
+is as stable but not faster here (area 0.42 against 0.44), and dropping negatives changes nothing at the best rate
+(0.42): these two expectations fail.
 """
 
 from __future__ import annotations
