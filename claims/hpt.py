@@ -19,10 +19,10 @@ for hpt 0.80 0.31 0.03 at 1e-3; for grpo 0.95 0.00 0.00 at 2e-4 and nothing at 1
 unlimited and in the model's own style here, which favors imitation.
 
 What was found: not what the paper says. At its better rate HPT ends at 0.22 overall, no better than GRPO (0.22), and
-behind imitation (0.31) and the even mixture (0.30). The share of imitated prompts falls a little (by 0.09, from 0.8) and
-the hardest levels are not learned (0.02). Demonstrations without end suit imitation best in a model this small, and the
-two rates, chosen so that imitation learns in 150 batches, are too high for reinforcement: at the higher one GRPO
-collapses (0.02). A lower grid, a longer run or a better start were not tried.
+behind imitation (0.31) and the even mixture (0.30). The share of imitated prompts falls a little (by 0.09, from 0.8)
+and the hardest levels are not learned (0.02). Demonstrations without end suit imitation best in a model this small,
+and the two rates, chosen so that imitation learns in 150 batches, are too high for reinforcement: at the higher one
+GRPO collapses (0.02). A lower grid, a longer run or a better start were not tried.
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ The goal is 20 steps from the start. With the paper's discount of 0.99 this is n
 data (seeds 1000 to 1002) gives the policy of expectile 0.5 a success of 1 as well. So the horizon is scaled with the
 maze, to a discount of 0.95. The pilots then leave doubt about one expectation: the far success of expectile 0.5 was
 0.36, 0.75 and 0.33. It stays as it was stated, and the difference from expectile 0.9 is asked for beside it.
+
+What was found: high expectiles reach the goal from 99 % of the cells (the mean from 59 %, 35 % of the far ones, in one
+seed 72 %), cross from one set of episodes to the other, and are not taken in by the lottery. The correlation of V with
+the shortest path is 0.87 to 0.93 in the mean, but in one seed 0.69 to 0.47: cells that the data hardly visit have wrong
+values there, whose policy is still right. A first recording failed its control `residual` by 1e-8: the expectile loss
+rounded its weights to single precision. That was mended in the library, and all arms were run again.
 """
 
 from __future__ import annotations
