@@ -20,6 +20,11 @@ the mean of the batch, tried at 3e-4 only, had 0.31. After 9,600 at 3e-4 SPO had
 and 74 % of GRPO's completions had no advantage. So differences are a few hundredths, about what four seeds can show.
 After 4,096 both memories were equally well calibrated (0.064 and 0.063; the adaptive rho was 0.91). The expectations
 stay as the paper has them. On held-out problems no arm gained, and most fell.
+
+What was found: SPO ends at 0.45 on its pool, GRPO at 0.42, the mean of the batch at 0.38. The last difference is sure,
+the first is not with four seeds (one of them is the other way round), though 72 % of GRPO's completions have no
+advantage and none of SPO's. The adaptive memory is better calibrated than the constant one (0.030 against 0.045), which
+makes no difference to the accuracy (0.45 both). On held-out problems nothing is gained by any arm.
 """
 
 from __future__ import annotations
