@@ -5,7 +5,7 @@ By hand it is the same as
     polopt train sac --task HalfCheetah-v5 --steps 25000 --warmup 1000 --lr 1e-3 --entropy.initial 0.2 \
         --network.sizes 128 128
     polopt train sft --model 0.5m --task addition --until 'accuracy>=0.3' --out start
-    polopt train grpo --model start --task addition --preset small --steps 16000
+    polopt train grpo --model start --task addition --preset small --steps 40000
     polopt report RUN RUN
 
 Exits 1 unless each of the two beats its own start by the margin that is printed.
@@ -31,7 +31,7 @@ from polopt.training.warm_start import warm_start
 FOLDER = Path(os.environ.get("POLOPT_DEMO_OUT", "demo"))
 STEPS = int(os.environ.get("POLOPT_DEMO_STEPS", 25_000))  # of the simulator
 MARGIN = float(os.environ.get("POLOPT_DEMO_MARGIN", 500.0))  # in return; a random policy reaches about -280
-COMPLETIONS = int(os.environ.get("POLOPT_DEMO_COMPLETIONS", 16_000))
+COMPLETIONS = int(os.environ.get("POLOPT_DEMO_COMPLETIONS", 40_000))
 LANGUAGE_MARGIN = float(os.environ.get("POLOPT_DEMO_LANGUAGE_MARGIN", 0.15))  # in accuracy
 START = float(os.environ.get("POLOPT_DEMO_START", 0.3))  # accuracy at which learning from rewards takes over
 
