@@ -1,0 +1,79 @@
+"""What a worker says to the driver of the benchmarks: one JSON object a line, over its own standard input and output.
+
+A worker runs inside the virtual environment of one library, so this file needs nothing but Python. The driver sends one
+job, `{"case": "sac", "task": "HalfCheetah-v5", ...}`. Two kinds of case:
+
+- a *rate* is a function of the job that builds everything, warms up, and returns `run(units)`. The worker then answers
+  `{"ready": true, "versions": {...}}`, and each `{"units": n}` with `{"seconds": ..., "cpu_seconds": ..., "peak_mb":
+  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine;
+- a *curve* is a generator over the job that yields rows (dicts), sent one by one as `{"row": {...}}`, then
+  `{"done": true, "peak_mb": ..., "versions": {...}}`.
+
+Whatever goes wrong is answered as `{"error": "..."}`. All that the libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Job = dict[str, Any]
+Run = Callable[[int], "dict[str, float] | None"]  # returns seconds of each part of the work, if it knows them
+
+
+def serve(cases: dict[str, Callable[[Job], Run] | Callable[[Job], Iterator[dict]]], packages: tuple[str, ...]) -> None:
+    """Answers one driver until it closes the pipe. `packages` are those whose versions are worth knowing."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries may print whatever they like
+
+    def say(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+
+    try:
+        job = json.loads(sys.stdin.readline())
+        case = cases[job["case"]]
+        about = {"versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages}}
+        if inspect.isgeneratorfunction(case):
+            for row in case(job):
+                say(row=row)
+            say(done=True, peak_mb=peak_mb(), **about)
+            return
+        run = case(job)
+        say(ready=True, **about)
+        for line in sys.stdin:
+            units = json.loads(line)["units"]
+            wall, cpu = time.perf_counter(), time.process_time()
+            parts = run(units)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            say(seconds=wall, cpu_seconds=cpu, peak_mb=peak_mb(), parts=parts or {})
+    except Exception:
+        say(error=traceback.format_exc())
+
+
+def peak_mb() -> float:
+    """The most memory this process and its present children (simulators) have had so far, in MB, added up."""
+    pids, total = [str(os.getpid())], 0
+    while pids:
+        pid = pids.pop()
+        with contextlib.suppress(OSError):  # a child may have ended meanwhile
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    total += int(line.split()[1])
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += children.read_text().split()
+    return round(total / 1024, 1)
+
+
+def version(package: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return ""
