@@ -49,7 +49,9 @@ def align_left(value: Tensor, like: Tensor) -> Tensor:
     Right-aligned broadcasting would be silently wrong when the sizes happen to agree ([5, 5] beside [5, 5, 5]).
     Raises ValueError unless the leading dimensions of `like` are those of `value`.
     """
-    if tuple(like.shape[: value.dim()]) != tuple(value.shape):
+    if value.shape == like.shape:
+        return value
+    if like.shape[: value.dim()] != value.shape:
         raise ValueError(f"{tuple(value.shape)} is not a prefix of {tuple(like.shape)}")
     return value.reshape(*value.shape, *([1] * (like.dim() - value.dim())))
 

@@ -64,14 +64,17 @@ def policy_gradient(
     non-negative tensor; where it or the weight is 0 a decision is out, even if its ratio has overflowed to infinity.
     A weighted SUM: over micro-batches it adds up exactly. Raises ValueError when a shape is no prefix of log_prob's.
     """
-    factor = align_left(weight, log_prob)
-    if isinstance(keep, Tensor):
-        factor = factor * align_left(keep, log_prob)
-    else:
-        factor = factor * keep
+    return -(coefficient(log_prob, ratio, advantage, weight, keep) * log_prob).sum()
+
+
+@torch.no_grad()
+def coefficient(
+    log_prob: Tensor, ratio: Tensor, advantage: Tensor, weight: Tensor, keep: Tensor | float = 1.0
+) -> Tensor:
+    """weight * keep * advantage * ratio, shaped like `log_prob`: what `policy_gradient` multiplies each of them with."""
+    factor = align_left(weight, log_prob) * (align_left(keep, log_prob) if isinstance(keep, Tensor) else keep)
     score = factor * align_left(advantage, log_prob) * align_left(ratio, log_prob)
-    score = torch.where(factor == 0, 0.0, score)
-    return -(score.detach() * log_prob).sum()
+    return torch.where(factor == 0, 0.0, score)
 
 
 def clip(

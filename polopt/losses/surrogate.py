@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polopt.core.batch import align_left, same_shape
 from polopt.losses import Surrogate
-from polopt.losses.estimator import Level, cap, clip, policy_gradient, ratio, ring, shape, two_side
+from polopt.losses.estimator import Level, cap, clip, coefficient, ratio, ring, shape, two_side
 from polopt.regularizers.kl import kl_estimate
 
 
@@ -53,13 +53,14 @@ def surrogate_loss(
     used = against_old
     if surrogate.denominator != "old":
         used = ratio(log_prob, cast(Literal["current", "one"], surrogate.denominator), level)
-    loss = policy_gradient(log_prob, used, advantage, weight, kept)
+    score = coefficient(log_prob, used, advantage, weight, kept)
+    loss = -(score * log_prob).sum()
 
     with torch.no_grad():
         spread = align_left(weight, log_prob)
         low, high = surrogate.scaled_range(clip_scale)
         metrics = {
-            "surrogate": -policy_gradient(torch.ones_like(log_prob), used, advantage, weight, kept),
+            "surrogate": score.sum(),
             "approx_kl": (spread * kl_estimate(old_log_prob, log_prob, "k3")).sum(),
             "approx_kl_k1": (spread * kl_estimate(old_log_prob, log_prob, "k1")).sum(),
             "clip_fraction": (spread * ((against_old < low) | (against_old > high))).sum(),

@@ -96,6 +96,10 @@ class Scores(Actor):
     def entropy(self, batch: Batch) -> Tensor:
         """Entropy [...] of the policy at the batch's observations, in nats; the class says if it is an estimate."""
 
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`log_prob` and `entropy`, of one pass through the network where the family can."""
+        return self.log_prob(batch), self.entropy(batch)
+
 
 class Density(Scores):
     """Promise: `log_prob` of any `batch["action"]`, differentiable in the action where actions are continuous, and an

@@ -97,6 +97,10 @@ class CategoricalPolicy(NetworkActor, Enumerates, Imitates):
     def entropy(self, batch: Batch) -> Tensor:
         return entropy_of(self.logits(batch))
 
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.logits(batch)
+        return log_prob_of(logits, batch["action"]), entropy_of(logits)
+
     def kl(self, batch: Batch, other: Any) -> Tensor:
         same_family(self, other)
         return kl_between(self.logits(batch), other.logits(batch))
@@ -161,6 +165,10 @@ class MultiDiscretePolicy(NetworkActor, Density, Imitates):
 
     def entropy(self, batch: Batch) -> Tensor:
         return entropy_of(self.factor_logits(batch)).sum(-1)
+
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.factor_logits(batch)
+        return log_prob_of(logits, batch["action"]).sum(-1), entropy_of(logits).sum(-1)
 
     def kl(self, batch: Batch, other: Any) -> Tensor:
         same_family(self, other)

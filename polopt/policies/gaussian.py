@@ -7,6 +7,7 @@ compile without graph breaks.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,24 @@ class DiagonalGaussian(NetworkActor, Density, Reparameterized, Imitates):
         """Mean and log standard deviation, each [..., A], of the Gaussian (of the one before the tanh, if squashed)."""
         return self.split(self.outputs(batch))
 
+    @abstractmethod
+    def log_prob_at(self, batch: Batch, mean: Tensor, log_std: Tensor) -> Tensor:
+        """`log_prob` given the moments [..., A]."""
+
+    @abstractmethod
+    def entropy_at(self, mean: Tensor, log_std: Tensor) -> Tensor:
+        """`entropy` given the moments [..., A]."""
+
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        return self.log_prob_at(batch, *self.moments(batch))
+
+    def entropy(self, batch: Batch) -> Tensor:
+        return self.entropy_at(*self.moments(batch))
+
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        moments = self.moments(batch)
+        return self.log_prob_at(batch, *moments), self.entropy_at(*moments)
+
     def kl(self, batch: Batch, other: Any) -> Tensor:
         """KL(self || other) [...], exact; a bijection leaves it unchanged, so squashed policies use their Gaussians."""
         same_family(self, other)
@@ -126,12 +145,12 @@ class GaussianPolicy(DiagonalGaussian):
         log_prob = gaussian_log_prob(action, mean, log_std).sum(-1)
         return {"action": action, "log_prob": log_prob, **record}, carry
 
-    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
-        return gaussian_log_prob(batch["action"], *self.moments(batch)).sum(-1)
+    def log_prob_at(self, batch: Batch, mean: Tensor, log_std: Tensor) -> Tensor:
+        return gaussian_log_prob(batch["action"], mean, log_std).sum(-1)
 
-    def entropy(self, batch: Batch) -> Tensor:
+    def entropy_at(self, mean: Tensor, log_std: Tensor) -> Tensor:
         """Exact: the sum over coordinates of log std + (1 + log 2 pi) / 2."""
-        return (self.moments(batch)[1] + (0.5 + HALF_LOG_TWO_PI)).sum(-1)
+        return (log_std + (0.5 + HALF_LOG_TWO_PI)).sum(-1)
 
     def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = self.split(self.memoryless(obs))
@@ -169,13 +188,12 @@ class SquashedGaussianPolicy(DiagonalGaussian):
         log_prob = squashed_log_prob(value, mean, log_std)
         return {"action": value.tanh(), "log_prob": log_prob, "pre_action": value, **record}, carry
 
-    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+    def log_prob_at(self, batch: Batch, mean: Tensor, log_std: Tensor) -> Tensor:
         value = unsquash(batch["action"], batch.get("pre_action", None))
-        return squashed_log_prob(value, *self.moments(batch))
+        return squashed_log_prob(value, mean, log_std)
 
-    def entropy(self, batch: Batch) -> Tensor:
+    def entropy_at(self, mean: Tensor, log_std: Tensor) -> Tensor:
         """An unbiased estimate from one reparameterized sample per row: -log pi(a), a ~ pi. It has no closed form."""
-        mean, log_std = self.moments(batch)
         return -self._sample(mean, log_std, None)[1]
 
     def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class InSample(nn.Module):
     The expectile stands on Q - V, never on the target of Q: that would take luck in the transitions for skill. V has no
     target copy, and is regressed on the minimum of the target critics.
 
-    Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight. Each optimizer belongs to the
+    Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight, target_q if present. Each optimizer belongs to the
     method; the order of an update is value, (policy,) critic, `follow`.
     """
 
@@ -56,7 +56,10 @@ class InSample(nn.Module):
 
     @torch.no_grad()
     def q(self, batch: Batch) -> Tensor:
-        """Minimum of the target critics [B] at the data's actions, detached."""
+        """Minimum of the target critics [B] at the data's actions, detached. They stand still during an update, so a
+        method may write it to `batch["target_q"]` once; it is read from there."""
+        if "target_q" in batch.keys():
+            return batch["target_q"]
         return reduce_members(self.target_critic(batch["obs"], batch["action"]), "min")
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -133,7 +133,10 @@ def standardize(advantage: Tensor, weight: Tensor | None = None, epsilon: float 
     `weight` is a mask or the batch's weight: where it is 0 a decision does not exist and gives 0; the others count
     alike. A single decision gives 0. Called once per optimizer step, before micro-batches are split.
     """
-    exists = torch.ones_like(advantage, dtype=torch.bool) if weight is None else weight > 0
+    if weight is None:
+        variance, mean = torch.var_mean(advantage, correction=min(1, advantage.numel() - 1))
+        return (advantage - mean) / (variance.sqrt() + epsilon)
+    exists = weight > 0
     same_shape(advantage=advantage, weight=exists)
     count = exists.sum()
     mean = torch.where(exists, advantage, 0.0).sum() / count.clamp_min(1)

@@ -215,15 +215,16 @@ class PPO(Method):
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, weight = self.config, batch["weight"]
+        log_prob, entropy = self.policy.score(batch)
         loss, metrics = surrogate_loss(
             config.surrogate,
-            self.policy.log_prob(batch),
+            log_prob,
             batch["log_prob"],
             batch["advantage"],
             weight,
             clip_scale=config.clip_schedule(self.progress),
         )
-        entropy = weighted_mean(self.policy.entropy(batch), weight)
+        entropy = weighted_mean(entropy, weight)
         loss = loss - config.entropy_coefficient * entropy
         if self.kl_penalty is not None:
             loss = loss + self.kl_penalty.value * self.kl_from_old(batch)
@@ -279,5 +280,5 @@ class PPO(Method):
         size = -(-batch.batch_size.numel() // config.minibatches)
         for minibatch in minibatches(batch, size, config.epochs, self.generator, self.policy.recurrent):
             if config.advantage_over == "minibatch":
-                minibatch["advantage"] = standardize(minibatch["advantage"], minibatch["weight"])
+                minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))
             yield minibatch

@@ -139,6 +139,7 @@ class IQL(Offline):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = with_noise(self.policy, weigh(batch))
+        batch["target_q"] = self.in_sample.q(batch)
         metrics = self.value_optimizer.minimize(self.value_loss, batch)
         metrics |= self.policy_optimizer.minimize(self.policy_loss, batch)
         metrics |= self.critic_optimizer.minimize(self.critic_loss, batch)
