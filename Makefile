@@ -44,6 +44,7 @@ unit: .venv/dev
 	touch $@
 
 test-peers: .venv/peers
+	$(BIN)/python -c 'from benchmarks.environments import python_of; python_of("d3rlpy")'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers
 
 bench: .venv/dev

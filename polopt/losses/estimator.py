@@ -71,7 +71,7 @@ def policy_gradient(
 def coefficient(
     log_prob: Tensor, ratio: Tensor, advantage: Tensor, weight: Tensor, keep: Tensor | float = 1.0
 ) -> Tensor:
-    """weight * keep * advantage * ratio, shaped like `log_prob`: what `policy_gradient` multiplies each of them with."""
+    """weight * keep * advantage * ratio, shaped like `log_prob`: what `policy_gradient` multiplies each one with."""
     factor = align_left(weight, log_prob) * (align_left(keep, log_prob) if isinstance(keep, Tensor) else keep)
     score = factor * align_left(advantage, log_prob) * align_left(ratio, log_prob)
     return torch.where(factor == 0, 0.0, score)

@@ -34,8 +34,8 @@ class InSample(nn.Module):
     The expectile stands on Q - V, never on the target of Q: that would take luck in the transitions for skill. V has no
     target copy, and is regressed on the minimum of the target critics.
 
-    Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight, target_q if present. Each optimizer belongs to the
-    method; the order of an update is value, (policy,) critic, `follow`.
+    Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight, and target_q if present. Each
+    optimizer belongs to the method; the order of an update is value, (policy,) critic, `follow`.
     """
 
     def __init__(

@@ -1,0 +1,484 @@
+"""python -m benchmarks page: the figures of docs/benchmarks.md, from `benchmarks/results/`.
+
+Draws docs/images/bench-*.png, and writes what stands between `<!-- table: NAME -->` and `<!-- end -->`. Everything else
+on the page is written by hand.
+
+Of a speed case the newest line counts. Of a learning curve those lines count whose job is that of the arm's newest
+line, one per seed. The unit of all intervals is the seed: mean and 95 % percentile bootstrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.environments import ROOT
+from benchmarks.returns import EXPERIMENTS, Line, file_of, read
+from polopt.evaluation.statistics import Array, Interval, aggregate_curves, bootstrap, mean
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+INK, FAINT, GRID = "#1b1f27", "#9aa2b1", "#e8ebf0"
+SERIES = ("#2f5fd0", "#d8572a", "#178a63", "#8a4fc4")  # those of `polopt report` on a light page
+UNITS = {"steps": "environment steps", "updates": "updates", "completions": "completions"}
+EMPTY = "No results yet."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms side by side, each (label, experiment, arm)."""
+
+    name: str
+    first: tuple[str, str, str]
+    second: tuple[str, str, str]
+
+
+SB3, IN_SB3 = "stable-baselines3", "Stable-Baselines3"
+COMPARISONS = (
+    Comparison("sac", ("polopt", "sac", "ours"), (IN_SB3, "sac", SB3)),
+    Comparison("ppo", ("polopt", "ppo", "ours"), (IN_SB3, "ppo", SB3)),
+    Comparison("dsac-t", ("DSAC-T", "dsac-t", "ours"), ("SAC", "sac", "ours")),
+    Comparison("mdpo-off", ("off-policy MDPO", "mdpo-off", "ours"), ("SAC", "sac", "ours")),
+    Comparison("mdpo", ("MDPO", "mdpo", "ours"), ("PPO", "ppo", "ours")),
+    Comparison("iql", ("polopt", "iql", "ours"), ("d3rlpy", "iql", "d3rlpy")),
+    Comparison("ofql", ("OFQL", "ofql", "ofql"), ("DQL, 5 steps", "ofql", "dql")),
+    Comparison("grpo", ("polopt", "grpo", "ours"), ("TRL", "grpo", "trl")),
+)
+
+
+# Learning curves, in numbers
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The runs of one arm on one task with one budget.
+
+    Attributes:
+        label: of the arm. runs: one line per seed.
+        unit: what the rows count; `score` is "return" or "accuracy".
+    """
+
+    label: str
+    runs: tuple[Line, ...]
+
+    @property
+    def unit(self) -> str:
+        return next(unit for unit in UNITS if unit in self.runs[0]["rows"][0])
+
+    @property
+    def score(self) -> str:
+        return next(score for score in ("return", "accuracy") if score in self.runs[0]["rows"][0])
+
+    def series(self, run: Line, along: str) -> tuple[Array, Array]:
+        """Steps, seconds or whatever `along` names, and scores of one run."""
+        rows = run["rows"]
+        return np.array([row[along] for row in rows], float), np.array([row[self.score] for row in rows], float)
+
+    def ends(self, along: str) -> Array:
+        return np.array([run["rows"][-1][along] for run in self.runs], float)
+
+    def at(self, along: str, value: float) -> Interval:
+        """Score at a moment, interpolated."""
+        return bootstrap([np.interp(value, *self.series(run, along)) for run in self.runs], mean)
+
+    def area(self, until: float) -> Interval:
+        """Area under the score up to `until`, over its width: the mean score on the way."""
+        areas = []
+        for run in self.runs:
+            steps, scores = self.series(run, self.unit)
+            grid = np.append(steps[steps < until], until)
+            areas.append(np.trapezoid(np.interp(grid, steps, scores), grid) / (until - grid[0]))
+        return bootstrap(areas, mean)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One arm beside another one, on one task.
+
+    Attributes:
+        final: score after as many steps as every run of both has.
+        area: mean score up to there.
+        at_time: score at the time when the fastest run of both had ended.
+        minutes, cpu_minutes: of training, of a whole run.
+    """
+
+    label: str
+    seeds: int
+    final: Interval
+    area: Interval
+    at_time: Interval
+    minutes: Interval
+    cpu_minutes: Interval
+
+
+def summary(sides: Sequence[Curves]) -> tuple[list[Result], float, float]:
+    """Each side beside the others, the steps and the seconds at which they are compared."""
+    unit = sides[0].unit
+    until = min(side.ends(unit).min() for side in sides)
+    seconds = min(side.ends("seconds").min() for side in sides)
+    results = [
+        Result(
+            side.label,
+            len(side.runs),
+            side.at(unit, until),
+            side.area(until),
+            side.at("seconds", seconds),
+            bootstrap(side.ends("seconds") / 60, mean),
+            bootstrap(side.ends("cpu_seconds") / 60, mean),
+        )
+        for side in sides
+    ]
+    return results, float(until), float(seconds)
+
+
+def verdict(first: Interval, second: Interval) -> str:
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return "one seed"
+    if first.low > second.high:
+        return "above"
+    return "below" if first.high < second.low else "overlap"
+
+
+def arm_runs(lines: Sequence[Line], arm: str) -> dict[tuple[str, int], tuple[Line, ...]]:
+    """The runs of an arm by task and budget: those with the job of the newest one, the newest of each seed."""
+    groups: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        if line["arm"] == arm:
+            groups.setdefault((line["task"], _budget(line)), []).append(line)
+    kept = {}
+    for group, runs in groups.items():
+        seeds = {line["seed"]: line for line in runs if _settings(line) == _settings(runs[-1])}
+        kept[group] = tuple(seeds[seed] for seed in sorted(seeds))
+    return kept
+
+
+def _budget(line: Line) -> int:
+    return next(line["job"][unit] for unit in ("steps", "updates", "minutes") if unit in line["job"])
+
+
+def _settings(line: Line) -> dict[str, Any]:
+    return {name: value for name, value in line["job"].items() if name != "seed"}
+
+
+def panels(comparison: Comparison, lines: dict[str, list[Line]]) -> list[tuple[str, list[Curves]]]:
+    """Both sides for each task and budget that the first one has, under a title."""
+    sides = [(label, arm_runs(lines[name], arm)) for label, name, arm in (comparison.first, comparison.second)]
+    found = []
+    for task, budget in sorted(sides[0][1], key=lambda group: group[1]):
+        curves = [Curves(label, runs[task, budget]) for label, runs in sides if (task, budget) in runs]
+        unit = "minutes" if curves[0].score == "accuracy" else UNITS[curves[0].unit]
+        found.append((f"{task}, {budget:,} {unit}", curves))
+    return found
+
+
+# Pictures
+
+
+@contextmanager
+def figure(file: Path, rows: int, columns: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes [rows, columns], saved at the end. No global state of matplotlib is touched."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 10.5,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": FAINT,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 11,
+        "axes.titlecolor": INK,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "axes.formatter.useoffset": False,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+    }
+    with rc_context(style):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        yield drawing, drawing.subplots(rows, columns, squeeze=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(file, dpi=130, metadata={"Software": None})
+
+
+def draw_curves(file: Path, titled: Sequence[tuple[str, list[Curves]]]) -> None:
+    """A row per task: scores against what was learned from, and against the minutes of training."""
+    from matplotlib.ticker import EngFormatter
+
+    with figure(file, len(titled), 2, 10.4, 0.55 + 3.1 * len(titled)) as (drawing, axes):
+        shown: dict[str, Any] = {}
+        for (title, sides), (left, right) in zip(titled, axes):
+            for color, side in zip(SERIES, sides):
+                for place, along, scale in ((left, side.unit, 1.0), (right, "seconds", 60.0)):
+                    curves = [(x / scale, y) for x, y in (side.series(run, along) for run in side.runs)]
+                    shown[side.label] = _band(place, curves, color)
+            left.set_title(title)
+            left.set_ylabel("accuracy, greedy" if sides[0].score == "accuracy" else "return, deterministic policy")
+            left.set_xlabel(UNITS[sides[0].unit])
+            left.xaxis.set_major_formatter(EngFormatter(sep=""))
+            right.set_xlabel("training time, minutes")
+            right.sharey(left)
+            if len(sides) > 1:
+                right.axvline(summary(sides)[2] / 60, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        drawing.legend(shown.values(), shown, loc="outside upper left", ncols=len(shown), frameon=False, labelcolor=INK)
+
+
+def _band(axes: Any, curves: Sequence[tuple[Array, Array]], color: str) -> Any:
+    """Single seeds as thin lines, mean and interval over them. Returns the line of the mean."""
+    for curve in curves:
+        axes.plot(*curve, color=color, linewidth=0.7, alpha=0.35)
+    total = aggregate_curves(curves, mean)
+    if total.n > 1:
+        axes.fill_between(total.steps, total.low, total.high, color=color, alpha=0.16, linewidth=0)
+    return axes.plot(total.steps, total.center, color=color, linewidth=2.2)[0]
+
+
+def draw_speed(file: Path, lines: Sequence[Line]) -> None:
+    """A bar per case and peer, from 1 to the median of ours / peer, with the smallest and the largest of the rounds."""
+    bars = [(line["case"], name, ratios) for line in lines for name, ratios in line["ratios"].items()]
+    labels = [f"{case}: {line_of_ours(lines, case)} / {name}" for case, name, _ in bars]
+    with figure(file, 1, 1, 10.4, 0.9 + 0.36 * len(bars)) as (_, (((axes,),))):
+        for index, (_, _, ratios) in enumerate(bars):
+            middle = statistics.median(ratios)
+            color = SERIES[0] if middle >= 1 else SERIES[1]
+            axes.barh(index, middle - 1, left=1, height=0.62, color=color, alpha=0.85)
+            axes.plot([min(ratios), max(ratios)], [index, index], color=INK, linewidth=1.4, marker="|", markersize=7)
+            end = max(*ratios, 1.0)
+            axes.annotate(
+                f"{middle:.2f}", (end, index), xytext=(7, 0), textcoords="offset points", va="center", fontsize=10
+            )
+        everything = [ratio for *_, ratios in bars for ratio in ratios]
+        low, high = min(everything), max(everything)
+        ticks = [
+            tick for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low * 0.9 <= tick <= high * 1.1 or tick == 1
+        ]
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(min(low * 0.93, 0.93), high * 1.25)
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_yticks(range(len(bars)), labels)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("how many times as fast (units a second / units a second; log scale)")
+
+
+def line_of_ours(lines: Sequence[Line], case: str) -> str:
+    return next(line["sides"][0]["name"] for line in lines if line["case"] == case)
+
+
+# Tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def interval(found: Interval) -> str:
+    if found.low is None or found.high is None:
+        return number(found.estimate)
+    return f"{number(found.estimate)} [{number(found.low)}, {number(found.high)}]"
+
+
+def curve_table(titled: Sequence[tuple[str, list[Curves]]]) -> str:
+    rows = []
+    for title, sides in titled:
+        results, until, seconds = summary(sides)
+        for result in results:
+            first, alone = result is results[0], len(results) == 1
+            beside = "nothing beside it yet"
+            if not alone:
+                steps = verdict(result.final, results[1].final)
+                time = verdict(result.at_time, results[1].at_time)
+                beside = f"{steps}; {time}"
+            rows.append(
+                [
+                    title if first else "",
+                    result.label,
+                    str(result.seeds),
+                    f"{interval(result.final)} at {until:,.0f}",
+                    interval(result.area),
+                    f"{interval(result.at_time)} at {seconds / 60:.1f} min",
+                    f"{number(result.minutes.estimate)} ({number(result.cpu_minutes.estimate)})",
+                    beside if first else "",
+                ]
+            )
+    score = "accuracy" if titled[0][1][0].score == "accuracy" else "return"
+    head = ["", "", "seeds", f"{score} at equal amounts", f"mean {score} up to there", f"{score} at equal time"]
+    return table([*head, "training, minutes (processor)", "first beside second: amounts; time"], rows)
+
+
+def speed_table(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in lines:
+        ours, limit = line["sides"][0], line["limit"]
+        for side in line["sides"]:
+            ratios, arithmetic = line["ratios"].get(side["name"]), line["arithmetic"].get(side["name"])
+            spread = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+            rows.append(
+                [
+                    f"`{line['case']}`, {line['unit']}" if side is ours else "",
+                    side["name"],
+                    str(side["threads"]),
+                    f"{number(side['rate'])}/s" if side["rate"] >= 10 else f"{1 / side['rate']:.3g} s each",
+                    spread,
+                    f"{arithmetic:.2f}" if arithmetic else "",
+                    f"{limit['fraction']:.0%} of {limit['name']}" if limit and side is ours else "",
+                    f"{side['peak_mb']:,.0f}",
+                ]
+            )
+    head = ["case, unit", "", "threads", "median rate", "first / this", "by arithmetic", "of the limit"]
+    return table([*head, "peak memory, MB"], rows)
+
+
+def parts_table(lines: Sequence[Line]) -> str:
+    """Where the time of each first side goes."""
+    rows = []
+    for line in lines:
+        slices = line["sides"][0]["slices"]
+        names = [name for name in slices[0]["parts"] if name != "tokens"]
+        if names:
+            total = sum(slice["seconds"] for slice in slices)
+            shares = {name: sum(slice["parts"].get(name, 0.0) for slice in slices) / total for name in names}
+            shares["the rest"] = 1 - sum(shares.values())
+            rows.append(
+                [f"`{line['case']}`", ", ".join(f"{name.replace('_', ' ')} {x:.0%}" for name, x in shares.items())]
+            )
+    return table(["case", "share of the time"], rows) if rows else EMPTY
+
+
+def machine_table(lines: Sequence[Line]) -> str:
+    """Where, when and with which versions the speed cases were measured."""
+    rows = []
+    for line in lines:
+        versions = "; ".join(
+            f"{side['name']}: {_versions(side['versions'])}" for side in line["sides"] if side["versions"]
+        )
+        about = line["machine"]
+        where = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}"
+        rows.append([f"`{line['case']}`", line["date"][:10], f"`{about['commit']}`", where, versions])
+    return table(["case", "date", "commit", "machine", "versions"], rows)
+
+
+def runs_table(lines: dict[str, list[Line]]) -> str:
+    """How every curve was made."""
+    rows = []
+    for experiment, each in lines.items():
+        for arm in dict.fromkeys(line["arm"] for line in each):
+            for (task, budget), runs in arm_runs(each, arm).items():
+                about = runs[-1]["machine"]
+                rows.append(
+                    [
+                        f"{experiment}, {arm}, {task}, {budget:,}",
+                        ", ".join(str(run["seed"]) for run in runs),
+                        _range(run["minutes"] for run in runs),
+                        _range(run["peak_mb"] for run in runs),
+                        _range(run["jobs"] for run in runs),
+                        _range(load for run in runs for load in run["load"]),
+                        " ".join(dict.fromkeys(f"`{run['commit']}`" for run in runs)),
+                        " to ".join(dict.fromkeys(end(run["date"][:10] for run in runs) for end in (min, max))),
+                        f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB",
+                        _versions(runs[-1]["versions"]),
+                    ]
+                )
+    head = ["runs", "seeds", "minutes each", "peak MB", "at once", "load", "commit", "date", "machine", "versions"]
+    return table(head, rows) if rows else EMPTY
+
+
+def jobs_table(lines: dict[str, list[Line]]) -> str:
+    """Every setting of every curve."""
+    rows = []
+    for experiment, each in lines.items():
+        for arm in dict.fromkeys(line["arm"] for line in each):
+            for (task, _), runs in arm_runs(each, arm).items():
+                rows.append([experiment, arm, task, f"`{json.dumps(_settings(runs[-1]))}`"])
+    return table(["experiment", "arm", "task", "job, without its seed"], rows) if rows else EMPTY
+
+
+def _range(values: Iterator[float]) -> str:
+    found = list(values)
+    low, high = number(min(found)), number(max(found))
+    return low if low == high else f"{low} to {high}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+# The page
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """The page with these tables. Raises ValueError when a table has no place or a place has no table."""
+    places = re.findall(r"<!-- table: (\S+) -->", text)
+    for name in {*places} ^ {*tables}:
+        raise ValueError(f"'{name}' is {'on the page, but nothing makes it' if name in places else 'not on the page'}")
+
+    def put(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n\n{tables[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", put, text, flags=re.DOTALL)
+
+
+def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = None) -> list[Path]:
+    """Draws the pictures beside the page and fills its tables; returns the files that were written."""
+    text = page.read_text() if template is None else template
+    speed = list({line["case"]: line for line in read(results / "speed.jsonl")}.values())
+    lines = {
+        name: [line for full in (False, True) for line in read(file_of(name, full, results / "returns"))]
+        for name in EXPERIMENTS
+    }
+    images, written = page.parent / "images", [page]
+
+    def picture(name: str, what: str, draw: Callable[..., None], *data: Any) -> str:
+        written.append(images / f"bench-{name}.png")
+        draw(written[-1], *data)
+        return f"![{what}](images/bench-{name}.png)"
+
+    tables = {"speed": EMPTY, "speed-parts": EMPTY, "speed-machine": EMPTY}
+    if speed:
+        shown = picture("speed", "Ratios of speed, ours beside each peer", draw_speed, speed)
+        tables = {"speed": f"{shown}\n\n{speed_table(speed)}", "speed-parts": parts_table(speed)}
+        tables["speed-machine"] = machine_table(speed)
+    for comparison in COMPARISONS:
+        name, titled = comparison.name, panels(comparison, lines)
+        tables[f"returns-{name}"] = EMPTY
+        if titled:
+            what = f"{comparison.first[0]} beside {comparison.second[0]}: learning curves of {name}"
+            tables[f"returns-{name}"] = f"{picture(name, what, draw_curves, titled)}\n\n{curve_table(titled)}"
+    tables |= {"runs": runs_table(lines), "jobs": jobs_table(lines)}
+    page.write_text(fill(text, tables))
+    return written
+
+
+def main(argv: list[str]) -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks page", description=(__doc__ or "").split("\n\n")[0]).parse_args(
+        argv
+    )
+    for file in write():
+        print(file.relative_to(ROOT))
+    return 0

@@ -1,0 +1,370 @@
+"""Learning curves of polopt and its peers, run by run, spread over as many days as wanted.
+
+    python -m benchmarks returns --list                        what is there, what is missing, and how long that takes
+    python -m benchmarks returns                               all that is missing
+    python -m benchmarks returns sac ppo --jobs 2 --limit-minutes 120
+    python -m benchmarks returns sac ppo --full                1M steps and 5 seeds, in files of their own
+
+A run is one seed of one arm: a worker process with one thread. When it is done, and only then, its line is added to
+`benchmarks/results/returns/EXPERIMENT.jsonl`, with the job that repeats it; so whatever was stopped is run again, and
+what has a line is not.
+
+Runs go seed by seed, and those of one task and seed stand next to each other. With `--jobs 2` the two sides then run at
+the same time: each has one neighbour that takes its share of caches, memory and clock rate, where one by one they would
+meet a machine that does now this and now that. The next run begins as soon as a core is free, so that the slower side
+does not have the machine to itself in the end. The load of the machine is in every line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.environments import ROOT, SCRIPTS, WORKERS, environment, last_line, python_of
+
+RESULTS = ROOT / "benchmarks" / "results" / "returns"
+SEEDS, FULL_SEEDS = 3, 5
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One curve of an experiment.
+
+    Attributes:
+        experiment: the file that its lines are in.
+        name: "ours", a peer, or a method.
+        library: whose worker runs it; see `environments.SCRIPTS`.
+        task: environment, data set or problems.
+        settings: the job, without the seed.
+        minutes: what a run may take; only used until there are lines.
+        full: settings with `--full`.
+        wants: what has to be made before: "data" of the offline benchmarks, or the "model" of the language ones.
+    """
+
+    experiment: str
+    name: str
+    library: str
+    task: str
+    settings: dict[str, Any]
+    minutes: float
+    full: dict[str, Any] = field(default_factory=dict)
+    wants: str = ""
+
+    def job(self, seed: int, full: bool = False, **override: Any) -> dict[str, Any]:
+        return self.settings | (self.full if full else {}) | override | {"seed": seed}
+
+
+EVALUATION = {"eval_episodes": 10}
+MILLION = {"steps": 1_000_000, "eval_every": 50_000}
+# Stable-Baselines3's defaults for SAC, and the random steps of the paper
+SAC = EVALUATION | {
+    "steps": 100_000,
+    "eval_every": 5_000,
+    "learning_starts": 10_000,
+    "batch_size": 256,
+    "learning_rate": 3e-4,
+    "tau": 0.005,
+    "gamma": 0.99,
+    "buffer_size": 1_000_000,
+    "net_arch": [256, 256],
+}
+# PPO's own settings for MuJoCo (its paper, table 3) with 2048 steps of 8 environments; observations and rewards are
+# normalized and the learning rate falls linearly to 0 on both sides
+SHARED_WITH_PPO = EVALUATION | {
+    "steps": 500_000,
+    "eval_every": 25_000,
+    "n_envs": 8,
+    "n_steps": 256,
+    "learning_rate": 3e-4,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "max_grad_norm": 0.5,
+    "net_arch": [64, 64],
+}
+PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "ent_coef": 0.0, "vf_coef": 0.5}
+IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
+GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
+GRPO = {"case": "grpo-curve", "minutes": 5, "every": 20, "prompts": 16, "lr": 3e-4}
+
+
+def _control(experiment: str, name: str, library: str, task: str, settings: Line, minutes: float) -> Arm:
+    case = f"{experiment}-curve"
+    return Arm(experiment, name, library, task, {"case": case, "task": task} | settings, minutes, MILLION)
+
+
+def _arms() -> Iterator[Arm]:
+    sides = (("ours", "polopt"), ("stable-baselines3", "stable-baselines3"))
+    for task in ("HalfCheetah-v5", "Hopper-v5"):
+        for side, minutes in zip(sides, (20, 28)):
+            yield _control("sac", *side, task, SAC, minutes)
+    for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
+        for side, minutes in zip(sides, (5, 6)):
+            yield _control("ppo", *side, task, PPO, minutes)
+    yield _control("dsac-t", "ours", "polopt", "HalfCheetah-v5", SAC, 30)
+    yield _control("mdpo-off", "ours", "polopt", "HalfCheetah-v5", SAC, 25)
+    yield _control("mdpo", "ours", "polopt", "HalfCheetah-v5", SHARED_WITH_PPO, 5)
+    for data in ("medium", "medium-replay"):
+        for name, library, minutes in (("ours", "polopt", 10), ("d3rlpy", "d3rlpy", 20)):
+            yield Arm("iql", name, library, data, IQL | {"dataset": data}, minutes, {"updates": 500_000}, "data")
+    for name, minutes in (("ofql", 20), ("dql", 35)):
+        settings = {"case": f"{name}-curve"} | GENERATIVE
+        yield Arm("ofql", name, "polopt", "medium", settings, minutes, {"updates": 200_000}, "data")
+    for task in ("addition", "countdown"):
+        for name, library in (("ours", "polopt"), ("trl", "trl")):
+            yield Arm("grpo", name, library, task, GRPO | {"task": task}, 7, {"minutes": 30}, "model")
+
+
+ARMS = tuple(_arms())
+EXPERIMENTS = tuple(dict.fromkeys(arm.experiment for arm in ARMS))
+
+
+# What is there
+
+
+def file_of(experiment: str, full: bool = False, folder: Path = RESULTS) -> Path:
+    return folder / f"{experiment}{'-full' * full}.jsonl"
+
+
+def read(file: Path) -> list[Line]:
+    """The lines of a file, oldest first; none when there is no such file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def key(line: Line) -> tuple[str, str, str]:
+    """What makes two lines the same run."""
+    return line["arm"], line["task"], json.dumps(line["job"], sort_keys=True)
+
+
+class Plan:
+    """Which runs of which arms there are to be, and which of them are done.
+
+    `override` changes every job (smaller budgets, for tests).
+    """
+
+    def __init__(
+        self, experiments: Sequence[str], seeds: int, full: bool, folder: Path = RESULTS, **override: Any
+    ) -> None:
+        self.full, self.folder, self.override = full, folder, override
+        self.arms = [arm for arm in ARMS if arm.experiment in (experiments or EXPERIMENTS)]
+        self.seeds = range(seeds)
+        names = dict.fromkeys(arm.experiment for arm in self.arms)
+        self.lines = {name: read(file_of(name, full, folder)) for name in names}
+
+    def job(self, arm: Arm, seed: int) -> dict[str, Any]:
+        return arm.job(seed, self.full, **self.override)
+
+    def done(self, arm: Arm, seed: int) -> bool:
+        wanted = key({"arm": arm.name, "task": arm.task, "job": self.job(arm, seed)})
+        return any(key(line) == wanted for line in self.lines[arm.experiment])
+
+    def missing(self) -> list[tuple[Arm, int]]:
+        """Seed by seed, the arms of one task next to each other."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms if not self.done(arm, seed)]
+
+    def minutes(self, arm: Arm) -> float:
+        """Expected of one run: the longest one so far of this arm and budget, else of another task, else a guess."""
+        unit = next(unit for unit in ("steps", "updates", "minutes") if unit in arm.settings)
+        budget = self.job(arm, 0)[unit]
+        lines = [line for line in self.lines[arm.experiment] if line["arm"] == arm.name and line["job"][unit] == budget]
+        same = [line for line in lines if line["task"] == arm.task]
+        if lines:
+            return max(line["minutes"] for line in same or lines)
+        return arm.minutes * budget / arm.settings[unit]
+
+    def add(self, arm: Arm, line: Line) -> None:
+        """Writes a line, whole or not at all."""
+        self.lines[arm.experiment].append(line)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with file_of(arm.experiment, self.full, self.folder).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def show(self) -> None:
+        print(f"{'experiment':<11} {'task':<15} {'arm':<18} {'done':>5} {'missing':>8} {'minutes each':>13}")
+        total = 0.0
+        for arm in self.arms:
+            missing = sum(not self.done(arm, seed) for seed in self.seeds)
+            minutes = self.minutes(arm)
+            total += missing * minutes
+            done = len(self.seeds) - missing
+            print(f"{arm.experiment:<11} {arm.task:<15} {arm.name:<18} {done:>5} {missing:>8} {minutes:>13.1f}")
+        print(f"missing in all: about {total / 60:.1f} hours of one core")
+
+
+# Running
+
+
+class Run:
+    """A worker process that makes one curve.
+
+    What it prints goes to files, so that nothing has to be read while it runs.
+    """
+
+    def __init__(self, arm: Arm, seed: int, job: dict[str, Any]) -> None:
+        self.arm, self.seed, self.job = arm, seed, job
+        extra, self.made = prepare(arm)
+        python = python_of(arm.library)
+        self.folder = tempfile.TemporaryDirectory(prefix="polopt-returns-")
+        self.out, self.errors = (Path(self.folder.name) / name for name in ("out", "errors"))
+        self.about = machine.about() | {"commit": commit(), "date": machine.now()}
+        self.load = os.getloadavg()[0]  # the last minute's average at the start
+        self.running: list[int] = []  # runs at each look
+        self.begin = time.monotonic()
+        with self.out.open("w") as out, self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [python, WORKERS / SCRIPTS[arm.library]],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=errors,
+                text=True,
+                env=environment(1),
+            )
+        self.process.stdin.write(json.dumps(job | extra) + "\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+
+    def __str__(self) -> str:
+        return f"{self.arm.experiment} {self.arm.task} {self.arm.name} seed {self.seed}"
+
+    def look(self, running: int) -> bool:
+        """Whether it has ended."""
+        self.running.append(running)
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def line(self) -> Line:
+        """The line of a run that has ended. Raises RuntimeError when it failed."""
+        said = [json.loads(line) for line in self.out.read_text().splitlines()]
+        last = said[-1] if said else {}
+        if "done" not in last:
+            raise RuntimeError(last_line(last.get("error") or self.errors.read_text()))
+        parts = ("cpu", "cores", "memory_gb", "system")
+        return {
+            "arm": self.arm.name,
+            "task": self.arm.task,
+            "seed": self.seed,
+            "job": self.job,
+            **self.made,
+            "rows": [message["row"] for message in said[:-1]],
+            "minutes": round((time.monotonic() - self.begin) / 60, 2),
+            "peak_mb": last["peak_mb"],
+            "versions": last["versions"],
+            "machine": {name: self.about[name] for name in parts},
+            "date": self.about["date"],
+            "commit": self.about["commit"],
+            "jobs": round(sum(self.running) / len(self.running), 2),
+            "load": [round(value, 2) for value in (self.load, os.getloadavg()[0])],
+        }
+
+
+def prepare(arm: Arm) -> tuple[dict[str, Any], dict[str, str]]:
+    """Makes what an arm learns from, once; returns what its job needs on this machine, and what its line says of it."""
+    if arm.wants == "data":
+        from benchmarks import offline_data
+
+        return {}, {"data_sha256": offline_data.make(progress=True)[arm.task]["sha256"]}
+    if arm.wants == "model":
+        from benchmarks import language_model
+
+        folder = language_model.warm_started(arm.task)
+        return {"model": str(folder)}, {"model": folder.name}
+    return {}, {}
+
+
+def commit() -> str:
+    """polopt's commit, with "-dirty" when code (not results) differs from it."""
+
+    def git(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+
+    head = git("rev-parse", "--short=12", "HEAD").stdout.strip() or "unknown"
+    changed = git("status", "--porcelain", "--", "polopt", "benchmarks", ":!benchmarks/results").stdout.strip()
+    return head + "-dirty" * bool(changed)
+
+
+def run(plan: Plan, jobs: int = 1, limit: float | None = None) -> int:
+    """Runs what is missing; returns how many failed. `limit` (minutes): nothing begins that would not end by then."""
+    begin, waiting, failed = time.monotonic(), plan.missing(), 0
+    running: list[Run] = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the workers end with this process
+    try:
+        while True:
+            left = float("inf") if limit is None else limit - (time.monotonic() - begin) / 60
+            while len(running) < jobs and (fit := [each for each in waiting if plan.minutes(each[0]) <= left]):
+                arm, seed = fit[0]
+                waiting.remove(fit[0])
+                try:
+                    running.append(Run(arm, seed, plan.job(arm, seed)))
+                    print(f"begun  {running[-1]}, about {plan.minutes(arm):.0f} minutes", flush=True)
+                except Exception as error:  # no environment, no data, no model: the other arms go on
+                    failed += 1
+                    print(f"FAILED {arm.experiment} {arm.task} {arm.name} seed {seed}: {error}", flush=True)
+            if not running:
+                break
+            time.sleep(0.5)
+            count = len(running)
+            for each in [each for each in running if each.look(count)]:
+                running.remove(each)
+                try:
+                    line = each.line()
+                    plan.add(each.arm, line)
+                    print(f"done   {each}: {_said(line)}", flush=True)
+                except (RuntimeError, ValueError) as error:  # ValueError: it ended in the middle of a row
+                    failed += 1
+                    print(f"FAILED {each}: {error}", flush=True)
+    finally:
+        for each in running:
+            each.kill()
+        signal.signal(signal.SIGTERM, before)
+    if waiting:
+        print(f"left for another time: {len(waiting)} runs, which would not have ended within the limit")
+    return failed
+
+
+def _said(line: Line) -> str:
+    last = line["rows"][-1]
+    score = next(name for name in ("return", "accuracy") if name in last)
+    return (
+        f"{score} {last[score]:.4g} after {last['seconds'] / 60:.1f} minutes of training, {line['minutes']:.1f} in all"
+    )
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks returns", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, help=f"runs of each arm; default: {SEEDS}, with --full {FULL_SEEDS}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, at most one a core")
+    parser.add_argument("--full", action="store_true", help="larger budgets, more seeds")
+    parser.add_argument("--limit-minutes", type=float, help="begin nothing that is not expected to end by then")
+    parser.add_argument("--list", action="store_true", help="what is there and what is missing")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.experiments if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"there is no experiment {unknown[0]}, only {', '.join(EXPERIMENTS)}")
+    if args.jobs < 1 or (args.seeds or 1) < 1:
+        parser.error("--jobs and --seeds must be at least 1")
+    plan = Plan(args.experiments, args.seeds or (FULL_SEEDS if args.full else SEEDS), args.full)
+    if args.list:
+        plan.show()
+        return 0
+    try:
+        return int(run(plan, args.jobs, args.limit_minutes) > 0)
+    except KeyboardInterrupt:
+        print("stopped; what was running begins anew the next time")
+        return 130

@@ -1,0 +1,119 @@
+"""polopt's learning curves on MuJoCo: SAC and PPO as Stable-Baselines3 is run beside them, and three methods on top.
+
+A job names settings as Stable-Baselines3 does (`net_arch`, `n_steps`, `vf_coef`, ...); `SETTINGS` and `translated` say
+what they are here. Training is the ordinary `Trainer`: losses eager, environments in this process, no logger, and no
+checkpoints but at the start and the end and the best policy's, whose time counts.
+
+Equal on both sides: everything in the job, Adam and its epsilon, networks and their initial weights, the temperature's
+loss on log alpha, PPO's unclipped value loss, advantages standardized per minibatch, gradient clipping over policy and
+critic together, the budget, the evaluation episodes.
+
+Not equal: random numbers. PPO's observation statistics are updated after each window here and at each step there, so
+the first window is raw here (those of rewards agree). Its linear learning rate is read before a window is collected
+here and after it there: one update of 244 apart. SAC has no row within its random steps here, as they are collected at
+once, and has its first one update after them.
+
+What DSAC-T and MDPO share with SAC and PPO has the job's value; the rest is the method's own default. For DSAC-T that
+leaves its delay of 2 and its bounds; its temperature starts at 1 like SAC's and, as it moves at every second update,
+with twice the learning rate. MDPO's learning rate stays constant (its step size t_k falls instead) and its critic has
+its own 5 passes of 16 minibatches; off-policy MDPO keeps its fixed temperature of 0.2 and its value network.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from evaluation import Evaluations
+from protocol import Job
+
+from polopt.training import api
+from polopt.training.checkpoints import Checkpoints
+from polopt.training.loop import Trainer
+from polopt.training.plan import runtime
+
+NEVER = 2**40
+NAMES = {
+    "buffer_size": "replay_size",
+    "ent_coef": "entropy_coefficient",
+    "gamma": "discount",
+    "learning_rate": "lr",
+    "learning_starts": "warmup",
+    "n_envs": "envs",
+    "n_epochs": "epochs",
+    "n_steps": "window",
+    "net_arch": "network.sizes",
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sac": {"entropy.form": "log-alpha"},
+    "dsac-t": {
+        "steps_per_update": 1,
+        "entropy.initial": 1.0,
+        "network.activation": "relu",
+        "policy.log_std_high": 2.0,
+    },
+    "mdpo-off": {},
+    "ppo": {"preset": "mujoco", "value_clip": None},
+    "mdpo": {},
+}
+
+
+def translated(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Stable-Baselines3's names and conventions -> polopt's."""
+    known = {NAMES.get(name, name): value for name, value in settings.items()}
+    if "clip_range" in known:
+        known["surrogate.clip_low"] = known["surrogate.clip_high"] = known.pop("clip_range")
+    if "vf_coef" in known:  # there on the mean squared error, here on half of it
+        known["value_coefficient"] = 2 * known.pop("vf_coef")
+    if method == "ppo":  # `batch_size` is that of a minibatch
+        known["minibatches"] = known["envs"] * known["window"] // known.pop("batch_size")
+    if method == "dsac-t":
+        known["temperature_lr"] = 2 * known["lr"]
+    return known
+
+
+def curve(method: str) -> Callable[[Job], Iterator[dict]]:
+    def case(job: Job) -> Iterator[dict]:
+        common = {"case", "task", "seed", "steps", "eval_every", "eval_episodes"}
+        settings = SETTINGS[method] | translated(method, {k: v for k, v in job.items() if k not in common})
+        planned = api.plan(
+            method,
+            job["task"],
+            steps=job["steps"],
+            seed=job["seed"],
+            eval_every=job["eval_every"],
+            checkpoint_every=NEVER,
+            loggers=(),
+            threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+            **settings,
+        )
+        with runtime(planned.options), tempfile.TemporaryDirectory() as folder:
+            learner = planned.build()
+            evaluations = Evaluations(job)
+            rows: list[dict] = []
+
+            def act(obs: np.ndarray) -> np.ndarray:
+                policy = learner.policy
+                record, _ = policy.act(torch.as_tensor(obs, dtype=torch.float32), greedy=True)
+                return policy.env_action(record["action"]).numpy()
+
+            def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+                rows.append(evaluations.row(learner.ledger.env_steps, act))
+                return {"return": rows[-1]["return"]}
+
+            learner.evaluate = evaluate  # what the trainer calls when an evaluation is due
+            trainer = Trainer(learner, planned.steps, planned.options, Checkpoints(Path(folder)), learner.task, [])
+            evaluations.start()
+            for _ in trainer.run():
+                yield from rows
+                rows.clear()
+
+    return case
+
+
+CASES = {f"{method}-curve": curve(method) for method in SETTINGS}

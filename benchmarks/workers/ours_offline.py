@@ -1,0 +1,145 @@
+"""polopt's side of the offline cases.
+
+Rates: `iql`, `dql` (`job["steps"]` of denoising) and `ofql` are updates on `job["transitions"]` random transitions of
+HalfCheetah's sizes, `method.update(method.collect())`; `dql-act` and `ofql-act` are actions at one observation each.
+`job["candidates"]` says how many samples compete for an action; without it each method has its own number, 50 and 1.
+
+Curves: `iql-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or saved in
+between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has;
+the other two have their presets for this task. Ours differs from d3rlpy in what peer_d3rlpy.py lists.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import Job, Run
+from tensordict import TensorDict
+
+import polopt
+from polopt.core.batch import Batch
+from polopt.data.demonstrations import save_demonstrations
+from polopt.method import Method
+from polopt.tasks import make_task
+from polopt.training.api import plan
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import offline_data
+
+
+def iql_config(job: Job) -> dict[str, Any]:
+    """The settings that both sides share, as polopt names them."""
+    settings = offline_data.iql_settings(job)
+    return settings | {"network.sizes": settings.pop("sizes")}
+
+
+def generative_config(job: Job, method: str) -> dict[str, Any]:
+    """What a job sets of dql and ofql; the rest are their own defaults."""
+    config = {name: job[name] for name in ("batch_size", "candidates") if name in job}
+    return config | ({"policy.steps": job["steps"]} if method == "dql" else {})
+
+
+def recorded(data: offline_data.Data) -> Batch:
+    """Arrays as `offline_data` has them -> decisions as polopt has them."""
+    names = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
+    names |= {"terminated": "terminals", "truncated": "timeouts"}
+    batch = {name: torch.from_numpy(data[theirs]) for name, theirs in names.items()}
+    batch["first"] = (batch["terminated"] | batch["truncated"]).roll(1)
+    return TensorDict(batch, batch_size=[len(batch["reward"])])
+
+
+def on_random_data(method: str, job: Job, config: dict[str, Any]) -> Method:
+    """The method, ready to learn."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    data = recorded(offline_data.random_data(job["transitions"], job["seed"]))
+    with tempfile.TemporaryDirectory(prefix="polopt-bench-") as folder:
+        file = Path(folder) / "random.safetensors"
+        save_demonstrations(file, data, make_task(offline_data.TASK).spec)
+        return plan(method, offline_data.TASK, seed=job["seed"], dataset=str(file), **config).build()
+
+
+def updates(method: Method) -> Run:
+    return offline_data.timed(method.collect, method.update)
+
+
+def actions(method: Method) -> Run:
+    rows = method.collect()["obs"].split(1)
+
+    def run(units: int) -> None:
+        for unit in range(units):
+            method.policy.act(rows[unit % len(rows)])
+
+    run(20)  # warm-up
+    return run
+
+
+def iql(job: Job) -> Run:
+    return updates(on_random_data("iql", job, iql_config(job)))
+
+
+def dql(job: Job) -> Run:
+    return updates(on_random_data("dql", job, generative_config(job, "dql")))
+
+
+def ofql(job: Job) -> Run:
+    return updates(on_random_data("ofql", job, generative_config(job, "ofql")))
+
+
+def dql_act(job: Job) -> Run:
+    return actions(on_random_data("dql", job, generative_config(job, "dql")))
+
+
+def ofql_act(job: Job) -> Run:
+    return actions(on_random_data("ofql", job, generative_config(job, "ofql")))
+
+
+def curve(method: str, job: Job, config: dict[str, Any]) -> Iterator[dict]:
+    folder = offline_data.job_folder(job)
+    with offline_data.datasets_in(folder), tempfile.TemporaryDirectory(prefix="polopt-bench-") as out:
+        rows = polopt.iterate(
+            method,
+            f"halfcheetah/{job['dataset']}-v0",
+            steps=job["updates"],
+            seed=job["seed"],
+            out=Path(out) / "run",
+            threads=int(os.environ["OMP_NUM_THREADS"]),
+            eval_every=job["updates"],
+            eval_episodes=1,
+            log_every=job["eval_every"],
+            checkpoint_every=2**40,
+            loggers=(),
+            **config,
+        )
+        learner = next(rows)["method"]  # built, and nothing learned yet
+        learner.evaluate = lambda task, episodes: {}  # `offline_data.curve` evaluates, while its clock stands
+        yield from offline_data.curve(rows, learner.policy.predict, job)
+
+
+def iql_curve(job: Job) -> Iterator[dict]:
+    yield from curve("iql", job, iql_config(job))
+
+
+def dql_curve(job: Job) -> Iterator[dict]:
+    yield from curve("dql", job, {"preset": "halfcheetah"} | generative_config({"steps": 5} | job, "dql"))
+
+
+def ofql_curve(job: Job) -> Iterator[dict]:
+    yield from curve("ofql", job, {"preset": "halfcheetah"} | generative_config(job, "ofql"))
+
+
+CASES = {
+    "iql": iql,
+    "dql": dql,
+    "ofql": ofql,
+    "dql-act": dql_act,
+    "ofql-act": ofql_act,
+    "iql-curve": iql_curve,
+    "dql-curve": dql_curve,
+    "ofql-curve": ofql_curve,
+}
