@@ -1,0 +1,82 @@
+"""Stable-Baselines3's worker: `model.learn(steps, reset_num_timesteps=False)`, the documented way to go on.
+
+Every number comes from the job and equals polopt's; environments are made without Gymnasium's checker, as polopt's are.
+Left as they are: the Monitor wrapper and its own record of losses (nothing is printed or written).
+"""
+
+import os
+
+import gymnasium
+import torch
+from protocol import Job, Run, serve
+from sb3_curves import CASES as CURVES
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+ACTIVATIONS = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}
+
+
+def learning(model: BaseAlgorithm, warm: int) -> Run:
+    """A run that goes on by `units` environment steps at a time, after `warm` of them."""
+
+    def run(units: int) -> None:
+        model.learn(units, reset_num_timesteps=False)
+
+    run(warm)
+    return run
+
+
+def sac(job: Job) -> Run:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    model = SAC(
+        "MlpPolicy",
+        gymnasium.make(job["task"], disable_env_checker=True),
+        learning_rate=job["lr"],
+        buffer_size=job["replay_size"],
+        learning_starts=job["warmup"],
+        batch_size=job["batch_size"],
+        tau=job["tau"],
+        gamma=job["discount"],
+        train_freq=1,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": job["sizes"], "activation_fn": ACTIVATIONS[job["activation"]]},
+        seed=job["seed"],
+        device="cpu",
+    )
+    return learning(model, job["warmup"] + 500)
+
+
+def ppo(job: Job) -> Run:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    envs = make_vec_env(
+        job["task"],
+        n_envs=job["envs"],
+        seed=job["seed"],
+        vec_env_cls={"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[job["vector"]],
+        env_kwargs={"disable_env_checker": True},
+    )
+    model = PPO(
+        "MlpPolicy",
+        envs,
+        learning_rate=job["lr"],
+        n_steps=job["window"],
+        batch_size=job["batch_size"],
+        n_epochs=job["epochs"],
+        gamma=job["discount"],
+        gae_lambda=job["gae_lambda"],
+        clip_range=job["clip"],
+        clip_range_vf=None,
+        ent_coef=job["entropy_coefficient"],
+        vf_coef=job["value_coefficient"],
+        max_grad_norm=job["max_grad_norm"],
+        policy_kwargs={"net_arch": job["sizes"], "activation_fn": ACTIVATIONS[job["activation"]]},
+        seed=job["seed"],
+        device="cpu",
+    )
+    return learning(model, job["envs"] * job["window"])
+
+
+if __name__ == "__main__":
+    serve({"sac": sac, "ppo": ppo} | CURVES, ("stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"))
