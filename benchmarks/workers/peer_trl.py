@@ -45,7 +45,7 @@ def settings(job: Job, rows: int, lr: float) -> dict[str, Any]:
     """What all trainers are told. A job's `micro_batch` rows go through a backward pass at a time, by default all."""
     micro = job.get("micro_batch") or rows
     return OPTIMIZER | {
-        "output_dir": tempfile.mkdtemp(prefix="trl-"),
+        "output_dir": str(Path(tempfile.gettempdir()) / "trl"),  # nothing is saved
         "model_init_kwargs": {"dtype": "float32"},
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": rows // micro,

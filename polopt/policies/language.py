@@ -33,6 +33,7 @@ Sampler = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor,
 
 PIECES = 8  # of the decisions of one call: the logits of so many never stand at once
 LARGEST = 1 << 25  # numbers in the logits of one piece
+SMALL = 1 << 22  # so many stand at once, and are kept for the backward pass: 16 MB
 SCORED = 1 << 16  # tokens in one forward pass while acting
 
 
@@ -344,6 +345,9 @@ class CausalLMPolicy(Density, Imitates):
         def piece(token: Tensor, *states: Tensor) -> Tensor:
             return value([head(state) for head, state in zip(heads, states)], token)
 
+        if len(flat) * self.vocabulary <= SMALL and not compiling:
+            result = piece(chosen, *inputs)
+            return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
         size = max(1, min(-(-len(flat) // PIECES), LARGEST // self.vocabulary))
         values = []
         for start in range(0, max(1, len(flat)), size):  # at least once: an empty batch keeps its graph
