@@ -211,12 +211,19 @@ def _resume(argv: list[str]) -> int:
 def _add_own_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="MODULE:FUNCTION", help="the task again, when it is code of your own")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="the network again, when it is code of your own")
+    parser.add_argument("--rewards", metavar="MODULE:FUNCTION[,...]", help="the reward functions of a text task again")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings, again")
 
 
 def _own_code(args: argparse.Namespace) -> dict[str, Any]:
     from polopt.config.serialize import import_callable
 
-    return {"task": args.task, "network": import_callable(args.network) if args.network else None}
+    return {
+        "task": args.task,
+        "network": import_callable(args.network) if args.network else None,
+        "rewards": args.rewards,
+        "trust_remote_code": args.trust_remote_code,
+    }
 
 
 def _eval(argv: list[str]) -> int:

@@ -345,7 +345,7 @@ class CausalLMPolicy(Density, Imitates):
         def piece(token: Tensor, *states: Tensor) -> Tensor:
             return value([head(state) for head, state in zip(heads, states)], token)
 
-        if len(flat) * self.vocabulary <= SMALL and not compiling:
+        if needed is not None and len(flat) * self.vocabulary <= SMALL:
             result = piece(chosen, *inputs)
             return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
         size = max(1, min(-(-len(flat) // PIECES), LARGEST // self.vocabulary))

@@ -63,6 +63,8 @@ def make_task(
         from polopt.tasks import recorded
 
         source, options = recorded.environment(task)
+        if isinstance(source, str) and text_task(source):  # its options could name reward functions, which are code
+            raise UsageError(f"{task} names the text task {source}, which no dataset is recorded on")
         preset = preset or options.pop("preset", None)
         made = make_task(source, num, seed, workers, render_mode, preset, evaluation, **{**options, **kwargs})
         made.spec.info.update(dataset=task, references=recorded.references(task))

@@ -62,7 +62,7 @@ def train(
         out: run folder; by default runs/METHOD-TASK-sSEED.
         init: a run folder whose weights to start from, wherever names and shapes agree.
         preset: a named setting of the method.
-        task_options: keyword arguments of the environment.
+        task_options: keyword arguments of the environment; the `rewards` of text tasks may be functions.
         progress: show a live display.
         settings: fields of the run's options (`device`, `eval_every`, `until`, ...) and of the method's config; nested
             fields as dicts, dataclasses or dotted names. `network` may be a callable (inputs, outputs) -> nn.Module.
@@ -101,6 +101,8 @@ def resume(
     checkpoint: int | None = None,
     task: TaskLike | None = None,
     network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
     progress: bool = False,
 ) -> Run:
     """Continues a run from its last checkpoint; on the CPU with bitwise the weights of a run never stopped.
@@ -111,14 +113,16 @@ def resume(
         folder: the run folder.
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
-        task, network: the environment and the network again, when they were code of your own.
+        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
+            own.
+        trust_remote_code: run the code that the run's model brings, again.
 
     Raises:
         UsageError: no run there, no such checkpoint, or a smaller budget.
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
     run = Run(Path(folder))
-    planned = read_plan(run, task, network)
+    planned = read_plan(run, task, network, rewards, trust_remote_code)
     if extend is not None:
         if extend <= planned.steps:
             raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
@@ -174,23 +178,38 @@ def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
     return Run(folder)
 
 
-def load(folder: str | Path, *, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None) -> Actor:
+def load(
+    folder: str | Path,
+    *,
+    checkpoint: str = "latest",
+    task: TaskLike | None = None,
+    network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
+) -> Actor:
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
     Args:
         checkpoint: "latest" or "best" (by evaluation return).
-        task, network: the environment and the network again, when they were code of your own.
+        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
+            own.
+        trust_remote_code: run the code that the run's model brings, again.
     """
-    method, _ = load_method(Path(folder), checkpoint, task, network)
+    method, _ = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
     return method.policy
 
 
 def load_method(
-    folder: Path, checkpoint: str = "latest", task: TaskLike | None = None, network: Any = None
+    folder: Path,
+    checkpoint: str = "latest",
+    task: TaskLike | None = None,
+    network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Method, Plan]:
     """Builds a run's method and loads its weights (of the best checkpoint the policy only), not its replay."""
     run = Run(folder)
-    planned = read_plan(run, task, network)
+    planned = read_plan(run, task, network, rewards, trust_remote_code)
     kinds = {"latest": "step", "best": "best"}
     if checkpoint not in kinds:
         raise UsageError(f"there is no checkpoint '{checkpoint}'; choose latest or best")
@@ -232,12 +251,14 @@ def evaluate(
     stochastic: bool = False,
     task: TaskLike | None = None,
     network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
 
     `episodes` None takes the method's own number: 10 in control, 64 for language models.
     """
-    method, planned = load_method(Path(folder), checkpoint, task, network)
+    method, planned = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
     episodes = episodes or type(method).eval_episodes
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
@@ -256,9 +277,11 @@ def demonstrate(
     stochastic: bool = False,
     task: TaskLike | None = None,
     network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
-    method, planned = load_method(Path(folder), checkpoint, task, network)
+    method, planned = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:

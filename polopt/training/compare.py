@@ -14,7 +14,7 @@ from polopt.core.errors import UsageError
 from polopt.training import files, seeding
 from polopt.training.api import load_method, resume, train
 from polopt.training.folder import Run
-from polopt.training.plan import TaskLike, plan, runtime, task_name
+from polopt.training.plan import TaskLike, check_picture, plan, rewards_of, runtime, task_name
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,14 @@ def train_or_resume(
             if before.get(key) != now[key]:
                 raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
         network = settings.get("network")
-        resume(place, task=task, network=network if callable(network) else None, progress=progress)
+        resume(
+            place,
+            task=task,
+            network=network if callable(network) else None,
+            rewards=rewards_of(task, settings.get("task_options") or {}),
+            trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
+            progress=progress,
+        )
         return
     train(method, task, seed=seed, out=place, progress=progress, **settings)
 
@@ -92,12 +99,16 @@ def report(
     video: bool = True,
     task: TaskLike | None = None,
     network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
 
     Args:
         video: record one of the policy for the page of a single run that has none yet.
-        task, network: the environment and the network again, when they were code of your own.
+        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
+            own.
+        trust_remote_code: run the code that the run's model brings, again.
     """
     from polopt.report import write_report
 
@@ -105,18 +116,27 @@ def report(
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
     if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
-        record(places[0], task=task, network=network)
+        record(places[0], task=task, network=network, rewards=rewards, trust_remote_code=trust_remote_code)
     target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
     return write_report(places, target)
 
 
-def record(folder: str | Path, *, seconds: float = 20, task: TaskLike | None = None, network: Any = None) -> Path | str:
+def record(
+    folder: str | Path,
+    *,
+    seconds: float = 20,
+    task: TaskLike | None = None,
+    network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
+) -> Path | str:
     """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
     from polopt.report.video import record_video
 
     run = Run(Path(folder))
     try:
-        method, planned = load_method(run.folder, "latest", task, network)
+        check_picture(run.config.get("task") if task is None else task)
+        method, planned = load_method(run.folder, "latest", task, network, rewards, trust_remote_code)
         with runtime(planned.options):
             maker = planned.make_renderer()
             name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class Plan:
         return {
             "method": self.method,
             "task": task_name(self.task),
-            "task_options": self.task_options,
+            "task_options": self.task_options | self._reward_names(),
             "steps": self.steps,
             "unit": self.cls.unit,
             "seed": self.options.seed,
@@ -82,6 +82,13 @@ class Plan:
             "sources": self._sources(),
             "run": to_dict(self.options),
         }
+
+    def _reward_names(self) -> dict[str, Any]:
+        """The reward functions that are Python objects, as config.json names them."""
+        rewards = rewards_of(self.task, self.task_options)
+        if isinstance(rewards, (list, tuple)):
+            return {"rewards": [task_name(function) for function in rewards]}
+        return {"rewards": task_name(rewards)} if callable(rewards) else {}
 
     def _sources(self) -> dict[str, str]:
         """Where each number of the config comes from: the source of its default, or this run."""
@@ -103,8 +110,7 @@ class Plan:
 
     def make_renderer(self) -> Callable[..., gymnasium.Env]:
         """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
-        if isinstance(self.task, str) and (self.task in TABULAR or text_task(self.task)):
-            raise UsageError(f"{self.task} has no picture")
+        check_picture(self.task)
         options = dict(self.task_options)
         preset = options.pop("preset", None)
         return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
@@ -162,7 +168,10 @@ def plan(
 
 
 def task_name(task: TaskLike) -> str:
-    """A task by name, as `--task` would take it; what cannot be named again is shown in angle brackets."""
+    """A task by name, as `--task` would take it; what cannot be named again is shown in angle brackets.
+
+    Reward functions are named likewise.
+    """
     if isinstance(task, str):
         return task
     if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
@@ -172,11 +181,29 @@ def task_name(task: TaskLike) -> str:
     return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
 
 
-def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Plan:
+def check_picture(task: Any) -> None:
+    """Raises UsageError for a task that can only be written down."""
+    if isinstance(task, str) and (task in TABULAR or text_task(task)):
+        raise UsageError(f"{task} has no picture")
+
+
+def rewards_of(task: TaskLike, options: Mapping[str, Any]) -> Any:
+    """The reward functions among the options of a text task; None for another task, whose options are its own."""
+    return options.get("rewards") if isinstance(task, str) and text_task(task) else None
+
+
+def read_plan(
+    run: Run,
+    task: TaskLike | None = None,
+    network: Any = None,
+    rewards: Any = None,
+    trust_remote_code: bool = False,
+) -> Plan:
     """The plan that a run folder records.
 
-    A folder may come from anyone, so reading it imports no code that it names: a task or a network given as
-    "module:function" or as an object must be given again. Raises UsageError when it is not.
+    A folder may come from anyone, so reading it runs no code that it names: a task, a network or reward functions given
+    as "module:function" or as objects must be given again, and so must `trust_remote_code`. Raises UsageError when
+    they are not.
     """
     record = run.config
     texts, tables = ("method", "task"), ("config", "run", "task_options")
@@ -188,16 +215,34 @@ def read_plan(run: Run, task: TaskLike | None = None, network: Any = None) -> Pl
     if task is None and (":" in name or name.startswith("<")):
         again = f"--task {name}" if ":" in name else "task="
         raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
+    chosen, options = name if task is None else task, record["task_options"]
+    if rewards is not None:
+        if not isinstance(chosen, str) or not text_task(chosen):
+            raise UsageError(f"{task_name(chosen)} is no text task: it takes no rewards")
+        options = options | {"rewards": rewards}
+    elif (named := rewards_of(chosen, options)) not in (None, []):
+        names = ",".join(map(str, named)) if isinstance(named, list) else str(named)
+        again = "rewards=" if "<" in names else f"--rewards {names}"
+        raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {again}")
+    if _trusts(record["config"]) and not trust_remote_code:
+        raise UsageError(f"{run.folder} runs Python code that its model brings: say it again with --trust-remote-code")
     cls = registry.load(record["method"])
     return Plan(
         record["method"],
-        name if task is None else task,
+        chosen,
         from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
         from_dict(RunOptions, record["run"]),
-        record["task_options"],
+        options,
         record.get("preset"),
         record.get("init"),
     )
+
+
+def _trusts(config: Any) -> bool:
+    """Whether a recorded config allows a model to bring Python code."""
+    if isinstance(config, dict):
+        return bool(config.get("trust_remote_code")) or any(map(_trusts, config.values()))
+    return isinstance(config, list) and any(map(_trusts, config))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 import polopt
 from polopt.cli import main
-from polopt.core.errors import RunError
+from polopt.core.errors import RunError, UsageError
 from polopt.policies.language import CausalLMPolicy
 from polopt.policies.small_lm import make_language_model
 from polopt.training.folder import Run
@@ -138,15 +139,49 @@ def test_a_reward_that_always_fails_ends_the_run_and_loses_nothing(tmp_path, cap
         learn(folder, task_options=rewarded("constant"))
     assert Run(folder).checkpoints.steps()
     calls += [1] * 100
-    polopt.resume(folder)
+    polopt.resume(folder, rewards=f"{__name__}:constant")
     assert Run(folder).rows[-1]["completions"] == 24
+
+
+class Judge:
+    def __call__(self, prompt: str, completion: str) -> float:
+        return 3.0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "names", "again"),
+    [
+        (constant, f"{__name__}:constant", f"--rewards {__name__}:constant"),
+        ([constant, sometimes], [f"{__name__}:constant", f"{__name__}:sometimes"], f"--rewards {__name__}:constant,"),
+        (lambda prompt, completion: 1.0, "<<lambda>>", "rewards="),
+        ((constant, Judge()), [f"{__name__}:constant", "<Judge>"], "rewards="),
+    ],
+)
+def test_rewards_may_be_functions(rewards, names, again, tmp_path):
+    folder = learn(tmp_path / "run", task_options=rewarded("constant") | {"rewards": rewards}, steps=8).folder
+    assert Run(folder).config["task_options"]["rewards"] == names
+    with pytest.raises(UsageError, match=f"say them again with {re.escape(again)}"):
+        polopt.resume(folder, extend=16)
+    polopt.resume(folder, extend=16, rewards=rewards)
+    whole = learn(tmp_path / "whole", task_options=rewarded("constant") | {"rewards": rewards}, steps=16)
+    assert Run(folder).rows[-1]["completions"] == whole.rows[-1]["completions"] == 16
+    assert Run(folder).config["task_options"] == whole.config["task_options"]
+
+
+def test_a_comparison_goes_on_with_its_own_rewards(tmp_path):
+    settings = {"model": "tiny", "steps": 8, "batch_prompts": 4, "samples_per_prompt": 2, "policy.max_tokens": 4}
+    settings |= {"eval_episodes": 2, "loggers": ()}
+    for _ in range(2):  # the second time it resumes, and finds everything done
+        options = rewarded("constant") | {"rewards": [constant]}
+        made = polopt.compare(["rec"], "vowels", seeds=1, out=tmp_path, task_options=options, **settings)
+    assert made.runs[0].rows[-1]["completions"] == 8
 
 
 def test_equal_rewards_teach_nothing(tmp_path):
     run = learn(tmp_path / "run", task_options=rewarded("constant"))
     assert all(row["informative"] == 0 for row in run.rows if "informative" in row)
-    before = polopt.load(learn(tmp_path / "start", task_options=rewarded("constant"), steps=8).folder)
-    after = polopt.load(run.folder)
+    start = learn(tmp_path / "start", task_options=rewarded("constant"), steps=8)
+    before, after = (polopt.load(folder, rewards=constant) for folder in (start.folder, run.folder))
     assert all(torch.equal(one, other) for one, other in zip(before.parameters(), after.parameters()))
 
 

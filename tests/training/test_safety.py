@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import pickle
+import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import torch
 import polopt
 from polopt.cli import main
 from polopt.core.errors import UsageError
+from polopt.training.api import load_method
 from tests.training.runs import train
 
 
@@ -97,6 +103,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "import gymnasium\n"
         "def make(**kwargs): return gymnasium.make('Pendulum-v1')\n"
         "def trunk(inputs, outputs): raise AssertionError\n"
+        "def score(prompt, completion): return float(len(completion))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("planted_module", None)
@@ -126,6 +133,90 @@ def test_a_network_that_is_code_must_be_said_again(run, planted, capsys):
         said = capsys.readouterr().err
         assert "network.make was planted_module:trunk, which is code, which is not run from a file" in said
     assert not planted.exists()
+
+
+@pytest.fixture
+def spoken(tmp_path: Path) -> Any:
+    return train("rec", tmp_path / "spoken", steps=8)
+
+
+def refusals(folder: Path, tmp_path: Path, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every verb that reads a run folder refuses with a sentence, from the command line and from Python."""
+    folders, demonstrations = str(folder), tmp_path / "demonstrations.safetensors"
+    verbs: list[list[str]] = [["resume"], ["resume", "--extend", "16"], ["eval"], ["eval", "--episodes", "2"]]
+    for verb, *options in [*verbs, ["eval", "--record", str(demonstrations)]]:
+        assert main([verb, folders, *options]) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error
+        assert error.count("\n") == 0
+    calls: list[Callable[[], Any]] = [
+        lambda: polopt.load(folder),
+        lambda: polopt.load(folder, checkpoint="best"),
+        lambda: load_method(folder),
+        lambda: polopt.evaluate(folder, episodes=2),
+        lambda: polopt.resume(folder),
+        lambda: polopt.resume(folder, extend=16),
+        lambda: polopt.demonstrate(folder, demonstrations),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=re.escape(said)):
+            call()
+    shutil.rmtree(folder / "checkpoints")  # killed before its first checkpoint: it would start again
+    with pytest.raises(UsageError, match=re.escape(said)):
+        polopt.resume(folder)
+    assert not demonstrations.exists()
+
+
+@pytest.mark.parametrize(
+    "named", ["planted_module:score", ["planted_module:score"], "planted_module:score,planted_module:score", [3, "a:b"]]
+)
+def test_rewards_that_are_code_must_be_said_again(named, spoken, planted, tmp_path, capsys):
+    edit(spoken.folder, lambda record: record["task_options"].update(rewards=named))
+    names = named if isinstance(named, str) else ",".join(map(str, named))
+    assert main(["report", str(spoken.folder)]) == 0
+    refusals(spoken.folder, tmp_path, f"with rewards of yours, {names}: say them again with --rewards {names}", capsys)
+    assert not planted.exists()
+
+
+def test_rewards_that_are_said_again_are_used(spoken, planted, capsys):
+    edit(spoken.folder, lambda record: record["task_options"].update(rewards="nowhere:f"))
+    given = ["--rewards", "planted_module:score"]
+    assert main(["eval", str(spoken.folder), "--episodes", "2", "--json", *given]) == 0
+    length = json.loads(capsys.readouterr().out)["return"]
+    assert length > 1  # a reward of the task itself is at most 1
+    assert polopt.evaluate(spoken.folder, episodes=2, rewards=lambda prompt, completion: 2.0)["return"] == 2
+    assert polopt.load(spoken.folder, rewards="planted_module:score").predict("bc:") is not None
+    assert main(["resume", str(spoken.folder), "--extend", "16", *given]) == 0
+    assert spoken.rows[-1]["completions"] == 16
+    assert json.loads((spoken.folder / "config.json").read_text())["task_options"]["rewards"] == "planted_module:score"
+
+
+def test_rewards_belong_to_text_tasks(run, capsys):
+    assert main(["eval", str(run.folder), "--rewards", "os:system"]) == 2
+    assert "Pendulum-v1 is no text task: it takes no rewards" in capsys.readouterr().err
+
+
+def test_a_model_that_brings_code_must_be_allowed_again(spoken, tmp_path, capsys):
+    fired, model = tmp_path / "fired", tmp_path / "model"
+    shutil.copytree(spoken.folder / "model", model)
+    (model / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(fired)!r}).touch()\n"
+        "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+    )
+    shape = json.loads((model / "config.json").read_text())
+    shape["auto_map"] = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    (model / "config.json").write_text(json.dumps(shape))
+    edit(spoken.folder, lambda record: record["config"].update(model=str(model)))
+    edit(spoken.folder, lambda record: record["config"]["policy"].update(model=str(model), trust_remote_code=True))
+    # In a process of its own, because transformers keeps what a model has brought.
+    words = [sys.executable, "-m", "polopt.cli", "eval", str(spoken.folder), "--episodes", "2", "--trust-remote-code"]
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(words, env=env, check=True, capture_output=True)
+    assert fired.exists()
+    fired.unlink()
+    said = "runs Python code that its model brings: say it again with --trust-remote-code"
+    refusals(spoken.folder, tmp_path, said, capsys)
+    assert not fired.exists()
 
 
 DAMAGE: dict[str, Any] = {
