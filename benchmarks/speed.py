@@ -213,6 +213,8 @@ CASES = [
         (
             Side("polopt", variants=({"workers": 0}, {"workers": PPO["envs"]})),
             COMPILED,
+            Side("polopt, EnvPool", job={"task": "envpool/HalfCheetah-v5"}),
+            Side("polopt, EnvPool, --compile", job={"task": "envpool/HalfCheetah-v5", "compile": True}),
             Side(SB3.name, SB3.name, variants=({"vector": "DummyVecEnv"}, {"vector": "SubprocVecEnv"})),
         ),
         PPO,

@@ -82,11 +82,11 @@ def clip(
 ) -> Tensor:
     """1 where PPO's clipped objective has a gradient, else 0 (arXiv 1707.06347, equation 7), shaped like `ratio`.
 
-    Kept: advantage >= 0 and ratio <= 1 + high, or advantage <= 0 and ratio >= 1 - low; both bounds are inclusive, as in
+    Kept: advantage >= 0 and ratio <= 1 + high, or advantage < 0 and ratio >= 1 - low; both bounds are inclusive, as in
     autograd of min/clamp. `dual` also drops negative advantages with ratio > dual (arXiv 1912.09729).
     """
     advantage = align_left(advantage, ratio)
-    kept = ((advantage >= 0) & (ratio <= 1 + high)) | ((advantage <= 0) & (ratio >= 1 - low))
+    kept = torch.where(advantage >= 0, ratio <= 1 + high, ratio >= 1 - low)
     if dual is not None:
         kept = kept & ((advantage >= 0) | (ratio <= dual))
     return kept.to(ratio.dtype)

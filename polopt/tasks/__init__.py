@@ -27,11 +27,13 @@ def make_task(
             "point-maze"), "module:function", a function or class that makes an environment, an environment (each row
             gets a copy), a TabularMDP, a dataset of Minari such as "pendulum/medium-v0" (the environment that it was
             recorded on; `spec.info` then has its name as "dataset", and "references"), a Gymnasium specification, or a
-            Task, which is returned as it is. Text tasks are "addition", "countdown", "sorting", "lookup", "guess",
-            "reasoning-gym/NAME", "PATH.jsonl" and "datasets/ID".
+            Task, which is returned as it is. "envpool/ID" trains in EnvPool and evaluates in Gymnasium's environment of
+            the same id. Text tasks are "addition", "countdown", "sorting", "lookup", "guess", "reasoning-gym/NAME",
+            "PATH.jsonl" and "datasets/ID".
         num: rows N.
         seed: every start of every row derives from it; `evaluation` derives others from the same seed.
-        workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once.
+        workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once
+            (EnvPool: threads, 0 for its own choice).
         render_mode: as in Gymnasium, for `task.render()`.
         preset: "image" (gray, 84 x 84, 4 frames) or "atari" (the usual protocol).
         kwargs: handed to the environment.
@@ -46,6 +48,16 @@ def make_task(
     for name, value, low in (("num", num, 1), ("seed", seed, 0), ("workers", workers, 0)):
         if not isinstance(value, int) or value < low:
             raise UsageError(f"{name} must be a whole number of at least {low}, not {value!r}")
+
+    if isinstance(task, str) and task.startswith("envpool/"):
+        if preset or render_mode:
+            raise UsageError(f"{task} has no presets and no pictures")
+        task = task.removeprefix("envpool/")
+        if not evaluation:
+            from polopt.tasks.pooled import PooledTask
+
+            return PooledTask(task, num, seed, workers, **kwargs)
+        workers = 0
 
     from polopt.tasks.making import TABULAR, Maker, is_dataset, may_be_remote, named_function, text_task
     from polopt.tasks.tabular import TabularMDP, TabularTask

@@ -61,14 +61,14 @@ class GymTask(Task):
         self.evaluation = evaluation
         self._make = make
         self._name = name
-        rows = [Row(make, row) for row in range(num)]
-        self._vector = _vectorize(rows, workers, name)
+        self._vector: Any
+        self._vector, info = self._make_vector(workers)
         self._broken = False
         self._finalizer = weakref.finalize(self, _close, self._vector)
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        self.spec = Spec(obs=served(space), action=action, name=name, info=rows[0].info)
+        self.spec = Spec(obs=served(space), action=action, name=name, info=info)
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -79,6 +79,11 @@ class GymTask(Task):
         self._episodes = np.zeros(num, dtype=np.int64)  # started so far, per row
         self._seeds = [0] * num  # of the present episodes
         self._actions: list[np.ndarray] = []  # of all rows, since the start of the oldest present episode
+
+    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any]]:
+        """The rows, and what is registered about the environment."""
+        rows = [Row(self._make, row) for row in range(self.num)]
+        return _vectorize(rows, workers, self._name), rows[0].info
 
     # Stepping
 

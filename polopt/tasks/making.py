@@ -134,6 +134,7 @@ def may_be_remote(name: str) -> bool:
 
 
 def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
+    name = name.removeprefix("envpool/")  # whose single environments are Gymnasium's
     try:
         # polopt checks every observation itself; Gymnasium's checker would only add a call to each step.
         return _gym_make(name, render_mode, kwargs)

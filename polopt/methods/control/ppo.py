@@ -225,7 +225,8 @@ class PPO(Method):
             clip_scale=config.clip_schedule(self.progress),
         )
         entropy = weighted_mean(entropy, weight)
-        loss = loss - config.entropy_coefficient * entropy
+        if config.entropy_coefficient:  # without it there is nothing to go back through
+            loss = loss - config.entropy_coefficient * entropy
         if self.kl_penalty is not None:
             loss = loss + self.kl_penalty.value * self.kl_from_old(batch)
         return loss, metrics | {"entropy": entropy}
