@@ -161,7 +161,8 @@ class CausalLMPolicy(Density, Imitates):
         inputs, position = tokens[rows], (attention.cumsum(1) - 1).clamp_min(0)[rows]
         writing = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
-            logits = self._next_logits(inputs, seen[:, : length + step], position, cache)
+            ahead = self._next_logits if step else self._first_logits
+            logits = ahead(inputs, seen[:, : length + step], position, cache)
             token, value = self._draw(logits, rows, count, greedy)
             token = torch.where(writing, token, self.tokens.pad)
             action[rows, step] = token
@@ -292,6 +293,16 @@ class CausalLMPolicy(Density, Imitates):
             return self._causal(inputs, **options).logits[:, -1]
         return self._causal.get_output_embeddings()(self._causal.base_model(inputs, **options)[0][:, -1])
 
+    def _first_logits(self, tokens: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
+        """`_next_logits` of conversations, of which equal ones (the samples of a prompt) are read once."""
+        equal = _distinct(tokens, seen)
+        if equal is None:
+            return self._next_logits(tokens, seen, position, cache)
+        distinct, row = equal
+        logits = self._next_logits(tokens[distinct], seen[distinct], position[distinct], cache)
+        cache.batch_select_indices(row)
+        return logits[row]
+
     def _draw(self, logits: Tensor, rows: Tensor, count: int, greedy: bool) -> tuple[Tensor, Tensor]:
         """One token for each row of `logits` [n, V], and its log-density."""
         logits = self._cut(logits)
@@ -333,8 +344,13 @@ class CausalLMPolicy(Density, Imitates):
         if not all(model.headed for model in models):
             rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion)]
             return torch.where(mask, torch.stack(rows), 0.0)
-        hidden = [model._hidden(tokens, attention) for model in models]
-        flat = (source + tokens.shape[1] * torch.arange(len(tokens), device=tokens.device).unsqueeze(1)).flatten()
+        equal = None if compiling else _repeated(batch)
+        if equal is not None and all(model._branches() for model in models):
+            hidden = [model._branched(batch, *equal) for model in models]
+            flat = torch.arange(mask.numel(), device=mask.device)
+        else:
+            hidden = [model._hidden(tokens, attention) for model in models]
+            flat = (source + tokens.shape[1] * torch.arange(len(tokens), device=tokens.device).unsqueeze(1)).flatten()
         chosen = completion.flatten()
         needed = None if compiling else mask.flatten().nonzero().squeeze(1)
         if needed is not None:
@@ -362,6 +378,31 @@ class CausalLMPolicy(Density, Imitates):
         """The states [B, L, H] that the output head reads."""
         with self._recomputing():
             return self._causal.base_model(tokens, **self._inputs(attention))[0]
+
+    def _branches(self) -> bool:
+        """Whether completions can go on from the cache of their prompt: plain attention, and nothing is recomputed."""
+        cache = need("transformers").DynamicCache(config=self._causal.config)
+        plain = bool(cache.layers) and all(type(layer) is _layers()[0] for layer in cache.layers)
+        return plain and not (self.config.gradient_checkpointing and torch.is_grad_enabled())
+
+    def _branched(self, batch: Batch, distinct: Tensor, row: Tensor) -> Tensor:
+        """The states [B, T, H] from which each token of the completions is predicted, where each of the `distinct`
+        prompts, `row` [B] among them, goes through the model once; gradients flow through its keys and values."""
+        cache = need("transformers").DynamicCache(config=self._causal.config)
+        seen = batch["prompt_mask"].bool()[distinct]
+        states = self._causal.base_model(
+            batch["prompt"][distinct], past_key_values=cache, **self._inputs(seen) | {"use_cache": True}
+        )[0]
+        first = states[row, -1:]
+        if batch["completion"].shape[1] == 1:
+            return first
+        cache.batch_select_indices(row)
+        seen = torch.cat((seen[row], batch["attention"].bool()[:, :-1]), 1)
+        options = self._inputs(seen) | {"use_cache": True}
+        if self._positions:
+            options["position_ids"] = options["position_ids"][:, batch["prompt"].shape[1] :]
+        rest = self._causal.base_model(batch["completion"][:, :-1], past_key_values=cache, **options)[0]
+        return torch.cat((first, rest), 1)
 
     def _logits(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """All logits [B, L, V], for models whose head is more than a matrix."""
@@ -458,6 +499,26 @@ def _kl(own: Tensor, other: Tensor) -> Tensor:
     difference = (log_p - log_q).masked_fill((own == float("-inf")) & (other == float("-inf")), 0.0)
     difference = difference.masked_fill(own == float("-inf"), 0.0)
     return (log_p.exp() * difference).sum(-1)
+
+
+def _distinct(tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Rows [U] that stand for all of `tokens` [N, L] (where `real`), and which of them each row equals [N]; nothing
+    when at most half of the rows could be spared."""
+    unique, row = torch.unique(torch.where(real.bool(), tokens, -1), dim=0, return_inverse=True)
+    if 2 * len(unique) > len(tokens):
+        return None
+    return torch.empty_like(row[: len(unique)]).scatter_(0, row, torch.arange(len(row), device=row.device)), row
+
+
+def _repeated(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """`_distinct` of the prompts, if every completion follows its prompt without a hole."""
+    prompt, completion = batch["prompt_mask"].bool(), batch["attention"].bool()
+    if not prompt.shape[1] or not completion.shape[1]:
+        return None
+    follows = (
+        prompt[:, -1].all() & (prompt[:, 1:] >= prompt[:, :-1]).all() & (completion[:, :-1] >= completion[:, 1:]).all()
+    )
+    return _distinct(batch["prompt"], prompt) if follows else None
 
 
 def _row(

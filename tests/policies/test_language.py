@@ -459,6 +459,52 @@ def test_peak_memory_grows_by_less_than_the_logits(tmp_path):
     assert 0 < peak < whole
 
 
+def samples(policy):
+    """Completions of two prompts, three each and shuffled, of unequal lengths."""
+    answers = ["15", "", "seven", "1", "15", "yes, indeed"]
+    return policy.tokenize([PROMPTS[0], PROMPTS[1]] * 3, answers)
+
+
+@pytest.mark.parametrize("name", ["log_prob", "entropy", "kl"])
+def test_equal_prompts_are_read_once_and_nothing_else_changes(double, name, monkeypatch):
+    batch, other = samples(double), tiny_policy(tiny_folder(seed=1))
+    seen = []
+    hook = double.model.base_model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+
+    def result():
+        double.zero_grad()
+        value = double.kl(batch, other) if name == "kl" else getattr(double, name)(batch)
+        value.square().sum().backward()
+        return [value.detach(), *(parameter.grad.clone() for parameter in double.parameters())]
+
+    shared = result()
+    assert [shape[0] for shape in seen] == [2, 6]
+    assert seen[1][1] == batch["completion"].shape[1] - 1
+    monkeypatch.setattr(language, "_repeated", lambda batch: None)
+    for one, two in zip(shared, result()):
+        assert (one - two).abs().max() <= 1e-6 * two.abs().max()  # transformers' norms are in single precision
+    hook.remove()
+
+
+def test_prompts_that_hardly_recur_or_have_holes_are_read_row_by_row(double):
+    assert language._repeated(samples(double)) is not None
+    assert language._repeated(double.tokenize([*PROMPTS], ["1"] * len(PROMPTS))) is None
+    batch = samples(double)
+    batch["attention"][5, 2] = False
+    assert language._repeated(batch) is None
+
+
+def test_samples_of_a_prompt_are_those_of_prompts_read_one_by_one(double, monkeypatch):
+    obs = [PROMPTS[0], PROMPTS[1]] * 3
+    torch.manual_seed(0)
+    shared, _ = double.act(obs)
+    monkeypatch.setattr(language, "_distinct", lambda tokens, real: None)
+    torch.manual_seed(0)
+    apart, _ = double.act(obs)
+    assert torch.equal(shared["action"], apart["action"])
+    torch.testing.assert_close(shared["log_prob"], apart["log_prob"], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["log_prob", "entropy", "kl"])
 def test_compiles_without_a_graph_break(double, name):
     batch = ragged(double)
