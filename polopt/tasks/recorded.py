@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import json
 import os
 import re
@@ -76,10 +78,33 @@ def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
         spec = EnvSpec.from_json(json.dumps({key: value for key, value in json.loads(text).items() if key in known}))
     except Exception as error:
         raise UsageError(f"the environment of {name} cannot be read ({type(error).__name__})") from None
-    package = str(spec.entry_point).partition(".")[0].partition(":")[0]
-    if spec.id not in gymnasium.registry and package not in KNOWN_PACKAGES:
-        raise UsageError(f"{name} was recorded on {spec.id} of '{package}', which is not known here: use --dataset")
+    if spec.id in gymnasium.registry:
+        registered = gymnasium.registry[spec.id]
+        spec = dataclasses.replace(
+            spec, entry_point=registered.entry_point, vector_entry_point=registered.vector_entry_point
+        )
+    elif not _is_known(spec.entry_point, gymnasium.Env):
+        raise UsageError(
+            f"{name} was recorded on {spec.id} of '{spec.entry_point}', which is not known here: use --dataset"
+        )
+    for wrapper in spec.additional_wrappers:
+        if not _is_known(wrapper.entry_point, gymnasium.Wrapper):
+            raise UsageError(
+                f"{name} was recorded with the wrapper '{wrapper.entry_point}', which is not known here: use --dataset"
+            )
     return spec, {}
+
+
+def _is_known(entry_point: Any, base: type) -> bool:
+    """Whether a text names a class of a known package that is a `base`: nothing else is called."""
+    module, colon, path = str(entry_point).partition(":")
+    if not colon or module.partition(".")[0] not in KNOWN_PACKAGES:
+        return False
+    try:
+        found: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and issubclass(found, base)
 
 
 def references(name: str) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ import json
 import socket
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -233,8 +234,6 @@ def test_a_remote_id_is_downloaded(monkeypatch):
 
 
 def polopt_spec():
-    import gymnasium
-
     return gymnasium.spec("Pendulum-v1")
 
 
@@ -248,8 +247,26 @@ def test_no_code_that_only_the_dataset_names_is_imported(folder):
     path = folder / "spec-v0" / "data" / "metadata.json"
     text = path.read_text().replace("gymnasium.envs.classic_control.pendulum:PendulumEnv", "evil.module:Env")
     path.write_text(text.replace("Pendulum-v1", "Evil-v1"))
-    with pytest.raises(UsageError, match="spec-v0 was recorded on Evil-v1 of 'evil', which is not known here"):
+    with pytest.raises(UsageError, match=r"spec-v0 was recorded on Evil-v1 of 'evil\.module:Env', which is not"):
         make_task("spec-v0")
+    path.write_text(text.replace("evil.module:Env", "evil.module:call"))  # under a registered id
+    assert make_task("spec-v0").spec.name == "Pendulum-v1"
+    for entry in ("polopt.tasks.making:named_function", "gymnasium.envs.registration:make", "polopt.nothing:Env"):
+        path.write_text(text.replace("evil.module:Env", entry).replace("Pendulum-v1", "Evil-v1"))
+        with pytest.raises(UsageError, match=f"of '{entry}', which is not known here"):
+            make_task("spec-v0")
+    for entry, known in (("evil.module:Wrap", False), ("gymnasium.wrappers:FlattenObservation", True)):
+        wrapped = gymnasium.wrappers.FlattenObservation(gymnasium.make("Pendulum-v1")).spec
+        write_dataset(f"wrapped-{known:d}-v0", THREE, BOX, env_spec=wrapped)
+        path = folder / f"wrapped-{known:d}-v0" / "data" / "metadata.json"
+        named = path.read_text().replace("gymnasium.wrappers.transform_observation:FlattenObservation", entry)
+        assert entry in named
+        path.write_text(named)
+        if known:
+            assert make_task(f"wrapped-{known:d}-v0").spec.name == "Pendulum-v1"
+            continue
+        with pytest.raises(UsageError, match=r"with the wrapper 'evil\.module:Wrap', which is not known here"):
+            make_task(f"wrapped-{known:d}-v0")
     write_dataset("bare-v0", THREE, BOX)
     with pytest.raises(UsageError, match="bare-v0 does not say which environment it was recorded on"):
         make_task("bare-v0")
