@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core.batch import Batch
+from polopt.core.modules import parameters_of
 from polopt.core.state import Stateful
 from polopt.networks.normalizer import Normalizer
 
@@ -152,5 +153,6 @@ def frozen_copy(module: M) -> M:
 
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- tau * source + (1 - tau) * target for every parameter; `tau=1` copies.  One fused operation."""
+    targets, sources = (list(dict.fromkeys(parameters_of(module))) for module in (target, source))
     with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+        torch._foreach_lerp_(targets, sources, tau)

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from polopt.core.batch import Batch
+from polopt.core.modules import parameters_of
 from polopt.core.state import Stateful
 
 Carry = dict[str, Tensor]
@@ -36,7 +37,7 @@ class Source(Stateful):
 
 def device_of(actor: Any) -> torch.device:
     """Where an actor wants its observations, and where batches are made: the device of its parameters, or the CPU."""
-    parameter = next(actor.parameters(), None) if isinstance(actor, nn.Module) else None
+    parameter = next(parameters_of(actor), None) if isinstance(actor, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 

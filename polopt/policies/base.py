@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.modules import parameters_of
 from polopt.core.spec import Spec
 from polopt.networks.encoders import MASK_KEY, Obs, is_dict
 from polopt.networks.normalizer import Normalizer
@@ -267,5 +268,5 @@ def to_tensor(space: gymnasium.Space, obs: Any, device: torch.device | None = No
 
 def device_of(module: nn.Module) -> torch.device | None:
     """Where the parameters of a module are; None if it has none."""
-    parameter = next(module.parameters(), None)
+    parameter = next(parameters_of(module), None)
     return None if parameter is None else parameter.device
