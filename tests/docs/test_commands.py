@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -72,8 +73,17 @@ def pages():
             yield pytest.param(page, id=str(page.relative_to(ROOT)))
 
 
+@pytest.fixture
+def own_modules(tmp_path):
+    """Modules that a page writes are gone after it: the next page may have others of the same name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("page", pages())
-def test_commands_of(page, tmp_path, monkeypatch, capsys, short):
+def test_commands_of(page, tmp_path, monkeypatch, capsys, short, own_modules):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as the console script does
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
