@@ -1,10 +1,10 @@
 """How fast polopt is beside its peers: interleaved ratios in one run on one machine.
 
 Every side is a worker process in its library's own environment. Each is tried at 1 and 2 threads (and, where a library
-has a choice, in each of its variants) for two short slices and goes on at its best. Then rounds of slices alternate between
-the sides, in the other order at every round, so that all of them see the same machine, and each round gives one ratio
-ours / peer. Between them the machine's own limit is measured in the same way: products of matrices of the update's
-size, or the simulator without a learner.
+has a choice, in each of its variants) for two short slices and goes on at its best. Then rounds of slices alternate
+between the sides, in the other order at every round, so that all of them see the same machine, and each round gives one
+ratio ours / peer. Between them the machine's own limit is measured in the same way: products of matrices of the
+update's size, or the simulator without a learner.
 
 Every case appends a line to `benchmarks/results/speed.jsonl`:
 
