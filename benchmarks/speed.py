@@ -321,7 +321,7 @@ class Lane:
             "library": self.side.library,
             "versions": self.worker.versions,
             "threads": self.worker.threads,
-            "job": self.job,
+            "job": self.job | ({"model": Path(self.job["model"]).name} if "model" in self.job else {}),
             "rate": statistics.median(rates),
             "rates": rates,
             "peak_mb": max(slice["peak_mb"] for slice in self.slices),
