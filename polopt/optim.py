@@ -122,12 +122,12 @@ class Optimizer(Stateful):
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
 
 
-def clip_grad_norm(parameters: Iterable[nn.Parameter], bound: float) -> Tensor:
+def clip_grad_norm(parameters: Sequence[Tensor], bound: float) -> Tensor:
     """`torch.nn.utils.clip_grad_norm_` for parameters on one device, in half of its time for small networks: scales the
     gradients in place to a global norm of at most `bound`, and returns the norm from before."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:  # nothing of the loss depends on them
-        return torch.zeros(())
+        return torch.zeros((), device=parameters[0].device)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp(max=1.0))
     return norm
