@@ -161,6 +161,7 @@ SIMULATOR = Side(
 SB3, SBX, D3RLPY, TRL = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy", "trl"))
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
+TRL_OR_COMPILED = Side(TRL.name, TRL.name, variants=({}, {"compile": True}))
 
 
 def language_model() -> Job:
@@ -237,7 +238,16 @@ CASES = [
         gflop=sac_gflop,
         limit=MATRICES,
     ),
-    Case("iql", "updates", (OURS, D3RLPY), OFFLINE | {"sizes": [256, 256]}, 500, 250, gflop=iql_gflop, limit=MATRICES),
+    Case(
+        "iql",
+        "updates",
+        (OURS, COMPILED, D3RLPY),
+        OFFLINE | {"sizes": [256, 256]},
+        500,
+        250,
+        gflop=iql_gflop,
+        limit=MATRICES,
+    ),
     Case("ofql", "updates", (Side("ofql"), DQL_5, DQL_20), OFFLINE, 100, 50),
     Case(
         "ofql-act",
@@ -253,8 +263,8 @@ CASES = [
     ),
     grpo(16, 8),
     grpo(128, 2),
-    Case("sft", "updates", (OURS, TRL), {"seed": 0}, 10, 5, prepare=language_model),
-    Case("dpo", "updates", (OURS, TRL), {"seed": 0}, 10, 5, prepare=language_model),
+    Case("sft", "updates", (OURS, COMPILED, TRL_OR_COMPILED), {"seed": 0}, 10, 5, prepare=language_model),
+    Case("dpo", "updates", (OURS, COMPILED, TRL_OR_COMPILED), {"seed": 0}, 10, 5, prepare=language_model),
     Case("startup", "processes", STARTUP),
 ]
 

@@ -188,9 +188,11 @@ class Method(Stateful):
             module.to(device)
 
     def compile(self, **options: Any) -> None:
-        """Compiles every `*_loss`; the schedule around them stays Python."""
+        """Compiles every `*_loss`, and every step that an optimizer takes on one; what is around them stays Python."""
         for name in self.losses():
             setattr(self, name, torch.compile(getattr(self, name), **options))
+        for optimizer in self.optimizers():
+            optimizer.compile(**options)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules that are attributes of this method, by name."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core.batch import Batch
@@ -50,9 +51,12 @@ class Optimizer(Stateful):
     ) -> None:
         self.lr = lr
         self.schedule = schedule or Constant()
+        self.kind = kind
         self.max_grad_norm = max_grad_norm
         self.micro_batch = micro_batch
         self.progress = 0.0
+        self._compiled: Callable[..., dict[str, Tensor]] | None = None
+        self._moments: list[list[Tensor]] = []  # of the compiled step: averages, squares and counts of Adam
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
         if kind == "sgd":
             self.torch: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=lr, weight_decay=weight_decay)
@@ -67,6 +71,9 @@ class Optimizer(Stateful):
         gradient of the whole, because `batch["weight"]` was written before. Returns the metrics, summed over pieces,
         plus `grad_norm` when clipping.
         """
+        if self._compiled is not None and (self.micro_batch is None or len(batch) <= self.micro_batch):
+            rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
+            return self._compiled(loss, batch, rate, *(self._moments or self._adam_state()))
         self._zero_grad()
         pieces: Sequence[Batch] = (batch,) if self.micro_batch is None else batch.split(self.micro_batch, dim=0)
         metrics: dict[str, Tensor] = {}
@@ -98,12 +105,78 @@ class Optimizer(Stateful):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _apply(self) -> dict[str, Tensor]:
-        metrics = {}
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.lr * self.schedule(self.progress)
+
+    def compile(self, **options: Any) -> None:
+        """From here on `minimize` is one compiled function, from the loss to Adam's step, for a batch of one piece.
+
+        With small networks the operations of a step take longer to start than to run. `options` go to `torch.compile`.
+        Without effect for "sgd", and before torch 2.11, which cannot trace gradients.
+        """
+        from torch._dynamo import config  # takes a second, which a run without it need not wait
+
+        if self.kind != "sgd" and hasattr(config, "trace_autograd_ops"):
+            config.trace_autograd_ops = True
+            self._compiled = torch.compile(self._whole_step, **options)
+
+    def _whole_step(
+        self, loss: Loss, batch: Batch, rate: Tensor, averages: list[Tensor], squares: list[Tensor], steps: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """What `minimize` does to one piece; of Adam the functional form, as optimizers break a graph."""
+        value, metrics = loss(batch)
+        reached = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        chosen = [index for index, grad in enumerate(reached) if grad is not None]
+        grads = [reached[index] for index in chosen]
+        metrics = {name: part.detach() for name, part in metrics.items()}
         if self.max_grad_norm is not None:
-            metrics["grad_norm"] = clip_grad_norm(self.parameters, self.max_grad_norm)
+            metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm)
+            grads = list(torch._foreach_mul(grads, factor))  # not in place: one tensor may serve two parameters
+        group = self.torch.param_groups[0]
+        with torch.no_grad():
+            adam(
+                [self.parameters[index] for index in chosen],
+                grads,
+                [averages[index] for index in chosen],
+                [squares[index] for index in chosen],
+                [],
+                [steps[index] for index in chosen],
+                foreach=True,
+                capturable=True,
+                decoupled_weight_decay=self.kind == "adamw",
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=rate,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        return metrics
+
+    def _adam_state(self) -> list[list[Tensor]]:
+        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it."""
+        for parameter in self.parameters:
+            state = self.torch.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        names = ("exp_avg", "exp_avg_sq", "step")
+        self._moments = [[self.torch.state[parameter][name] for parameter in self.parameters] for name in names]
+        return self._moments
+
+    def _apply(self) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        if self.max_grad_norm is not None:
+            grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            metrics["grad_norm"] = torch.zeros((), device=self.parameters[0].device)
+            if grads:  # something of the loss depends on them
+                metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm)
+                torch._foreach_mul_(grads, factor)
         for group in self.torch.param_groups:
-            group["lr"] = self.lr * self.schedule(self.progress)
+            group["lr"] = self.rate
         self.torch.step()
         return metrics
 
@@ -119,18 +192,17 @@ class Optimizer(Stateful):
         for path, value in state.items():
             index, name = path.split(".", 1)
             moments.setdefault(int(index), {})[name] = value
+        self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
 
 
-def clip_grad_norm(parameters: Sequence[Tensor], bound: float) -> Tensor:
-    """`torch.nn.utils.clip_grad_norm_` for parameters on one device, in half of its time for small networks: scales the
-    gradients in place to a global norm of at most `bound`, and returns the norm from before."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not grads:  # nothing of the loss depends on them
-        return torch.zeros((), device=parameters[0].device)
+def norm_and_factor(grads: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
+    """The global norm of some tensors on one device, and what to multiply them by for a norm of at most `bound`.
+
+    As in `torch.nn.utils.clip_grad_norm_`, in half of its time for small networks.
+    """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -175,3 +176,67 @@ def test_polyak_update():
     polyak_update(target, source, 1.0)
     assert torch.equal(target.weight, source.weight)
     assert source.weight.grad is None
+
+
+class Graphs:
+    """A backend of torch.compile that runs what it is given, and keeps it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.seen.append(graph)
+        return graph
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_compiled_step_is_the_step(kind, float64):
+    """Also with a parameter that the loss does not reach at first, between other steps, and after loading a state."""
+    moved, graphs = [], Graphs()
+    for compiled in (False, True):
+        module, apart = net(), net()
+        options: Any = {"schedule": Linear(), "max_grad_norm": 0.3, "weight_decay": 0.1, "micro_batch": 6}
+        optimizer = Optimizer(module, apart, lr=0.1, kind=kind, **options)
+        if compiled:
+            optimizer.compile(backend=graphs, fullgraph=True)
+        loss, metrics = squared(module), []
+        for step in range(4):
+            optimizer.progress = step / 5
+            metrics.append(optimizer.minimize(loss, batch()))
+        optimizer.step(module.weight.sum() + apart.weight.sum())
+        metrics.append(optimizer.minimize(loss, batch()))
+        restore(optimizer, {path: copy.deepcopy(leaf) for path, leaf in gather(optimizer).items()})
+        metrics += [optimizer.minimize(loss, rows) for rows in (batch(), batch(10))]  # 10: in two pieces, not compiled
+        assert not any(value.requires_grad for each in metrics for value in each.values())
+        moved.append((module.weight, apart.weight, *(each[name] for each in metrics for name in ("loss", "grad_norm"))))
+    assert graphs.seen
+    for one, other in zip(*moved):  # Adam's correction of its start is computed in float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0.0)
+
+
+def test_a_changing_rate_does_not_compile_anew():
+    module, graphs = net(), Graphs()
+    optimizer = Optimizer(module, lr=0.1, schedule=Linear())
+    optimizer.compile(backend=graphs)
+    loss, data, moved = squared(module), batch(), []
+    for step in range(4):
+        optimizer.progress = step / 5
+        before = module.weight.detach().clone()
+        optimizer.minimize(loss, data)
+        moved.append((module.weight - before).abs().max().item())
+    assert len(graphs.seen) == 1
+    assert moved == sorted(moved, reverse=True)
+    assert moved[-1] < 0.6 * moved[0]
+
+
+def test_one_gradient_of_two_parameters_is_clipped_once(float64):
+    """Both get the same tensor as their gradient, where nothing copies it."""
+    one, two = net(), net()
+    optimizer = Optimizer(one, two, lr=0.1, max_grad_norm=1e-3, eps=1.0)
+    optimizer.compile(backend=Graphs())
+    before = one.weight.detach().clone()
+    metrics = optimizer.minimize(lambda batch: ((one.weight + two.weight).sum(), {}), batch())
+    assert float(metrics["grad_norm"]) == pytest.approx(2.0)
+    step = 0.1 * 5e-4 / (5e-4 + 1.0)
+    torch.testing.assert_close(before - one.weight, torch.full((1, 2), step), rtol=1e-4, atol=0.0)
+    assert torch.equal(one.weight, two.weight)

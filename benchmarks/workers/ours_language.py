@@ -1,7 +1,8 @@
 """polopt's side of the language benchmarks, beside `peer_trl.py`.
 
 Every job has `model`, a folder of `benchmarks.language_model`, and may have `micro_batch`, the rows of one backward
-pass (by default all; fewer need less memory, and less time where activations outgrow the caches).
+pass (by default all; fewer need less memory, and less time where activations outgrow the caches), and `compile`, which
+is for SFT and DPO.
 
 Equal on both sides: weights, texts, tokenizer, batch sizes, lengths, float32, AdamW without weight decay, gradients
 clipped at norm 1, a constant learning rate, and for GRPO the reward, 8 completions a prompt, rewards standardized in
@@ -47,7 +48,10 @@ def build(method: str, task: str | Path, job: Job, task_options: dict[str, Any],
     torch.set_num_threads(threads)
     settings |= {"model": job["model"], "threads": threads, "seed": job.get("seed", 0)}
     settings["micro_batch"] = job.get("micro_batch")
-    return plan(method, str(task), task_options=task_options, **settings).build()
+    built = plan(method, str(task), task_options=task_options, **settings).build()
+    if job.get("compile"):
+        built.compile()
+    return built
 
 
 def step(method: Any) -> Any:
@@ -98,7 +102,8 @@ def sft(job: Job) -> Run:
     folder = Path(job["model"])
     method = build("sft", folder / "sft.jsonl", job, {"heldout": False}, batch_size=SFT_ROWS, lr=RATE_LR, **OPTIMIZER)
     clock = Clock()
-    clock.watch("log_prob", method, "imitation_loss")
+    if not job.get("compile"):  # nothing can be timed inside of what is compiled
+        clock.watch("log_prob", method, "imitation_loss")
     return rate(method, clock, lambda batch: batch["mask"].sum(), SFT_ROWS * 48)
 
 
@@ -107,7 +112,9 @@ def dpo(job: Job) -> Run:
     folder = Path(job["model"])
     method = build("dpo", folder / "dpo.jsonl", job, {"heldout": False}, batch_size=DPO_PAIRS, lr=RATE_LR, **OPTIMIZER)
     clock = Clock()
-    clock.watch("log_prob", method, "score_reference", "policy_loss")
+    clock.watch("log_prob", method, "score_reference")
+    if not job.get("compile"):
+        clock.watch("log_prob", method, "policy_loss")
     sides = ("chosen", "rejected")
     return rate(method, clock, lambda batch: sum(batch[side, "mask"].sum() for side in sides), 2 * DPO_PAIRS * 64)
 

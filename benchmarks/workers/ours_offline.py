@@ -1,8 +1,9 @@
 """polopt's side of the offline cases.
 
 Rates: `iql`, `dql` (`job["steps"]` of denoising) and `ofql` are updates on `job["transitions"]` random transitions of
-HalfCheetah's sizes, `method.update(method.collect())`; `dql-act` and `ofql-act` are actions at one observation each.
-`job["candidates"]` says how many samples compete for an action; without it each method has its own number, 50 and 1.
+HalfCheetah's sizes, `method.update(method.collect())`, with `job["compile"]` compiled; `dql-act` and `ofql-act` are
+actions at one observation each. `job["candidates"]` says how many samples compete for an action; without it each method
+has its own number, 50 and 1.
 
 Curves: `iql-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or saved in
 between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has;
@@ -64,7 +65,11 @@ def on_random_data(method: str, job: Job, config: dict[str, Any]) -> Method:
         return plan(method, offline_data.TASK, seed=job["seed"], dataset=str(file), **config).build()
 
 
-def updates(method: Method) -> Run:
+def updates(method: Method, job: Job) -> Run:
+    if job.get("compile"):
+        method.compile()
+        for _ in range(2):  # the first step compiles
+            method.update(method.collect())
     return offline_data.timed(method.collect, method.update)
 
 
@@ -80,15 +85,15 @@ def actions(method: Method) -> Run:
 
 
 def iql(job: Job) -> Run:
-    return updates(on_random_data("iql", job, iql_config(job)))
+    return updates(on_random_data("iql", job, iql_config(job)), job)
 
 
 def dql(job: Job) -> Run:
-    return updates(on_random_data("dql", job, generative_config(job, "dql")))
+    return updates(on_random_data("dql", job, generative_config(job, "dql")), job)
 
 
 def ofql(job: Job) -> Run:
-    return updates(on_random_data("ofql", job, generative_config(job, "ofql")))
+    return updates(on_random_data("ofql", job, generative_config(job, "ofql")), job)
 
 
 def dql_act(job: Job) -> Run:

@@ -54,6 +54,7 @@ def settings(job: Job, rows: int, lr: float) -> dict[str, Any]:
         "max_steps": WITHOUT_END,
         "seed": job.get("seed", 0),
         "use_cpu": True,
+        "torch_compile": job.get("compile", False),
         "bf16": False,
         "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
