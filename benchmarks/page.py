@@ -252,20 +252,28 @@ def _band(axes: Any, curves: Sequence[tuple[Array, Array]], color: str) -> Any:
 
 
 def draw_speed(file: Path, lines: Sequence[Line]) -> None:
-    """A bar per case and peer, from 1 to the median of ours / peer, with the smallest and the largest of the rounds."""
-    bars = [(line["case"], name, ratios) for line in lines for name, ratios in line["ratios"].items()]
-    labels = [f"{case}: {line_of_ours(lines, case)} / {name}" for case, name, _ in bars]
+    """A bar per case and peer, from 1 to the median of ours / peer, with the smallest and the largest of the rounds; a
+    second one for our fastest side, if that is not the first."""
+    bars = []
+    for line in lines:
+        ours, (first, *_) = of_ours(line), line["sides"]
+        for side in line["sides"]:
+            if side in ours or side["name"] not in line["ratios"]:
+                continue
+            for mine in (first, fastest(line)) if fastest(line) is not first else (first,):
+                bars.append((f"{line['case']}: {mine['name']} / {side['name']}", ratios(mine, side)))
+    labels = [label for label, _ in bars]
     with figure(file, 1, 1, 10.4, 0.9 + 0.36 * len(bars)) as (_, (((axes,),))):
-        for index, (_, _, ratios) in enumerate(bars):
-            middle = statistics.median(ratios)
+        for index, (_, found) in enumerate(bars):
+            middle = statistics.median(found)
             color = SERIES[0] if middle >= 1 else SERIES[1]
             axes.barh(index, middle - 1, left=1, height=0.62, color=color, alpha=0.85)
-            axes.plot([min(ratios), max(ratios)], [index, index], color=INK, linewidth=1.4, marker="|", markersize=7)
-            end = max(*ratios, 1.0)
+            axes.plot([min(found), max(found)], [index, index], color=INK, linewidth=1.4, marker="|", markersize=7)
+            end = max(*found, 1.0)
             axes.annotate(
                 f"{middle:.2f}", (end, index), xytext=(7, 0), textcoords="offset points", va="center", fontsize=10
             )
-        everything = [ratio for *_, ratios in bars for ratio in ratios]
+        everything = [ratio for _, found in bars for ratio in found]
         low, high = min(everything), max(everything)
         ticks = [
             tick for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low * 0.9 <= tick <= high * 1.1 or tick == 1
@@ -281,8 +289,19 @@ def draw_speed(file: Path, lines: Sequence[Line]) -> None:
         axes.set_xlabel("how many times as fast (units a second / units a second; log scale)")
 
 
-def line_of_ours(lines: Sequence[Line], case: str) -> str:
-    return next(line["sides"][0]["name"] for line in lines if line["case"] == case)
+def of_ours(line: Line) -> list[Line]:
+    """The first side of a case and those that are the same in another way: "polopt", "polopt --compile"."""
+    name = line["sides"][0]["name"]
+    return [side for side in line["sides"] if side["name"] == name or side["name"].startswith((f"{name} ", f"{name},"))]
+
+
+def fastest(line: Line) -> Line:
+    return max(of_ours(line), key=lambda side: side["rate"])
+
+
+def ratios(side: Line, other: Line) -> list[float]:
+    """By round."""
+    return [a / b for a, b in zip(side["rates"], other["rates"])]
 
 
 # Tables
@@ -337,22 +356,36 @@ def speed_table(lines: Sequence[Line]) -> str:
     for line in lines:
         ours, limit = line["sides"][0], line["limit"]
         for side in line["sides"]:
-            ratios, arithmetic = line["ratios"].get(side["name"]), line["arithmetic"].get(side["name"])
-            spread = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+            arithmetic, best = line["arithmetic"].get(side["name"]), fastest(line)
+            compared = side["name"] in line["ratios"]
             rows.append(
                 [
                     f"`{line['case']}`, {line['unit']}" if side is ours else "",
                     side["name"],
                     str(side["threads"]),
                     f"{number(side['rate'])}/s" if side["rate"] >= 10 else f"{1 / side['rate']:.3g} s each",
-                    spread,
+                    spread(ratios(ours, side)) if compared else "",
+                    spread(ratios(best, side)) if compared and best is not ours and best is not side else "",
                     f"{arithmetic:.2f}" if arithmetic else "",
                     f"{limit['fraction']:.0%} of {limit['name']}" if limit and side is ours else "",
                     f"{side['peak_mb']:,.0f}",
                 ]
             )
-    head = ["case, unit", "", "threads", "median rate", "first / this", "by arithmetic", "of the limit"]
+    head = [
+        "case, unit",
+        "",
+        "threads",
+        "median rate",
+        "first / this",
+        "our fastest / this",
+        "by arithmetic",
+        "of the limit",
+    ]
     return table([*head, "peak memory, MB"], rows)
+
+
+def spread(found: Sequence[float]) -> str:
+    return f"**{statistics.median(found):.2f}** ({min(found):.2f} to {max(found):.2f})"
 
 
 def parts_table(lines: Sequence[Line]) -> str:
