@@ -105,8 +105,9 @@ class Replay(Stateful):
         if batch.batch_dims == 2:
             if batch.get("next_obs", None) is None:
                 columns |= _flatten({"next_obs": successors(batch)})
-            # time first: neighbours in time are `rows` apart
-            columns = {path: value.transpose(0, 1).flatten(0, 1) for path, value in columns.items()}
+            if rows > 1:  # time first: neighbours in time are `rows` apart
+                columns = {path: value.transpose(0, 1) for path, value in columns.items()}
+            columns = {path: value.flatten(0, 1) for path, value in columns.items()}
             mask = None if mask is None else mask.T.flatten()
         elif batch.batch_dims != 1:
             raise ValueError(f"a replay takes batches [B] or [N, T], not {list(batch.batch_size)}")
@@ -135,8 +136,10 @@ class Replay(Stateful):
             if value.shape[1:] != storage.shape[1:]:
                 was, now = list(storage.shape[1:]), list(value.shape[1:])
                 raise RunError(f"the replay stores '{path}' of shape {was}, and this batch has {now}")
-            storage[start : start + before_end] = value[:before_end]
-            if before_end < count:
+            if before_end == count:
+                storage.narrow(0, start, count).copy_(value)
+            else:
+                storage[start:] = value[:before_end]
                 storage[: count - before_end] = value[before_end:]
         self.added += count
         if self._keys or self._tree is not None:
@@ -396,7 +399,7 @@ def _flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:
         if not prefix and key in NOT_STORED:
             continue
         if isinstance(value, Tensor):
-            columns[prefix + key] = value.detach()
+            columns[prefix + key] = value.detach() if value.requires_grad else value
         else:
             columns.update(_flatten(value, f"{prefix}{key}/"))
     return columns

@@ -361,15 +361,12 @@ class CausalLMPolicy(Density, Imitates):
         def piece(token: Tensor, *states: Tensor) -> Tensor:
             return value([head(state) for head, state in zip(heads, states)], token)
 
-        if needed is not None and len(flat) * self.vocabulary <= SMALL:
+        if len(flat) * self.vocabulary <= SMALL:
             result = piece(chosen, *inputs)
-            return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
-        size = max(1, min(-(-len(flat) // PIECES), LARGEST // self.vocabulary))
-        values = []
-        for start in range(0, max(1, len(flat)), size):  # at least once: an empty batch keeps its graph
-            part = slice(start, start + size)
-            values.append(_recomputed(piece, chosen[part], *(state[part] for state in inputs)))
-        result = torch.cat(values)
+        else:
+            size = max(1, min(-(-len(flat) // PIECES), LARGEST // self.vocabulary))
+            parts = [slice(start, start + size) for start in range(0, len(flat), size)]
+            result = torch.cat([_recomputed(piece, chosen[part], *(x[part] for x in inputs)) for part in parts])
         if needed is None:
             return torch.where(mask, result.view_as(completion), 0.0)
         return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
