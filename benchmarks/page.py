@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.environments import ROOT
 from benchmarks.returns import EXPERIMENTS, Line, file_of, read
+from benchmarks.speed import CASES
 from polopt.evaluation.statistics import Array, Interval, aggregate_curves, bootstrap, mean
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -256,9 +257,9 @@ def draw_speed(file: Path, lines: Sequence[Line]) -> None:
     second one for our fastest side, if that is not the first."""
     bars = []
     for line in lines:
-        ours, (first, *_) = of_ours(line), line["sides"]
+        first = line["sides"][0]
         for side in line["sides"]:
-            if side in ours or side["name"] not in line["ratios"]:
+            if side["library"] == first["library"]:
                 continue
             for mine in (first, fastest(line)) if fastest(line) is not first else (first,):
                 bars.append((f"{line['case']}: {mine['name']} / {side['name']}", ratios(mine, side)))
@@ -480,7 +481,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
 def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = None) -> list[Path]:
     """Draws the pictures beside the page and fills its tables; returns the files that were written."""
     text = page.read_text() if template is None else template
-    speed = list({line["case"]: line for line in read(results / "speed.jsonl")}.values())
+    newest = {line["case"]: line for line in read(results / "speed.jsonl")}
+    speed = [newest[case.name] for case in CASES if case.name in newest]
     lines = {
         name: [line for full in (False, True) for line in read(file_of(name, full, results / "returns"))]
         for name in EXPERIMENTS
@@ -494,7 +496,7 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
 
     tables = {"speed": EMPTY, "speed-parts": EMPTY, "speed-machine": EMPTY}
     if speed:
-        shown = picture("speed", "Ratios of speed, ours beside each peer", draw_speed, speed)
+        shown = picture("speed", "How many times as fast as each peer", draw_speed, speed)
         tables = {"speed": f"{shown}\n\n{speed_table(speed)}", "speed-parts": parts_table(speed)}
         tables["speed-machine"] = machine_table(speed)
     for comparison in COMPARISONS:
