@@ -6,7 +6,8 @@ from typing import Any
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
-from polopt.data.base import device_of, put
+from polopt.core.modules import device_of
+from polopt.data.base import put
 from polopt.data.datasets import episode_returns
 from polopt.data.demonstrations import Samples, recorded_data
 from polopt.data.replay import Replay, ReplaySource

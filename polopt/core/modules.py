@@ -1,9 +1,11 @@
-"""A module's parameters, for code that asks at every step."""
+"""A module's parameters and where they are, for code that asks at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,3 +18,9 @@ def parameters_of(module: nn.Module) -> Iterator[Tensor]:
     for child in module._modules.values():
         if child is not None:
             yield from parameters_of(child)
+
+
+def device_of(actor: Any) -> torch.device:
+    """Where an actor wants its observations, and where batches are made: the device of its parameters, or the CPU."""
+    parameter = next(parameters_of(actor), None) if isinstance(actor, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device

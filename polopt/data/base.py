@@ -6,10 +6,9 @@ from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from polopt.core.batch import Batch
-from polopt.core.modules import parameters_of
 from polopt.core.state import Stateful
 
 Carry = dict[str, Tensor]
@@ -33,12 +32,6 @@ class Source(Stateful):
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length) of the episodes that ended since the last call."""
         return []
-
-
-def device_of(actor: Any) -> torch.device:
-    """Where an actor wants its observations, and where batches are made: the device of its parameters, or the CPU."""
-    parameter = next(parameters_of(actor), None) if isinstance(actor, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def put(value: Any, device: torch.device) -> Any:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.modules import device_of
 from polopt.core.spec import Spec
-from polopt.data.base import Acts, Source, device_of, put
+from polopt.data.base import Acts, Source, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
 from polopt.tasks.recorded import DATASET_ID

@@ -16,7 +16,8 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
-from polopt.data.base import Acts, Carry, Source, add_action_mask, device_of, keep_rows, put
+from polopt.core.modules import device_of
+from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
 from polopt.data.tokens import LEFT, stack
 from polopt.tasks.base import Task
 

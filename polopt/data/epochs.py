@@ -6,7 +6,8 @@ import torch
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
-from polopt.data.base import Acts, Source, device_of, put
+from polopt.core.modules import device_of
+from polopt.data.base import Acts, Source, put
 from polopt.data.samplers import Shuffled
 from polopt.data.tokens import trim
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from polopt.core.batch import Batch, align_left
 from polopt.core.errors import UsageError
-from polopt.data.base import Acts, Source, device_of, put
+from polopt.core.modules import device_of
+from polopt.data.base import Acts, Source, put
 from polopt.data.tokens import LEFT, widen
 
 

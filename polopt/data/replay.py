@@ -15,8 +15,9 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.modules import device_of
 from polopt.core.state import Blob, Stateful
-from polopt.data.base import Acts, Source, device_of, put
+from polopt.data.base import Acts, Source, put
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 from polopt.data.trajectories import Trajectories

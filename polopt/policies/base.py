@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
-from polopt.core.modules import parameters_of
+from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.networks.encoders import MASK_KEY, Obs, is_dict
 from polopt.networks.normalizer import Normalizer
@@ -264,9 +264,3 @@ def to_tensor(space: gymnasium.Space, obs: Any, device: torch.device | None = No
     else:
         dtype = torch.int64
     return torch.as_tensor(array, dtype=dtype, device=device)[None]
-
-
-def device_of(module: nn.Module) -> torch.device | None:
-    """Where the parameters of a module are; None if it has none."""
-    parameter = next(parameters_of(module), None)
-    return None if parameter is None else parameter.device

@@ -23,10 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.data.tokenizing import Prompt, Tokens, need, pack_left, pad_left, pad_right, quiet
 from polopt.policies import CausalLM
-from polopt.policies.base import Density, Imitates, Record, device_of, same_family
+from polopt.policies.base import Density, Imitates, Record, same_family
 from polopt.policies.pretrained import load_pretrained, write_folder
 
 Sampler = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor, Tensor]]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from polopt.core.errors import UsageError
+from polopt.core.modules import device_of
 from polopt.data.tokenizing import Prompt
-from polopt.policies.base import Record, device_of
+from polopt.policies.base import Record
 from polopt.policies.language import CausalLMPolicy
 from polopt.policies.wrappers import Wrapper
 

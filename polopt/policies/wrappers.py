@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
-from polopt.policies.base import Actor, Record, device_of, legal_actions
+from polopt.policies.base import Actor, Record, legal_actions
 from polopt.policies.categorical import draw, log_prob_of, mask_logits
 from polopt.policies.gaussian import HALF_LOG_TWO_PI, register_bounds, safe_atanh
 

@@ -49,7 +49,7 @@ def test_must_2_chosen_only_in_the_same_forward_pass(tmp_path, float64, monkeypa
     scored, original = [], method.policy.log_prob
     monkeypatch.setattr(method.policy, "log_prob", lambda rows: scored.append(rows) or original(rows))
     method.policy_loss(batch)
-    assert len(scored) == 2  # each side once, for both terms
+    assert [len(rows) for rows in scored] == [2 * len(batch)]  # each side once, for both terms
     assert method.anchor(original(batch["chosen"]), batch).item() == pytest.approx(
         -method.config.beta * log_probs(method.policy, batch["chosen"]).mean()
     )

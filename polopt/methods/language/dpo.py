@@ -30,6 +30,7 @@ from torch import Tensor
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
+from polopt.data.mixing import cat_rows
 from polopt.data.preferences import Preferences, pairs_of
 from polopt.language import LanguageMethod
 from polopt.losses.pairwise import implicit_reward, pairwise
@@ -37,6 +38,8 @@ from polopt.method import Smoke
 from polopt.optim import frozen_copy
 from polopt.policies.base import Scores
 from polopt.tasks.base import Task
+
+TOKENS = ("prompt", "prompt_mask", "completion", "attention", "mask")  # of a side
 
 
 class DPO(LanguageMethod):
@@ -74,8 +77,11 @@ class DPO(LanguageMethod):
         self.source = Preferences(data, self.config.batch_size, self.generator)
 
     def scores(self, policy: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
-        """log pi per token [B, T] of both sides of the pairs."""
-        return policy.log_prob(batch["chosen"]), policy.log_prob(batch["rejected"])
+        """log pi per token [B, T] of both sides of the pairs, in one pass: their prompt is the same."""
+        sides = [batch[side].select(*TOKENS) for side in ("chosen", "rejected")]
+        log_probs = policy.log_prob(cat_rows(sides)).split(len(batch))
+        chosen, rejected = (each[:, : rows["mask"].shape[1]] for each, rows in zip(log_probs, sides))
+        return chosen, rejected
 
     def log_ratio(self, log_prob: Tensor, reference: Tensor, rows: Batch) -> Tensor:
         """h [B] of one side: the sum over its tokens, for ipo their mean."""
