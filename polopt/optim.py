@@ -114,7 +114,7 @@ class Optimizer(Stateful):
         """From here on `minimize` is one compiled function, from the loss to Adam's step, for a batch of one piece.
 
         With small networks the operations of a step take longer to start than to run. `options` go to `torch.compile`.
-        Without effect for "sgd", and before torch 2.11, which cannot trace gradients.
+        Without effect for "sgd", and with a torch that is too old to trace gradients.
         """
         from torch._dynamo import config  # takes a second, which a run without it need not wait
 
@@ -132,8 +132,8 @@ class Optimizer(Stateful):
         grads = [reached[index] for index in chosen]
         metrics = {name: part.detach() for name, part in metrics.items()}
         if self.max_grad_norm is not None:
-            metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm)
-            grads = list(torch._foreach_mul(grads, factor))  # not in place: one tensor may serve two parameters
+            metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
+            grads = [grad * factor for grad in grads]  # not in place: one tensor may serve two parameters
         group = self.torch.param_groups[0]
         with torch.no_grad():
             adam(
@@ -171,14 +171,23 @@ class Optimizer(Stateful):
         metrics: dict[str, Tensor] = {}
         if self.max_grad_norm is not None:
             grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            metrics["grad_norm"] = torch.zeros((), device=self.parameters[0].device)
-            if grads:  # something of the loss depends on them
-                metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm)
+            metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
+            if grads:
                 torch._foreach_mul_(grads, factor)
         for group in self.torch.param_groups:
             group["lr"] = self.rate
         self.torch.step()
         return metrics
+
+    def _norm_and_factor(self, grads: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
+        """The global norm, and what to multiply the gradients by for one of at most `bound`.
+
+        As in `torch.nn.utils.clip_grad_norm_`, in half of its time for small networks.
+        """
+        norm = torch.zeros((), device=self.parameters[0].device)  # where nothing of the loss depends on the parameters
+        if grads:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
 
     def extra_state(self) -> dict[str, Any]:
         return {
@@ -194,15 +203,6 @@ class Optimizer(Stateful):
             moments.setdefault(int(index), {})[name] = value
         self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
-
-
-def norm_and_factor(grads: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
-    """The global norm of some tensors on one device, and what to multiply them by for a norm of at most `bound`.
-
-    As in `torch.nn.utils.clip_grad_norm_`, in half of its time for small networks.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -229,6 +229,18 @@ def test_a_changing_rate_does_not_compile_anew():
     assert moved[-1] < 0.6 * moved[0]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_of_other_parameters_moves_nothing(compiled):
+    module, other = net(), net()
+    optimizer = Optimizer(module, lr=0.1, max_grad_norm=1.0)
+    if compiled:
+        optimizer.compile(backend=Graphs())
+    before = module.weight.detach().clone()
+    assert float(optimizer.minimize(squared(other), batch())["grad_norm"]) == 0.0
+    assert torch.equal(module.weight, before)
+    assert other.weight.grad is None
+
+
 def test_one_gradient_of_two_parameters_is_clipped_once(float64):
     """Both get the same tensor as their gradient, where nothing copies it."""
     one, two = net(), net()
