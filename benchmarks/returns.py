@@ -22,6 +22,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,8 @@ class Arm:
         settings: the job, without the seed.
         minutes: what a run may take; only used until there are lines.
         full: settings with `--full`.
-        wants: what has to be made before: "data" of the offline benchmarks, or the "model" of the language ones.
+        wants: what has to be made before: the "data" of the offline benchmarks, or the "model" of the language ones
+            for its task.
     """
 
     experiment: str
@@ -60,6 +62,11 @@ class Arm:
     minutes: float
     full: dict[str, Any] = field(default_factory=dict)
     wants: str = ""
+
+    @property
+    def preparation(self) -> str:
+        """Name of its `Preparation`, or nothing."""
+        return f"model {self.task}" if self.wants == "model" else self.wants
 
     def job(self, seed: int, full: bool = False, **override: Any) -> dict[str, Any]:
         return self.settings | (self.full if full else {}) | override | {"seed": seed}
@@ -206,6 +213,41 @@ class Plan:
 # Running
 
 
+class Preparation:
+    """A process that makes what some arms learn from; what is there already is left as it is.
+
+    Attributes:
+        name: "data" or "model TASK". minutes: it may take, where nothing is there.
+    """
+
+    MINUTES = {"data": 25.0, "model": 5.0}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        kind, *tasks = name.split()
+        module = {"data": "offline_data", "model": "language_model"}[kind]
+        self.folder = tempfile.TemporaryDirectory(prefix="polopt-returns-")
+        self.errors = Path(self.folder.name) / "errors"
+        command = [sys.executable, "-m", f"benchmarks.{module}", *tasks]
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, env=environment(1)
+            )
+
+    def look(self, running: int) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def failure(self) -> str:
+        """Why it has failed, if it has."""
+        return last_line(self.errors.read_text()) if self.process.returncode else ""
+
+
 class Run:
     """A worker process that makes one curve.
 
@@ -272,11 +314,11 @@ class Run:
 
 
 def prepare(arm: Arm) -> tuple[dict[str, Any], dict[str, str]]:
-    """Makes what an arm learns from, once; returns what its job needs on this machine, and what its line says of it."""
+    """What an arm's job needs on this machine, and what its line says of it; at hand after its `Preparation`."""
     if arm.wants == "data":
         from benchmarks import offline_data
 
-        return {}, {"data_sha256": offline_data.make(progress=True)[arm.task]["sha256"]}
+        return {}, {"data_sha256": offline_data.make()[arm.task]["sha256"]}
     if arm.wants == "model":
         from benchmarks import language_model
 
@@ -299,33 +341,57 @@ def commit() -> str:
 def run(plan: Plan, jobs: int = 1, limit: float | None = None) -> int:
     """Runs what is missing; returns how many failed. `limit` (minutes): nothing begins that would not end by then."""
     begin, waiting, failed = time.monotonic(), plan.missing(), 0
-    running: list[Run] = []
+    running: list[Run | Preparation] = []
+    ready = {""}
+
+    def fail(arm: Arm, seed: int, error: Exception | str) -> None:
+        nonlocal failed
+        failed += 1
+        print(f"FAILED {arm.experiment} {arm.task} {arm.name} seed {seed}: {error}", flush=True)
+
+    def startable() -> tuple[Arm, int] | None:
+        """The first that would end within the limit and does not wait for what is being made."""
+        left = float("inf") if limit is None else limit - (time.monotonic() - begin) / 60
+        made = {each.name for each in running if isinstance(each, Preparation)}
+        for arm, seed in waiting:
+            first = 0.0 if arm.preparation in ready else Preparation.MINUTES[arm.wants]
+            if arm.preparation not in made and first + plan.minutes(arm) <= left:
+                return arm, seed
+        return None
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the workers end with this process
     try:
         while True:
-            left = float("inf") if limit is None else limit - (time.monotonic() - begin) / 60
-            while len(running) < jobs and (fit := [each for each in waiting if plan.minutes(each[0]) <= left]):
-                arm, seed = fit[0]
-                waiting.remove(fit[0])
+            while len(running) < jobs and (chosen := startable()):
+                arm, seed = chosen
+                if arm.preparation not in ready:
+                    running.append(Preparation(arm.preparation))
+                    print(f"making {arm.preparation}", flush=True)
+                    continue
+                waiting.remove(chosen)
                 try:
                     running.append(Run(arm, seed, plan.job(arm, seed)))
                     print(f"begun  {running[-1]}, about {plan.minutes(arm):.0f} minutes", flush=True)
-                except Exception as error:  # no environment, no data, no model: the other arms go on
-                    failed += 1
-                    print(f"FAILED {arm.experiment} {arm.task} {arm.name} seed {seed}: {error}", flush=True)
+                except Exception as error:  # no environment: the other arms go on
+                    fail(arm, seed, error)
             if not running:
                 break
             time.sleep(0.5)
             count = len(running)
             for each in [each for each in running if each.look(count)]:
                 running.remove(each)
+                if isinstance(each, Preparation):
+                    ready.add(each.name)
+                    for item in [item for item in waiting if each.failure and item[0].preparation == each.name]:
+                        waiting.remove(item)
+                        fail(*item, each.failure)
+                    continue
                 try:
                     line = each.line()
                     plan.add(each.arm, line)
                     print(f"done   {each}: {_said(line)}", flush=True)
                 except (RuntimeError, ValueError) as error:  # ValueError: it ended in the middle of a row
-                    failed += 1
-                    print(f"FAILED {each}: {error}", flush=True)
+                    fail(each.arm, each.seed, error)
     finally:
         for each in running:
             each.kill()
