@@ -213,7 +213,21 @@ class Plan:
 # Running
 
 
-class Preparation:
+class Process:
+    """One that this process looks after."""
+
+    process: subprocess.Popen
+
+    def look(self, running: int) -> bool:
+        """Whether it has ended; `running` are there at this moment."""
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Preparation(Process):
     """A process that makes what some arms learn from; what is there already is left as it is.
 
     Attributes:
@@ -234,21 +248,13 @@ class Preparation:
                 command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, env=environment(1)
             )
 
-    def look(self, running: int) -> bool:
-        """Whether it has ended."""
-        return self.process.poll() is not None
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
     @property
     def failure(self) -> str:
         """Why it has failed, if it has."""
         return last_line(self.errors.read_text()) if self.process.returncode else ""
 
 
-class Run:
+class Run(Process):
     """A worker process that makes one curve.
 
     What it prints goes to files, so that nothing has to be read while it runs.
@@ -280,13 +286,8 @@ class Run:
         return f"{self.arm.experiment} {self.arm.task} {self.arm.name} seed {self.seed}"
 
     def look(self, running: int) -> bool:
-        """Whether it has ended."""
         self.running.append(running)
-        return self.process.poll() is not None
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        return super().look(running)
 
     def line(self) -> Line:
         """The line of a run that has ended. Raises RuntimeError when it failed."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 
+ROW = ("prompt", "prompt_mask", "completion", "attention", "mask")  # what scoring a row takes
 LEFT = ("prompt", "prompt_mask")  # padded on the left; every other token dimension on the right
 NOT_TOKENS = ("turn_reward",)  # [B, M], one number a turn
 

@@ -1,4 +1,4 @@
-"""How a batch is cut, and whether an update is compiled, changes nothing."""
+"""How a batch is cut, and whether a loss or an update is compiled, changes nothing."""
 
 from __future__ import annotations
 
@@ -39,3 +39,33 @@ def test_updates_compile_without_graph_breaks(name, float64):
             results.append((metrics, {path: value.detach().clone() for path, value in parameters(method).items()}))
     # Adam corrects its start in float32 there, which counts where a gradient is next to nothing
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def spy(original, loss, seen):
+    """The loss, noting the batch and the random state of its last call."""
+
+    def call(batch):
+        seen[loss] = (batch.clone(), torch.get_rng_state())
+        return original(batch)
+
+    return call
+
+
+@pytest.mark.parametrize("name", WITH_LOSSES)
+def test_losses_compile_without_graph_breaks(name, float64):
+    smoke = registry.load(name).smoke
+    with built(name) as method:
+        seen: dict[str, tuple] = {}  # what each loss was last called with
+        for loss in method.losses():
+            setattr(method, loss, spy(getattr(method, loss), loss, seen))
+        advance(method, smoke.steps // 2)
+        assert seen, "no loss was called"
+        for loss in method.losses():
+            delattr(method, loss)
+        for loss, (batch, state) in seen.items():
+            torch._dynamo.reset()
+            compiled = torch.compile(getattr(method, loss), fullgraph=True, backend="aot_eager")
+            torch.set_rng_state(state)
+            value = getattr(method, loss)(batch)[0]
+            torch.set_rng_state(state)
+            torch.testing.assert_close(compiled(batch)[0], value, rtol=1e-9, atol=1e-9, msg=lambda t, n=loss: n + t)

@@ -32,14 +32,13 @@ from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.mixing import cat_rows
 from polopt.data.preferences import Preferences, pairs_of
+from polopt.data.tokens import ROW
 from polopt.language import LanguageMethod
 from polopt.losses.pairwise import implicit_reward, pairwise
 from polopt.method import Smoke
 from polopt.optim import frozen_copy
 from polopt.policies.base import Scores
 from polopt.tasks.base import Task
-
-TOKENS = ("prompt", "prompt_mask", "completion", "attention", "mask")  # of a side
 
 
 class DPO(LanguageMethod):
@@ -78,7 +77,7 @@ class DPO(LanguageMethod):
 
     def scores(self, policy: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
         """log pi per token [B, T] of both sides of the pairs, in one pass: their prompt is the same."""
-        sides = [batch[side].select(*TOKENS) for side in ("chosen", "rejected")]
+        sides = [batch[side].select(*ROW) for side in ("chosen", "rejected")]
         log_probs = policy.log_prob(cat_rows(sides)).split(len(batch))
         chosen, rejected = (each[:, : rows["mask"].shape[1]] for each, rows in zip(log_probs, sides))
         return chosen, rejected

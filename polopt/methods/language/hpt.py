@@ -40,6 +40,7 @@ from polopt.core.batch import Batch, align_left, average
 from polopt.core.errors import UsageError
 from polopt.data.demonstrated import demonstrated
 from polopt.data.mixing import cat_rows
+from polopt.data.tokens import ROW
 from polopt.language import GroupMethod
 from polopt.losses import Surrogate
 from polopt.losses.estimator import token_weights
@@ -49,7 +50,7 @@ from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_sum
 
-ROW_KEYS = ("prompt", "prompt_mask", "completion", "attention", "mask", "index", "origin", "share", "advantage")
+ROW_KEYS = (*ROW, "index", "origin", "share", "advantage")
 OWN, IMITATED, OFFLINE = 0, 1, 2  # `origin` of a row: sampled, demonstration to imitate, demonstration as an RL row
 SOFT = ((0.0, 1.0), (0.125, 0.5), (0.25, 0.25), (0.5, 0.125), (1.0, 0.0))  # (alpha, beta) by solved of 7
 

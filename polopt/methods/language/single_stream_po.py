@@ -38,7 +38,7 @@ from polopt.core.state import Stateful
 from polopt.data.mixing import cat_rows
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled, Weighted
-from polopt.data.tokens import trim
+from polopt.data.tokens import ROW, trim
 from polopt.language import GroupMethod
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
@@ -48,7 +48,7 @@ from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_mean
 from polopt.values.tracker import BetaTracker
 
-KEPT = ("prompt", "prompt_mask", "completion", "attention", "mask", "log_prob")
+KEPT = (*ROW, "log_prob")
 
 
 def whiten(advantage: Tensor, valid: Tensor, eps: float = 1e-8) -> Tensor:
