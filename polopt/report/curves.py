@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from polopt.evaluation.statistics import Array, aggregate_curves
+from polopt.evaluation.statistics import Array, aggregate_curves, student_t
 from polopt.report.runs import RunData
 
 # Drawn in these, and replaced by the page's variables: --ink, --faint, --grid and the series colors --c0 ... --c7.
@@ -50,7 +49,7 @@ def _evaluation_band(run: RunData, values: Array) -> tuple[Array, Array, str]:
     if column is None:
         return values, values, "The line is the mean over evaluation episodes of this one run."
     if isinstance(episodes, int) and episodes > 1:
-        half = stdtrit(episodes - 1, 0.975) * spread / np.sqrt(episodes - 1)  # the recorded one divides by n
+        half = student_t(episodes, 0.975) * spread / np.sqrt(episodes - 1)  # the recorded one divides by n
         text = f"95 % interval over the {episodes} episodes of each evaluation of this one run, not over seeds."
     else:
         half, text = spread, "± 1 standard deviation over the evaluation episodes of this one run, not over seeds."
