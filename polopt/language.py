@@ -60,9 +60,12 @@ class LanguageMethod(Method):
 
     def build(self, task: Task) -> None:
         config = self.config
-        if not config.model:
+        model = config.model or config.policy.model
+        if not model:
             raise UsageError(f"{self.slug} needs --model: a folder, a hub id, a run of polopt, or a size such as 1m")
-        self.policy = self.make_policy(replace(config.policy, model=config.model))
+        if config.policy.model not in ("", model):
+            raise UsageError(f"--model {model} and --policy.model {config.policy.model} are two models: give one")
+        self.policy = self.make_policy(replace(config.policy, model=model))
         self.optimizer = self.make_optimizer(
             self.policy,
             lr=config.lr,

@@ -219,6 +219,7 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, capsys):
         (wrong("--model", "tiny", task=str(long)), "has 301 tokens and the context"),
         (wrong("--model", str(short), task="addition", method="sft"), "holds 8"),
         (wrong("--model", "tiny", task="CartPole-v1"), "a language model needs a text task"),
+        (wrong("--model", "tiny", "--policy.model", "1m"), "are two models: give one"),
         (wrong("--model", "tiny", "--policy.temperature", "0"), "--policy.temperature must be above 0"),
         (wrong("--model", "tiny", "--surrogate", "gpso"), "did you mean 'gspo'?"),
         (wrong("--model", "tiny", "--task.levls", "3"), "did you mean 'levels'?"),
