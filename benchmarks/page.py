@@ -409,9 +409,10 @@ def machine_table(lines: Sequence[Line]) -> str:
     """Where, when and with which versions the speed cases were measured."""
     rows = []
     for line in lines:
-        versions = "; ".join(
-            f"{side['name']}: {_versions(side['versions'])}" for side in line["sides"] if side["versions"]
-        )
+        sides: dict[str, list[str]] = {}
+        for side in line["sides"]:
+            sides.setdefault(_versions(side["versions"]), []).append(side["name"])
+        versions = "; ".join(f"{' and '.join(names)}: {found}" for found, names in sides.items() if found)
         about = line["machine"]
         where = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}"
         rows.append([f"`{line['case']}`", line["date"][:10], f"`{about['commit']}`", where, versions])
