@@ -49,7 +49,7 @@ def python_of(name: str) -> Path:
     if python.exists() and stamp.exists() and stamp.read_text().strip() == digest:
         return python
     print(f"installing {name} into {folder}", file=sys.stderr)
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if not python.exists():
         _call(name, [sys.executable, "-m", "venv", folder])
     _call(name, [*install, TORCH])

@@ -134,7 +134,7 @@ SAC = MUJOCO | {
     "warmup": 1_000,
     "log_every": 250,
 }
-PPO = MUJOCO | {  # Stable-Baselines3's own
+PPO: Job = MUJOCO | {  # Stable-Baselines3's own
     "envs": 8,
     "window": 2048,
     "batch_size": 64,

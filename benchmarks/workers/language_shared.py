@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -78,7 +78,7 @@ class Clock:
     """Seconds of the parts of an update, measured around functions. A part that calls itself is counted once."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._inside: set[str] = set()
 
     def timed(self, part: str, function: Callable) -> Callable:
@@ -105,7 +105,7 @@ class Clock:
 
     def take(self) -> dict[str, float]:
         """The seconds since the last call."""
-        taken, self.seconds = dict(self.seconds), Counter()
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
         return taken
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from protocol import Job, Run
 
@@ -44,6 +45,10 @@ def simulator(job: Job) -> Run:
 
     run(job["envs"] * 100 * processes)
     return run
+
+
+vector: Any
+actions: list[Any]
 
 
 def make(task: str, envs: int) -> None:

@@ -93,7 +93,7 @@ def curve(method: str) -> Callable[[Job], Iterator[dict]]:
             **settings,
         )
         with runtime(planned.options), tempfile.TemporaryDirectory() as folder:
-            learner = planned.build()
+            learner: Any = planned.build()
             evaluations = Evaluations(job)
             rows: list[dict] = []
 

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Job = dict[str, Any]
 Run = Callable[[int], "dict[str, float] | None"]  # returns seconds of each part of the work, if it knows them
 
 
-def serve(cases: dict[str, Callable[[Job], Run] | Callable[[Job], Iterator[dict]]], packages: tuple[str, ...]) -> None:
+def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) -> None:
     """Answers one driver until it closes the pipe. `packages` are those whose versions are worth knowing."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print whatever they like
