@@ -1,0 +1,76 @@
+"""polopt's own workers take the jobs of the benchmarks, made small; those that need data or a model are left out."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import returns, speed
+from benchmarks.environments import ROOT, WORKERS, environment
+
+RATE = {"sizes": [8], "warmup": 100, "log_every": 50, "transitions": 3000, "batch_size": 16, "replay_size": 1000}
+CURVE = {"eval_every": 128, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
+STEPS = {"learning_starts": 64, "steps": 192, "buffer_size": 1000, "n_envs": 2, "n_steps": 64}
+SCRIPT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from ours import Cases
+for line in sys.stdin:
+    job = json.loads(line)
+    units = job.pop("units")
+    run = Cases()[job["case"]](job)
+    print(json.dumps(run(units) if units else list(run)))
+"""
+
+
+def rates():
+    """One job for each of the workers' cases, neither compiled nor with EnvPool."""
+    found = {}
+    for case in speed.CASES:
+        for side in case.sides:
+            other = side.command or side.job.get("compile") or "task" in side.job
+            if side.library == "polopt" and not other and case.prepare is None:
+                job = {"case": case.name} | case.job | side.job
+                small = RATE | {"envs": 2, "window": 64} if case.name == "ppo" else RATE
+                found.setdefault(job["case"], {"units": 128 if case.name == "ppo" else 50} | job | small)
+    return found.values()
+
+
+def curves():
+    for arm in returns.ARMS:
+        if arm.library == "polopt" and not arm.wants and arm.task == "HalfCheetah-v5":
+            small = {name: value for name, value in (CURVE | STEPS).items() if name in arm.settings}
+            yield {"units": 0} | arm.job(0, **small)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """What every job was answered with, all from one process."""
+    jobs = [*rates(), *curves()]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(WORKERS)],
+        input="\n".join(map(json.dumps, jobs)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(1),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return list(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_rates(answers):
+    parts = {job["case"]: answer for job, answer in answers if job["units"]}
+    assert {"sac", "dsac-t", "ppo", "iql", "ofql", "dql", "ofql-act", "dql-act"} <= {*parts}
+    assert all(seconds > 0 for case in ("sac", "dsac-t", "ppo") for seconds in parts[case].values())
+
+
+def test_curves(answers):
+    found = {job["case"]: answer for job, answer in answers if not job["units"]}
+    assert {*found} == {"sac-curve", "ppo-curve", "dsac-t-curve", "mdpo-off-curve", "mdpo-curve"}
+    for rows in found.values():
+        assert rows[0]["steps"] == 0
+        assert rows[-1]["steps"] >= 192
+        assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+        assert all(row["return"] == pytest.approx(sum(row["returns"]), abs=1e-3) for row in rows)  # one episode
