@@ -158,10 +158,10 @@ SIMULATOR = Side(
     job={"case": "simulator", "task": PPO["task"], "envs": PPO["envs"]},
     variants=({"processes": 1}, {"processes": cores()}),
 )
-SB3, SBX, D3RLPY, TRL = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy", "trl"))
+SB3, SBX, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy"))
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
-TRL_OR_COMPILED = Side(TRL.name, TRL.name, variants=({}, {"compile": True}))
+LANGUAGE = (OURS, COMPILED, Side("trl", "trl", variants=({}, {"compile": True})))
 
 
 def language_model() -> Job:
@@ -202,8 +202,7 @@ STARTUP = (
 def grpo(length: int, slice: int) -> Case:
     job = {"case": "grpo", "completions": 64, "length": length, "seed": 0}
     unit = "completion tokens"
-    sides = (OURS, TRL)
-    return Case(f"grpo-{length}", unit, sides, job, slice, slice // 2, count="tokens", prepare=language_model)
+    return Case(f"grpo-{length}", unit, LANGUAGE, job, slice, slice // 2, count="tokens", prepare=language_model)
 
 
 CASES = [
@@ -263,8 +262,8 @@ CASES = [
     ),
     grpo(16, 8),
     grpo(128, 2),
-    Case("sft", "updates", (OURS, COMPILED, TRL_OR_COMPILED), {"seed": 0}, 10, 5, prepare=language_model),
-    Case("dpo", "updates", (OURS, COMPILED, TRL_OR_COMPILED), {"seed": 0}, 10, 5, prepare=language_model),
+    Case("sft", "updates", LANGUAGE, {"seed": 0}, 10, 5, prepare=language_model),
+    Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, prepare=language_model),
     Case("startup", "processes", STARTUP),
 ]
 

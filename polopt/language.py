@@ -75,6 +75,11 @@ class LanguageMethod(Method):
             kind="adamw",
         )
 
+    def compile(self, **options: Any) -> None:
+        """Compiles the passes through the models. The losses around them have sizes that depend on the data."""
+        for _, module in self.modules():
+            module.compile(**options)
+
     def initialized(self) -> None:
         if self.reference_policy is not None:
             polyak_update(self.reference_policy, self.policy, 1.0)

@@ -1,8 +1,7 @@
 """polopt's side of the language benchmarks, beside `peer_trl.py`.
 
 Every job has `model`, a folder of `benchmarks.language_model`, and may have `micro_batch`, the rows of one backward
-pass (by default all; fewer need less memory, and less time where activations outgrow the caches), and `compile`, which
-is for SFT and DPO.
+pass (by default all; fewer need less memory, and less time where activations outgrow the caches), and `compile`.
 
 Equal on both sides: weights, texts, tokenizer, batch sizes, lengths, float32, AdamW without weight decay, gradients
 clipped at norm 1, a constant learning rate, and for GRPO the reward, 8 completions a prompt, rewards standardized in
@@ -102,8 +101,7 @@ def sft(job: Job) -> Run:
     folder = Path(job["model"])
     method = build("sft", folder / "sft.jsonl", job, {"heldout": False}, batch_size=SFT_ROWS, lr=RATE_LR, **OPTIMIZER)
     clock = Clock()
-    if not job.get("compile"):  # nothing can be timed inside of what is compiled
-        clock.watch("log_prob", method, "imitation_loss")
+    clock.watch("log_prob", method, "imitation_loss")
     return rate(method, clock, lambda batch: batch["mask"].sum(), SFT_ROWS * 48)
 
 
@@ -113,8 +111,7 @@ def dpo(job: Job) -> Run:
     method = build("dpo", folder / "dpo.jsonl", job, {"heldout": False}, batch_size=DPO_PAIRS, lr=RATE_LR, **OPTIMIZER)
     clock = Clock()
     clock.watch("log_prob", method, "score_reference")
-    if not job.get("compile"):
-        clock.watch("log_prob", method, "policy_loss")
+    clock.watch("log_prob", method, "policy_loss")
     sides = ("chosen", "rejected")
     return rate(method, clock, lambda batch: sum(batch[side, "mask"].sum() for side in sides), 2 * DPO_PAIRS * 64)
 

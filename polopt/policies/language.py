@@ -100,6 +100,16 @@ class CausalLMPolicy(Density, Imitates):
         super().train(False)
         return self
 
+    def compile(self, **options: Any) -> None:
+        """From here on each pass through the model is one compiled function: of a batch, and of the next tokens.
+
+        What is around them stays as it is, because its sizes depend on the data. `options` go to `torch.compile`.
+        """
+        for name in ("_hidden", "_branched", "_more_logits"):
+            growing = {"dynamic": True} if name == "_more_logits" else {}  # one token more at every step
+            compiled = torch.compile(getattr(type(self), name), **growing | options)
+            setattr(self, name, functools.partial(compiled, self))  # a copy of this policy has its own weights
+
     # Acting
 
     @torch.no_grad()
@@ -162,7 +172,7 @@ class CausalLMPolicy(Density, Imitates):
         inputs, position = tokens[rows], (attention.cumsum(1) - 1).clamp_min(0)[rows]
         writing = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
-            ahead = self._next_logits if step else self._first_logits
+            ahead = self._more_logits if step else self._first_logits
             logits = ahead(inputs, seen[:, : length + step], position, cache)
             token, value = self._draw(logits, rows, count, greedy)
             token = torch.where(writing, token, self.tokens.pad)
@@ -294,6 +304,8 @@ class CausalLMPolicy(Density, Imitates):
             return self._causal(inputs, **options).logits[:, -1]
         return self._causal.get_output_embeddings()(self._causal.base_model(inputs, **options)[0][:, -1])
 
+    _more_logits = _next_logits  # compiled, the pass over a prompt and that over one token are two functions
+
     def _first_logits(self, tokens: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
         """`_next_logits` of conversations, of which equal ones (the samples of a prompt) are read once."""
         equal = _distinct(tokens, seen)
@@ -346,8 +358,13 @@ class CausalLMPolicy(Density, Imitates):
             rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion)]
             return torch.where(mask, torch.stack(rows), 0.0)
         equal = None if compiling else _repeated(batch)
-        if equal is not None and all(model._branches() for model in models):
-            hidden = [model._branched(batch, *equal) for model in models]
+        caches: list[Any] = [None if equal is None else model._prompt_cache() for model in models]
+        if equal is not None and None not in caches:
+            real, follows = batch["prompt_mask"], batch["attention"]
+            hidden = [
+                model._branched(prompt, real, completion, follows, *equal, cache)
+                for model, cache in zip(models, caches)
+            ]
             flat = torch.arange(mask.numel(), device=mask.device)
         else:
             hidden = [model._hidden(tokens, attention) for model in models]
@@ -377,29 +394,38 @@ class CausalLMPolicy(Density, Imitates):
         with self._recomputing():
             return self._causal.base_model(tokens, **self._inputs(attention))[0]
 
-    def _branches(self) -> bool:
-        """Whether completions can go on from the cache of their prompt: plain attention, and nothing is recomputed."""
+    def _prompt_cache(self) -> Any:
+        """An empty cache from which completions can go on; None unless attention is plain and nothing recomputed."""
         cache = need("transformers").DynamicCache(config=self._causal.config)
         plain = bool(cache.layers) and all(type(layer) is _layers()[0] for layer in cache.layers)
-        return plain and not (self.config.gradient_checkpointing and torch.is_grad_enabled())
+        return cache if plain and not (self.config.gradient_checkpointing and torch.is_grad_enabled()) else None
 
-    def _branched(self, batch: Batch, distinct: Tensor, row: Tensor) -> Tensor:
-        """The states [B, T, H] from which each token of the completions is predicted, where each of the `distinct`
-        prompts, `row` [B] among them, goes through the model once; gradients flow through its keys and values."""
-        cache = need("transformers").DynamicCache(config=self._causal.config)
-        seen = batch["prompt_mask"].bool()[distinct]
+    def _branched(
+        self,
+        prompt: Tensor,
+        real: Tensor,
+        completion: Tensor,
+        attention: Tensor,
+        distinct: Tensor,
+        row: Tensor,
+        cache: Any,
+    ) -> Tensor:
+        """The states [B, T, H] from which each token of the completions [B, T] is predicted, where each of the
+        `distinct` prompts, `row` [B] among them, goes through the model once; gradients flow through its keys and
+        values."""
+        seen = real.bool()[distinct]
         states = self._causal.base_model(
-            batch["prompt"][distinct], past_key_values=cache, **self._inputs(seen) | {"use_cache": True}
+            prompt[distinct], past_key_values=cache, **self._inputs(seen) | {"use_cache": True}
         )[0]
         first = states[row, -1:]
-        if batch["completion"].shape[1] == 1:
+        if completion.shape[1] == 1:
             return first
         cache.batch_select_indices(row)
-        seen = torch.cat((seen[row], batch["attention"].bool()[:, :-1]), 1)
+        seen = torch.cat((seen[row], attention.bool()[:, :-1]), 1)
         options = self._inputs(seen) | {"use_cache": True}
         if self._positions:
-            options["position_ids"] = options["position_ids"][:, batch["prompt"].shape[1] :]
-        rest = self._causal.base_model(batch["completion"][:, :-1], past_key_values=cache, **options)[0]
+            options["position_ids"] = options["position_ids"][:, prompt.shape[1] :]
+        rest = self._causal.base_model(completion[:, :-1], past_key_values=cache, **options)[0]
         return torch.cat((first, rest), 1)
 
     def _logits(self, tokens: Tensor, attention: Tensor) -> Tensor:
@@ -597,29 +623,28 @@ def _layers() -> tuple[type, Any]:
             self.room = room
             self.stores: list[Tensor] = []
 
+        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+            super().lazy_initialization(key_states, value_states)
+            self.stores = [x.new_empty(*x.shape[:-2], self.room, x.shape[-1]) for x in (key_states, value_states)]
+
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
             held = self.get_seq_length()
             total = held + key_states.shape[-2]
-            if held == 0 or total > self.room:
-                self.stores = []
-                return super().update(key_states, value_states, *args, **kwargs)
-            if not self.stores:
-                assert self.keys is not None
-                assert self.values is not None
-                self.stores = [_roomy(past, self.room) for past in (self.keys, self.values)]
             for store, new in zip(self.stores, (key_states, value_states)):
                 store[..., held:total, :] = new
-            self.keys, self.values = (store[..., :total, :] for store in self.stores)
-            return self.keys, self.values
+            return self._show(total)
 
         def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self.stores = []
+            if self.is_initialized:  # layers that use the keys of others are not
+                total = self.get_seq_length()
+                self.stores = [store[indices] for store in self.stores]
+                self._show(total)
+
+        def _show(self, total: int) -> tuple[Tensor, Tensor]:
+            keys, values = (store[..., :total, :] for store in self.stores)
+            self.keys, self.values = keys, values
+            return keys, values
 
     return DynamicLayer, Growing
-
-
-def _roomy(past: Tensor, room: int) -> Tensor:
-    store = past.new_empty(*past.shape[:-2], room, past.shape[-1])
-    store[..., : past.shape[-2], :] = past
-    return store

@@ -525,6 +525,32 @@ def test_compiles_without_a_graph_break(double, name):
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(gradients, others))
 
 
+def test_compiled_passes_change_nothing(double):
+    shared, apart = samples(double), ragged(double)
+
+    def results(policy):
+        torch.manual_seed(0)
+        record, _ = policy.act([PROMPTS[0], PROMPTS[1]] * 3)
+        found = [record["action"], record["log_prob"]]
+        for batch in (shared, apart):
+            policy.zero_grad()
+            value = policy.log_prob(batch)
+            value.square().sum().backward()
+            found += [value.detach(), *(parameter.grad.clone() for parameter in policy.parameters())]
+        return found
+
+    plain = results(double)
+    double.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(results(double), plain, rtol=1e-6, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2
+    twin = copy.deepcopy(double)
+    with torch.no_grad():
+        twin.model.get_output_embeddings().weight.mul_(-1.0)
+    other = results(twin)
+    assert not torch.equal(other[0], plain[0]), "a copy of a compiled policy has its own weights"
+    torch.testing.assert_close(results(double), plain, rtol=1e-6, atol=1e-6)
+
+
 # Models of other makes
 
 
