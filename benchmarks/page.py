@@ -25,6 +25,7 @@ from benchmarks.environments import ROOT
 from benchmarks.returns import EXPERIMENTS, Line, file_of, read
 from benchmarks.speed import CASES
 from polopt.evaluation.statistics import Array, Interval, aggregate_curves, bootstrap, mean
+from polopt.report.curves import axes_style
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -190,30 +191,8 @@ def figure(file: Path, rows: int, columns: int, width: float, height: float) -> 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.size": 10.5,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": FAINT,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 11,
-        "axes.titlecolor": INK,
-        "xtick.color": FAINT,
-        "ytick.color": FAINT,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.8,
-        "axes.axisbelow": True,
-        "axes.formatter.useoffset": False,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-    }
-    with rc_context(style):
+    style = {"font.size": 10.5, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titlecolor": INK}
+    with rc_context(axes_style(INK, FAINT, GRID) | style):
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,41 +10,18 @@ import gymnasium
 import torch
 from protocol import Job, Run, serve
 from sb3_curves import CASES as CURVES
+from sb3_shared import learning, sac_settings
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}
 
 
-def learning(model: BaseAlgorithm, warm: int) -> Run:
-    """A run that goes on by `units` environment steps at a time, after `warm` of them."""
-
-    def run(units: int) -> None:
-        model.learn(units, reset_num_timesteps=False)
-
-    run(warm)
-    return run
-
-
 def sac(job: Job) -> Run:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    model = SAC(
-        "MlpPolicy",
-        gymnasium.make(job["task"], disable_env_checker=True),
-        learning_rate=job["lr"],
-        buffer_size=job["replay_size"],
-        learning_starts=job["warmup"],
-        batch_size=job["batch_size"],
-        tau=job["tau"],
-        gamma=job["discount"],
-        train_freq=1,
-        gradient_steps=1,
-        policy_kwargs={"net_arch": job["sizes"], "activation_fn": ACTIVATIONS[job["activation"]]},
-        seed=job["seed"],
-        device="cpu",
-    )
+    env = gymnasium.make(job["task"], disable_env_checker=True)
+    model = SAC("MlpPolicy", env, **sac_settings(job, ACTIVATIONS))
     return learning(model, job["warmup"] + 500)
 
 

@@ -8,33 +8,15 @@ process to that many.
 import flax.linen
 import gymnasium
 from protocol import Job, Run, serve
+from sb3_shared import learning, sac_settings
 from sbx import SAC
 
 ACTIVATIONS = {"relu": flax.linen.relu, "tanh": flax.linen.tanh}
 
 
 def sac(job: Job) -> Run:
-    model = SAC(
-        "MlpPolicy",
-        gymnasium.make(job["task"], disable_env_checker=True),
-        learning_rate=job["lr"],
-        buffer_size=job["replay_size"],
-        learning_starts=job["warmup"],
-        batch_size=job["batch_size"],
-        tau=job["tau"],
-        gamma=job["discount"],
-        train_freq=1,
-        gradient_steps=1,
-        policy_kwargs={"net_arch": job["sizes"], "activation_fn": ACTIVATIONS[job["activation"]]},
-        seed=job["seed"],
-        device="cpu",
-    )
-
-    def run(units: int) -> None:
-        model.learn(units, reset_num_timesteps=False)
-
-    run(job["warmup"] + 500)
-    return run
+    env = gymnasium.make(job["task"], disable_env_checker=True)
+    return learning(SAC("MlpPolicy", env, **sac_settings(job, ACTIVATIONS)), job["warmup"] + 500)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,29 @@ def _legend(axes: Any, count: int) -> None:
         axes.legend(loc="best", frameon=False, labelcolor=INK)
 
 
+def axes_style(ink: str, faint: str, grid: str) -> Any:
+    """Parameters of matplotlib for quiet axes: text in the first color, lines in the others."""
+    return {
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": faint,
+        "xtick.color": faint,
+        "ytick.color": faint,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "grid.color": grid,
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "axes.formatter.useoffset": False,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+    }
+
+
 @contextmanager
 def _figure(width: float, height: float, unit: str | None, *, small: bool = False) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on, and a list that holds the SVG afterwards. No global state of matplotlib is touched."""
@@ -133,31 +156,9 @@ def _figure(width: float, height: float, unit: str | None, *, small: bool = Fals
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "polopt",
-        "font.size": 9 if small else 10.5,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": FAINT,
-        "xtick.color": FAINT,
-        "ytick.color": FAINT,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.8,
-        "axes.axisbelow": True,
-        "axes.formatter.useoffset": False,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "path.simplify": True,
-    }
+    style = {"svg.fonttype": "none", "svg.hashsalt": "polopt", "font.size": 9 if small else 10.5, "path.simplify": True}
     svg: list[str] = []
-    with rc_context(style):
+    with rc_context(axes_style(INK, FAINT, GRID) | style):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         if unit is not None:

@@ -21,7 +21,9 @@ class RunOptions(Config):
     dtype: str = param("float32", "polopt", choices=("float32", "float64"))
     workers: int = param(0, "polopt", low=0, help="worker processes for the environments; 0 steps them in process")
     threads: int | None = param(None, "polopt", low=1, help="torch threads; by default torch's own choice")
-    compile: bool = param(False, "polopt", help="compile losses and optimizer steps, or the passes through a language model")
+    compile: bool = param(
+        False, "polopt", help="compile losses and optimizer steps, or passes through a language model"
+    )
     eval_every: int | None = param(None, "polopt", low=1, help="steps between evaluations; default: 20 in the run")
     eval_episodes: int | None = param(None, "polopt", low=1, help="default: the method's own, 10 in control")
     log_every: int | None = param(None, "polopt", low=1, help="steps between rows; default: 100 in the run")
