@@ -178,7 +178,7 @@ class CausalLMPolicy(Density, Imitates):
             token = torch.where(writing, token, self.tokens.pad)
             action[rows, step] = token
             mask[rows, step] = writing
-            log_prob[rows, step] = torch.where(writing, value, 0.0)
+            log_prob[rows, step] = torch.where(writing, value, 0.0).to(kind)
             over = writing & torch.isin(token, ends)
             ended[rows] |= over
             writing = writing & ~over & (limit[rows] > step + 1)
@@ -318,16 +318,16 @@ class CausalLMPolicy(Density, Imitates):
 
     def _draw(self, logits: Tensor, rows: Tensor, count: int, greedy: bool) -> tuple[Tensor, Tensor]:
         """One token for each row of `logits` [n, V], and its log-density."""
-        logits = self._cut(logits)
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        log_p = self._cut(logits).to(wide).log_softmax(-1)
         if greedy:
-            token = logits.argmax(-1)
+            token = log_p.argmax(-1)
         else:
-            wide = torch.float32 if logits.device.type == "mps" else torch.float64
-            mass = logits.to(wide).softmax(-1).cumsum(-1)
+            mass = log_p.exp().cumsum(-1)
             uniform = torch.rand(count, 1, dtype=wide, device=logits.device)[rows]
             token = torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
             token = token.clamp_max(logits.shape[-1] - 1)
-        return token, logits.gather(1, token.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+        return token, log_p.gather(1, token.unsqueeze(1)).squeeze(1)
 
     def _score(self, tokens: Tensor, attention: Tensor, action: Tensor, mask: Tensor) -> Tensor:
         batch = TensorDict(
