@@ -331,6 +331,13 @@ def curve_table(titled: Sequence[tuple[str, list[Curves]]]) -> str:
     return table([*head, "training, minutes (processor)", "first beside second: amounts; time"], rows)
 
 
+def pilot_table(lines: Sequence[Line]) -> str:
+    """What a setting was chosen by: the mean of the last two evaluations."""
+    newest = {line["arm"]: [row["return"] for row in line["rows"][-2:]] for line in lines}
+    rows = [[arm, number(sum(returns) / len(returns))] for arm, returns in newest.items()]
+    return table(["pilot", "return, last two evaluations"], rows) if rows else EMPTY
+
+
 def speed_table(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
@@ -485,7 +492,7 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
         if titled:
             what = f"{comparison.first[0]} beside {comparison.second[0]}: learning curves of {name}"
             tables[f"returns-{name}"] = f"{picture(name, what, draw_curves, titled)}\n\n{curve_table(titled)}"
-    tables |= {"runs": runs_table(lines), "jobs": jobs_table(lines)}
+    tables |= {"pilots": pilot_table(lines["ofql-pilots"]), "runs": runs_table(lines), "jobs": jobs_table(lines)}
     page.write_text(fill(text, tables))
     return written
 

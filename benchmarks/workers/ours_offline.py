@@ -7,7 +7,8 @@ has its own number, 50 and 1.
 
 Curves: `iql-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or saved in
 between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has;
-the other two have their presets for this task. Ours differs from d3rlpy in what peer_d3rlpy.py lists.
+the other two have their presets for this task, and the weight of Q that `job["eta"]` says. Ours differs from d3rlpy in
+what peer_d3rlpy.py lists.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def iql_config(job: Job) -> dict[str, Any]:
 
 def generative_config(job: Job, method: str) -> dict[str, Any]:
     """What a job sets of dql and ofql; the rest are their own defaults."""
-    config = {name: job[name] for name in ("batch_size", "candidates") if name in job}
+    config = {name: job[name] for name in ("batch_size", "candidates", "eta") if name in job}
     return config | ({"policy.steps": job["steps"]} if method == "dql" else {})
 
 
