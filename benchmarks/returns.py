@@ -108,7 +108,8 @@ PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "e
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
 # The weight of Q: with their presets (0.1 and 1) both policies are worse than chance after 2,000 updates on this set.
-# So each has had the same tries on a seed of its own, and that one is used whose last two evaluations were best.
+# So each gets the same tries on a seed of its own. Not chosen yet: set it to the one whose last two evaluations are
+# best when all pilots have run, and run `ofql` only then.
 ETAS = (0.001, 0.01, 0.1, 1.0)
 CHOSEN = {"ofql": 0.01, "dql": 0.01}
 GRPO = {"case": "grpo-curve", "minutes": 5, "every": 20, "prompts": 16, "lr": 3e-4}

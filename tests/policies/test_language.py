@@ -540,6 +540,8 @@ def test_compiled_passes_change_nothing(double):
         return found
 
     plain = results(double)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     double.compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(results(double), plain, rtol=1e-6, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2
