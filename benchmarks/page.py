@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environments import ROOT
-from benchmarks.returns import EXPERIMENTS, Line, file_of, read
+from benchmarks.returns import EXPERIMENTS, Line, file_of, pilot_scores, read
 from benchmarks.speed import CASES
 from polopt.evaluation.statistics import Array, Interval, aggregate_curves, bootstrap, mean
 from polopt.report.curves import axes_style
@@ -332,9 +332,7 @@ def curve_table(titled: Sequence[tuple[str, list[Curves]]]) -> str:
 
 
 def pilot_table(lines: Sequence[Line]) -> str:
-    """What a setting was chosen by: the mean of the last two evaluations."""
-    newest = {line["arm"]: [row["return"] for row in line["rows"][-2:]] for line in lines}
-    rows = [[arm, number(sum(returns) / len(returns))] for arm, returns in newest.items()]
+    rows = [[arm, number(score)] for arm, score in pilot_scores(lines).items()]
     return table(["pilot", "return, last two evaluations"], rows) if rows else EMPTY
 
 

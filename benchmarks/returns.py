@@ -108,8 +108,7 @@ PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "e
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
 # The weight of Q: with their presets (0.1 and 1) both policies are worse than chance after 2,000 updates on this set.
-# So each gets the same tries on a seed of its own. Not chosen yet: set it to the one whose last two evaluations are
-# best when all pilots have run, and run `ofql` only then.
+# So each gets the same tries on a seed of its own, and the one with the best `pilot_scores`.
 ETAS = (0.001, 0.01, 0.1, 1.0)
 CHOSEN = {"ofql": 0.01, "dql": 0.01}
 GRPO = {"case": "grpo-curve", "minutes": 5, "every": 20, "prompts": 16, "lr": 3e-4}
@@ -160,6 +159,11 @@ def file_of(experiment: str, full: bool = False, folder: Path = RESULTS) -> Path
 def read(file: Path) -> list[Line]:
     """The lines of a file, oldest first; none when there is no such file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def pilot_scores(lines: Sequence[Line]) -> dict[str, float]:
+    """What a setting is chosen by: the mean of the last two evaluations of each pilot."""
+    return {line["arm"]: sum(row["return"] for row in line["rows"][-2:]) / 2 for line in lines}
 
 
 def key(line: Line) -> tuple[str, str, str]:

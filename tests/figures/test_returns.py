@@ -161,3 +161,10 @@ def test_the_lines_that_are_kept_belong_to_runs_of_the_plan():
             assert (line["arm"], line["task"]) in known
             assert line["job"]["seed"] == line["seed"]
             assert line["rows"][-1]["seconds"] > 0
+
+
+def test_what_was_chosen_is_the_best_of_its_pilots():
+    scores = returns.pilot_scores(returns.read(returns.file_of("ofql-pilots")))
+    assert len(scores) == len(returns.CHOSEN) * len(returns.ETAS)
+    for name, eta in returns.CHOSEN.items():
+        assert max(returns.ETAS, key=lambda each: scores[f"{name}, eta {each}"]) == eta

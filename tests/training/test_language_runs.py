@@ -198,6 +198,14 @@ def test_empty_completions_do_not_stop_a_run(tmp_path, monkeypatch):
     assert run.final["eval/accuracy"] == 0
 
 
+def test_the_model_may_be_named_as_part_of_the_policy(tmp_path):
+    for flag in ("--model", "--policy.model"):
+        words = command("rec", tmp_path / flag, steps=16)
+        words[words.index("--model")] = flag
+        assert main(words) == 0
+    assert differing(final_state(tmp_path / "--model"), final_state(tmp_path / "--policy.model")) == []
+
+
 def wrong(*words: str, task: str = "vowels", method: str = "rec") -> list[str]:
     return ["train", method, "--task", task, "--steps", "16", *words]
 
