@@ -123,7 +123,7 @@ class BestOf(Wrapper):
     softmax(Q / temperature) (`how="softmax"`).
 
     `critic(obs, action) -> [E, ...]` values actions as the actor stores them; `reduce` ("min" or "mean") is over its
-    members. Greedy acting always takes the best. The actor samples in both cases, so the result is random with either.
+    members. Greedy acting is no different: the actor samples in any case, so the result is random with either.
     The critic belongs to this policy: it is evaluated, saved and loaded with it. The record is that of the action
     taken, without `log_prob`, which is not the density of a chosen action. Raises UsageError for a recurrent actor.
     """
@@ -156,7 +156,7 @@ class BestOf(Wrapper):
         record = candidates(self.actor, obs, self.samples)
         q = self.critic(obs, record["action"])
         q = q.amin(0) if self.reduce == "min" else q.mean(0)  # [samples, N]
-        if greedy or self.how == "argmax":
+        if self.how == "argmax":
             index = q.argmax(0)
         else:
             index = draw((q / self.temperature).movedim(0, -1))

@@ -118,11 +118,11 @@ def test_the_target_policy_waits_and_then_follows_every_so_often():
     assert moved == [False, False, False, False, True, False, True]
 
 
-def test_it_acts_with_one_of_several_candidates_and_the_critic_is_part_of_the_policy():
+def test_it_acts_with_one_of_several_candidates_and_the_target_critic_is_part_of_the_policy():
     method = make(candidates=7)
     assert isinstance(method.policy, BestOf)
     assert (method.policy.samples, method.policy.how) == (7, "softmax")
-    assert method.policy.critic is method.critic
+    assert method.policy.critic is method.target_critic
     assert make(candidates=1).policy is not None
     assert not isinstance(make(candidates=1).policy, BestOf)
 

@@ -16,14 +16,13 @@ With a batch (s, a, r, s') of the dataset, critics Q_i, target critics Q_targ an
                 j, k two members drawn at random in each update, the denominator constant
     targets     Q_targ <- tau Q + (1 - tau) Q_targ;   pi_targ likewise with `policy_tau`, on every `policy_every`-th
                 update, not before `policy_start`
-    act         one of `candidates` samples, by softmax of min_i Q_i; greedily the one of the highest value
+    act         one of `candidates` samples, by softmax of min_i Q_targ_i, also where it is evaluated
 
 Differs from TD3 with behavioral cloning, its base, in the policy and in how it imitates: the denoising loss. With
 eta = 0 the policy is cloned (bc.py).
 
 Departs from the paper in: any policy that can imitate and whose samples pass gradients; |Q| is that of the data's
-actions, as in its text, where the released code takes the policy's; candidates are ranked by the critics, there
-by their targets, and greedy acting, which evaluates, takes the best where the code always draws.
+actions, as in its text, where the released code takes the policy's.
 """
 
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ class DQL(Offline):
         self.target_critic = frozen_copy(self.critic)
         self.policy = self.actor
         if config.candidates > 1:
-            self.policy = BestOf(self.actor, self.critic, config.candidates, how="softmax")
+            self.policy = BestOf(self.actor, self.target_critic, config.candidates, how="softmax")
         common = {"schedule": config.lr_schedule, "max_grad_norm": config.max_grad_norm}
         self.policy_optimizer = self.make_optimizer(self.actor, lr=config.lr, **common)
         self.critic_optimizer = self.make_optimizer(self.critic, lr=config.critic_lr, **common)
