@@ -107,10 +107,12 @@ SHARED_WITH_PPO = EVALUATION | {
 PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "ent_coef": 0.0, "vf_coef": 0.5}
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
-# The weight of Q: with their presets (0.1 and 1) both policies are worse than chance after 2,000 updates on this set.
-# So each gets the same tries on a seed of its own, and the one with the best `pilot_scores`.
+# The weight of Q: with those of their presets (0.1 and 1) neither learns anything on this set. So each gets the same
+# tries on a seed of its own, and the one with the best `pilot_scores`. One more each, with the other's number of
+# candidates, tells what the policy does from what the choice among its samples does.
 ETAS = (0.001, 0.01, 0.1, 1.0)
 CHOSEN = {"ofql": 0.01, "dql": 0.01}
+CANDIDATES = {"ofql": 50, "dql": 1}
 GRPO = {"case": "grpo-curve", "minutes": 5, "every": 20, "prompts": 16, "lr": 3e-4}
 
 
@@ -135,10 +137,13 @@ def _arms() -> Iterator[Arm]:
             yield Arm("iql", name, library, data, IQL | {"dataset": data}, minutes, {"updates": 500_000}, "data")
     for name, minutes in (("ofql", 20), ("dql", 35)):
         settings = {"case": f"{name}-curve"} | GENERATIVE
-        for eta in ETAS:
-            pilot = settings | {"eta": eta, "updates": 5_000, "eval_every": 1_000}
-            yield Arm("ofql-pilots", f"{name}, eta {eta}", "polopt", "medium", pilot, minutes / 4, {}, "data", True)
-        settings |= {"eta": CHOSEN[name]}
+        chosen, many = {"eta": CHOSEN[name]}, CANDIDATES[name]
+        pilots = {f"{name}, eta {eta}": {"eta": eta} for eta in ETAS}
+        pilots[f"{name}, eta {CHOSEN[name]}, candidates {many}"] = chosen | {"candidates": many}
+        for title, tried in pilots.items():
+            pilot = settings | {"updates": 5_000, "eval_every": 1_000} | tried
+            yield Arm("ofql-pilots", title, "polopt", "medium", pilot, minutes / 4, {}, "data", True)
+        settings |= chosen
         yield Arm("ofql", name, "polopt", "medium", settings, minutes, {"updates": 200_000}, "data")
     for task in ("addition", "countdown"):
         for name, library in (("ours", "polopt"), ("trl", "trl")):
