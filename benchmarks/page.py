@@ -52,6 +52,7 @@ COMPARISONS = (
     Comparison("mdpo-off", ("off-policy MDPO", "mdpo-off", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo", ("MDPO", "mdpo", "ours"), ("PPO", "ppo", "ours")),
     Comparison("iql", ("polopt", "iql", "ours"), ("d3rlpy", "iql", "d3rlpy")),
+    Comparison("iql-start", ("polopt, from d3rlpy's start", "iql-start", "ours"), ("d3rlpy", "iql", "d3rlpy")),
     Comparison("ofql", ("OFQL", "ofql", "ofql"), ("DQL, 5 steps", "ofql", "dql")),
     Comparison("grpo", ("polopt", "grpo", "ours"), ("TRL", "grpo", "trl")),
 )

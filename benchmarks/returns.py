@@ -135,6 +135,8 @@ def _arms() -> Iterator[Arm]:
     for data in ("medium", "medium-replay"):
         for name, library, minutes in (("ours", "polopt", 10), ("d3rlpy", "d3rlpy", 20)):
             yield Arm("iql", name, library, data, IQL | {"dataset": data}, minutes, {"updates": 500_000}, "data")
+    start = IQL | {"dataset": "medium-replay", "start": "d3rlpy"}
+    yield Arm("iql-start", "ours", "polopt", "medium-replay", start, 10, {"updates": 500_000}, "data")
     for name, minutes in (("ofql", 20), ("dql", 35)):
         settings = {"case": f"{name}-curve"} | GENERATIVE
         chosen, many = {"eta": CHOSEN[name]}, CANDIDATES[name]

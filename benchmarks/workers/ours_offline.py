@@ -6,9 +6,9 @@ actions at one observation each. `job["candidates"]` says how many samples compe
 has its own number, 50 and 1.
 
 Curves: `iql-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or saved in
-between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has;
-the other two have their presets for this task, and the weight of Q that `job["eta"]` says. Ours differs from d3rlpy in
-what peer_d3rlpy.py lists.
+between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has,
+and differs from it in what peer_d3rlpy.py lists; with `job["start"]` "d3rlpy" it begins with the peer's weights and
+standard deviation. The other two have their presets for this task, and the weight of Q that `job["eta"]` says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ import offline_data
 def iql_config(job: Job) -> dict[str, Any]:
     """The settings that both sides share, as polopt names them."""
     settings = offline_data.iql_settings(job)
-    return settings | {"network.sizes": settings.pop("sizes")}
+    config = settings | {"network.sizes": settings.pop("sizes")}
+    if job.get("start") == "d3rlpy":  # PyTorch's weights; half way between the bounds of the log standard deviation
+        config |= {"network.init": "default", "network.head_gain": 1.0, "policy.log_std_init": -1.5}
+    return config
 
 
 def generative_config(job: Job, method: str) -> dict[str, Any]:
