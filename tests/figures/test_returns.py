@@ -166,4 +166,4 @@ def test_the_lines_that_are_kept_belong_to_runs_of_the_plan():
 def test_what_was_chosen_is_the_best_of_its_pilots():
     scores = returns.pilot_scores(returns.read(returns.file_of("ofql-pilots")))
     for name, eta in returns.CHOSEN.items():
-        assert max(returns.ETAS, key=lambda each: scores[f"{name}, eta {each}"]) == eta, "all have run"
+        assert max(returns.ETAS, key=lambda each: scores[f"{name}, eta {each}"]) == eta

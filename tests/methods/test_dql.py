@@ -123,8 +123,8 @@ def test_it_acts_with_one_of_several_candidates_and_the_target_critic_is_part_of
     assert isinstance(method.policy, BestOf)
     assert (method.policy.samples, method.policy.how) == (7, "softmax")
     assert method.policy.critic is method.target_critic
-    assert make(candidates=1).policy is not None
-    assert not isinstance(make(candidates=1).policy, BestOf)
+    single = make(candidates=1)
+    assert single.policy is single.actor
 
 
 def test_what_cannot_be_used_is_refused_in_one_sentence():
