@@ -11,7 +11,8 @@ Every case appends a line to `benchmarks/results/speed.jsonl`:
     date, case, unit
     machine       what `machine.about` and `machine.limits` say
     sides[]       ours first: name, library, versions, threads, job, rate (units a second, median), rates (by round),
-                  peak_mb, gflop (of a unit, counted, or null), slices[] (units, seconds, cpu_seconds, peak_mb, parts),
+                  peak_mb, gflop (of a unit, counted by PyTorch, or null), slices[] (units, seconds, cpu_seconds,
+                  peak_mb, parts),
                   trials[] (threads, variant, rate)
     ratios        {side: [rate of ours / rate of that side, by round]}: above 1 ours is faster
     arithmetic    {side: gflop of that side / gflop of ours}: the ratio if nothing else cost time
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import statistics
@@ -70,8 +70,7 @@ class Case:
         slice: units of one slice, some seconds long. trial: of the slice that chooses threads.
         count: the part of a slice that says how many units were done, if the worker's own units are not compared.
         clock: the part of a slice whose seconds count; without it, all of them.
-        gflop: arithmetic of a unit, from the job.
-        limit: what bounds the rate: `MATRICES` by `gflop`, or another side in the case's own unit.
+        limit: what bounds the rate: `MATRICES` by the arithmetic of a unit, or another side in the case's own unit.
         limit_slice: units of its slices.
         prepare: makes what the job needs, and returns more of the job.
     """
@@ -84,40 +83,9 @@ class Case:
     trial: int = 1
     count: str = ""
     clock: str = ""
-    gflop: Callable[[Job], float] | None = None
     limit: Side | None = None
     limit_slice: int = 10_000
     prepare: Callable[[], Job] | None = None
-
-
-# Arithmetic by formula: multiplications and additions of the linear layers; a backward pass is two forward ones, one
-# of them for the inputs.
-
-
-def forward_flop(inputs: int, sizes: list[int], outputs: int) -> int:
-    """Of one row through a multilayer perceptron."""
-    widths = [inputs, *sizes, outputs]
-    return sum(2 * a * b for a, b in itertools.pairwise(widths))
-
-
-def sac_gflop(job: Job) -> float:
-    """GFLOP of an update of SAC or DSAC-T on HalfCheetah: the policy p and two critics q, on a batch.
-
-    SAC: targets p + 2q, critics 3 * 2q, policy 3p + 2q forward + 2q back through their inputs. DSAC-T has a second
-    output in its critics, and its policy's step only at every second update (`delay`).
-    """
-    distributional = job["case"] == "dsac-t"
-    policy = forward_flop(17, job["sizes"], 2 * 6)
-    critics = 2 * forward_flop(17 + 6, job["sizes"], 2 if distributional else 1)
-    improve = 3 * policy + 2 * critics
-    return job["batch_size"] * (policy + 4 * critics + improve / (2 if distributional else 1)) / 1e9
-
-
-def iql_gflop(job: Job) -> float:
-    """GFLOP of an update of IQL: value v on the lagged critics (q + 3v), policy (3p), critics on v (v + 3q)."""
-    policy, value = forward_flop(17, job["sizes"], 6), forward_flop(17, job["sizes"], 1)
-    critics = 2 * forward_flop(17 + 6, job["sizes"], 1)
-    return job["batch_size"] * (4 * critics + 4 * value + 3 * policy) / 1e9
 
 
 # The cases
@@ -202,11 +170,13 @@ STARTUP = (
 def grpo(length: int, slice: int) -> Case:
     job = {"case": "grpo", "completions": 64, "length": length, "seed": 0}
     unit = "completion tokens"
-    return Case(f"grpo-{length}", unit, LANGUAGE, job, slice, slice // 2, count="tokens", prepare=language_model)
+    return Case(
+        f"grpo-{length}", unit, LANGUAGE, job, slice, slice // 2, "tokens", limit=MATRICES, prepare=language_model
+    )
 
 
 CASES = [
-    Case("sac", "environment steps", (OURS, COMPILED, SB3, SBX), SAC, 1_000, 500, gflop=sac_gflop, limit=MATRICES),
+    Case("sac", "environment steps", (OURS, COMPILED, SB3, SBX), SAC, 1_000, 500, limit=MATRICES),
     Case(
         "ppo",
         "environment steps",
@@ -234,7 +204,6 @@ CASES = [
         500,
         250,
         clock="update",
-        gflop=sac_gflop,
         limit=MATRICES,
     ),
     Case(
@@ -244,10 +213,9 @@ CASES = [
         OFFLINE | {"sizes": [256, 256]},
         500,
         250,
-        gflop=iql_gflop,
         limit=MATRICES,
     ),
-    Case("ofql", "updates", (Side("ofql"), DQL_5, DQL_20), OFFLINE, 100, 50),
+    Case("ofql", "updates", (Side("ofql"), DQL_5, DQL_20), OFFLINE, 100, 50, limit=MATRICES),
     Case(
         "ofql-act",
         "actions",
@@ -259,11 +227,12 @@ CASES = [
         OFFLINE,
         300,
         100,
+        limit=MATRICES,
     ),
     grpo(16, 8),
     grpo(128, 2),
-    Case("sft", "updates", LANGUAGE, {"seed": 0}, 10, 5, prepare=language_model),
-    Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, prepare=language_model),
+    Case("sft", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
+    Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("startup", "processes", STARTUP),
 ]
 
@@ -285,7 +254,19 @@ class Lane:
         self.failures: list[str] = []
         self.job = {"case": case.name} | case.job | more | side.job
         python = python or python_of(side.library)
-        self.worker = Command([python, *side.command]) if side.command else self._best(python, threads)
+        self.gflop: float | None = None  # of a unit
+        if side.command:
+            self.worker: Worker | Command = Command([python, *side.command])
+            return
+        if side is not case.limit and not side.job.get("compile"):
+            self.gflop = self._count(python)
+        self.worker = self._best(python, threads)
+
+    def _count(self, python: Path) -> float | None:
+        """The arithmetic of a unit in the first variant, not compiled; None where PyTorch does not compute."""
+        with Worker(self.side.library, self.job | self.side.variants[0], 1, python=python) as worker:
+            slice = worker.run(self.trial, count=True)  # of a worker of its own: counting needs memory
+        return slice["gflop"] / self._units(slice) or None
 
     def _best(self, python: Path, threads: tuple[int, ...]) -> Worker:
         """Tries every variant at every number of threads, one after the other; the best so far waits meanwhile."""
@@ -320,8 +301,10 @@ class Lane:
         """Units a second."""
         if self.side is self.case.limit:
             return slice["units"] / slice["parts"].get(SLOWEST, slice["seconds"])
-        units = slice["parts"][self.case.count] if self.case.count else slice["units"]
-        return units / (slice["parts"][self.case.clock] if self.case.clock in slice["parts"] else slice["seconds"])
+        return self._units(slice) / slice["parts"].get(self.case.clock, slice["seconds"])
+
+    def _units(self, slice: dict[str, Any]) -> float:
+        return slice["parts"][self.case.count] if self.case.count else slice["units"]
 
     def record(self) -> dict[str, Any]:
         rates = [self._rate(slice) for slice in self.slices]
@@ -334,7 +317,7 @@ class Lane:
             "rate": statistics.median(rates),
             "rates": rates,
             "peak_mb": max(slice["peak_mb"] for slice in self.slices),
-            "gflop": self.case.gflop(self.job) if self.case.gflop and self.side is not self.case.limit else None,
+            "gflop": self.gflop,
             "slices": self.slices,
             "trials": self.trials,
         }
@@ -381,7 +364,7 @@ def measure(case: Case, rounds: int, pythons: dict[str, Path], machine: dict[str
     ours = records[0]
     compared = [record for record, lane in zip(records[1:], lanes[1:]) if lane.side.compared]
     if limit is not None:
-        unit = case.gflop(lanes[0].job) / GFLOP if case.gflop else 1.0  # limit's units in one of ours
+        unit = ours["gflop"] / GFLOP if case.limit is MATRICES else 1.0  # limit's units in one of ours
         limit["fraction"] = statistics.median(a * unit / b for a, b in zip(ours["rates"], limit["rates"]))
     return {
         "case": case.name,
@@ -389,7 +372,7 @@ def measure(case: Case, rounds: int, pythons: dict[str, Path], machine: dict[str
         "machine": machine,
         "sides": records,
         "ratios": {record["name"]: [a / b for a, b in zip(ours["rates"], record["rates"])] for record in compared},
-        "arithmetic": {record["name"]: record["gflop"] / ours["gflop"] for record in compared if ours["gflop"]},
+        "arithmetic": {record["name"]: record["gflop"] / ours["gflop"] for record in compared if record["gflop"]},
         "limit": limit,
         "failures": failures,
     }

@@ -5,7 +5,8 @@ job, `{"case": "sac", "task": "HalfCheetah-v5", ...}`. Two kinds of case:
 
 - a *rate* is a function of the job that builds everything, warms up, and returns `run(units)`. The worker then answers
   `{"ready": true, "versions": {...}}`, and each `{"units": n}` with `{"seconds": ..., "cpu_seconds": ..., "peak_mb":
-  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine;
+  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine. With `"count":
+  true` the answer has `gflop` too, and its times mean nothing: counting is slow;
 - a *curve* is a generator over the job that yields rows (dicts), sent one by one as `{"row": {...}}`, then
   `{"done": true, "peak_mb": ..., "versions": {...}}`.
 
@@ -22,7 +23,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,32 @@ def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) 
         run = case(job)
         say(ready=True, **about)
         for line in sys.stdin:
-            units = json.loads(line)["units"]
+            message = json.loads(line)
             wall, cpu = time.perf_counter(), time.process_time()
-            parts = run(units)
+            counted: dict[str, float] = {}
+            with counting(counted) if message.get("count") else contextlib.nullcontext():
+                parts = run(message["units"])
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            say(seconds=wall, cpu_seconds=cpu, peak_mb=peak_mb(), parts=parts or {})
+            say(seconds=wall, cpu_seconds=cpu, peak_mb=peak_mb(), parts=parts or {}, **counted)
     except Exception:
         say(error=traceback.format_exc())
+
+
+@contextlib.contextmanager
+def counting(found: dict[str, float]) -> Iterator[None]:
+    """Adds `gflop`: multiplications and additions of what PyTorch does inside, in products of matrices and attention.
+
+    Attention counts as if nothing were masked; elementwise work, and what other frameworks do, does not count.
+    """
+    import torch.utils.flop_counter as flops
+
+    for end in ("", "_backward"):  # the CPU's kernel is not in the table, and has the arithmetic of the GPU's
+        name = f"_scaled_dot_product_flash_attention{end}"
+        cpu = getattr(flops.aten, f"_scaled_dot_product_flash_attention_for_cpu{end}")
+        flops.flop_registry[cpu] = flops.flop_registry[getattr(flops.aten, name)]
+    with flops.FlopCounterMode(display=False) as counter:
+        yield
+    found["gflop"] = counter.get_total_flops() / 1e9
 
 
 def peak_mb() -> float:

@@ -16,11 +16,16 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from ours import Cases
+from protocol import counting
 for line in sys.stdin:
     job = json.loads(line)
     units = job.pop("units")
     run = Cases()[job["case"]](job)
-    print(json.dumps(run(units) if units else list(run)))
+    answer = run(units) if units else list(run)
+    if job["case"] == "sac":
+        with counting(answer):
+            run(units)
+    print(json.dumps(answer))
 """
 
 
@@ -58,6 +63,17 @@ def answers():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return list(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_arithmetic_is_counted(answers):
+    """Of SAC's update with one hidden layer of 8: heads of one output are sums, not products of matrices."""
+    (gflop,) = (answer["gflop"] for job, answer in answers if job["case"] == "sac")
+    policy, critics, rows = [17 * 8, 8 * 12], 2 * 23 * 8, 16  # multiplications of a row, each with an addition
+    targets = sum(policy) + critics
+    critic_loss = 2 * critics  # forward, and the gradient of the weights
+    policy_loss = 2 * sum(policy) + policy[1] + 2 * critics  # those of the second layer's and the critics' inputs too
+    update = rows * (targets + critic_loss + policy_loss) + sum(policy)  # and the action of the step
+    assert gflop * 1e9 == pytest.approx(50 * 2 * update)
 
 
 def test_rates(answers):
