@@ -107,9 +107,9 @@ class Worker:
         )
         self.versions: dict[str, str] = self._ask(job)["versions"]
 
-    def run(self, units: int, count: bool = False) -> dict[str, Any]:
-        """One slice: units, seconds, cpu_seconds, peak_mb, parts; with `count`, gflop, and times that mean nothing."""
-        return {"units": units, **self._ask({"units": units, "count": count})}
+    def run(self, units: int) -> dict[str, Any]:
+        """One slice: units, seconds, cpu_seconds, peak_mb, parts."""
+        return {"units": units, **self._ask({"units": units})}
 
     def close(self) -> None:
         """Ends the process: a closed pipe ends its loop."""

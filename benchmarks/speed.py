@@ -3,8 +3,8 @@
 Every side is a worker process in its library's own environment. Each is tried at 1 and 2 threads (and, where a library
 has a choice, in each of its variants) for two short slices and goes on at its best. Then rounds of slices alternate
 between the sides, in the other order at every round, so that all of them see the same machine, and each round gives one
-ratio ours / peer. Between them the machine's own limit is measured in the same way: products of matrices of the
-update's size, or the simulator without a learner.
+ratio ours / peer. Between them the machine's own limit is measured in the same way: products of 256 x 256 matrices, or
+the simulator without a learner.
 
 Every case appends a line to `benchmarks/results/speed.jsonl`:
 
@@ -264,8 +264,9 @@ class Lane:
 
     def _count(self, python: Path) -> float | None:
         """The arithmetic of a unit in the first variant, not compiled; None where PyTorch does not compute."""
-        with Worker(self.side.library, self.job | self.side.variants[0], 1, python=python) as worker:
-            slice = worker.run(self.trial, count=True)  # of a worker of its own: counting needs memory
+        job = self.job | self.side.variants[0] | {"count": True}
+        with Worker(self.side.library, job, 1, python=python) as worker:  # of its own: counting needs memory
+            slice = worker.run(self.trial)
         return slice["gflop"] / self._units(slice) or None
 
     def _best(self, python: Path, threads: tuple[int, ...]) -> Worker:

@@ -3,7 +3,8 @@
 Every job has `model`, a folder of `benchmarks.language_model`. Trainers are used as documented, on a CPU at their best:
 no gradient checkpointing, no bfloat16, one generation batch per optimizer step, which spares them the old
 log-probabilities, fused AdamW, transformers' dynamic cache, and no logging, saving or progress bar. A trainer runs in a
-thread of its own; a callback makes it wait between measurements, and reads the clock for curves.
+thread of its own, except where arithmetic is counted; a callback makes it wait between measurements, and reads the
+clock for curves.
 
 `log_prob` is the time of `compute_loss`: the forward pass over whole completions, the loss and its metrics. DPO scores
 its reference with every batch, as polopt does; `precompute_ref_log_probs` would move that out of what is measured.
@@ -120,7 +121,7 @@ class Paced(TrainerCallback):
             self._left = self.asked.get()
 
 
-def rate(trainer: Any, clock: Clock, tokens: Callable[[], int], expected: int) -> Run:
+def rate(job: Job, trainer: Any, clock: Clock, tokens: Callable[[], int], expected: int) -> Run:
     """Updates of `trainer`. `tokens` says how many there were since its last call; raises RuntimeError unless every
     update had `expected`."""
     clock.watch("backward", torch.Tensor, "backward")
@@ -128,18 +129,23 @@ def rate(trainer: Any, clock: Clock, tokens: Callable[[], int], expected: int) -
     clock.watch("log_prob", trainer, "compute_loss")
     results = Results()
     paced = Paced(results)
-    trainer.add_callback(paced)
-    results.of(trainer)
 
     def run(units: int) -> dict[str, float]:
-        paced.asked.put(units)
-        results.next()
+        if job.get("count"):
+            trainer.args.max_steps = units
+            trainer.train()  # in this thread, where the counter is
+        else:
+            paced.asked.put(units)
+            results.next()
         count = tokens()
         if count != units * expected:
             raise RuntimeError(f"{units} updates had {count} tokens, not {units * expected}")
         return {"tokens": count, **clock.take()}
 
-    run(2)
+    if not job.get("count"):
+        trainer.add_callback(paced)
+        results.of(trainer)
+        run(2)
     return run
 
 
@@ -168,10 +174,10 @@ def grpo(job: Job) -> Run:
         counts.clear()
         return total
 
-    return rate(trainer, clock, tokens, completions * length)
+    return rate(job, trainer, clock, tokens, completions * length)
 
 
-def supervised(trainer: Any, expected: int) -> Run:
+def supervised(job: Job, trainer: Any, expected: int) -> Run:
     """A rate whose tokens are counted in the batches that are collated."""
     counts: list[int] = []
     collate = trainer.data_collator
@@ -193,19 +199,19 @@ def supervised(trainer: Any, expected: int) -> Run:
         before, made = made, trainer.state.global_step
         return (made - before) * expected
 
-    return rate(trainer, Clock(), tokens, expected)
+    return rate(job, trainer, Clock(), tokens, expected)
 
 
 def sft(job: Job) -> Run:
     args = SFTConfig(**settings(job, SFT_ROWS, RATE_LR), loss_type="nll", max_length=None)
     rows = read(Path(job["model"]) / "sft.jsonl")
-    return supervised(SFTTrainer(model=job["model"], args=args, train_dataset=rows), SFT_ROWS * 48)
+    return supervised(job, SFTTrainer(model=job["model"], args=args, train_dataset=rows), SFT_ROWS * 48)
 
 
 def dpo(job: Job) -> Run:
     args = DPOConfig(**settings(job, DPO_PAIRS, RATE_LR), beta=0.1, loss_type=["sigmoid"], max_length=None)
     rows = read(Path(job["model"]) / "dpo.jsonl")
-    return supervised(DPOTrainer(model=job["model"], args=args, train_dataset=rows), 2 * DPO_PAIRS * 64)
+    return supervised(job, DPOTrainer(model=job["model"], args=args, train_dataset=rows), 2 * DPO_PAIRS * 64)
 
 
 class Evaluated(TrainerCallback):

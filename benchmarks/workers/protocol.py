@@ -5,8 +5,8 @@ job, `{"case": "sac", "task": "HalfCheetah-v5", ...}`. Two kinds of case:
 
 - a *rate* is a function of the job that builds everything, warms up, and returns `run(units)`. The worker then answers
   `{"ready": true, "versions": {...}}`, and each `{"units": n}` with `{"seconds": ..., "cpu_seconds": ..., "peak_mb":
-  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine. With `"count":
-  true` the answer has `gflop` too, and its times mean nothing: counting is slow;
+  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine. Where the job
+  has `"count": true`, answers have `gflop` too, and their times mean nothing: counting is slow;
 - a *curve* is a generator over the job that yields rows (dicts), sent one by one as `{"row": {...}}`, then
   `{"done": true, "peak_mb": ..., "versions": {...}}`.
 
@@ -51,11 +51,11 @@ def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) 
         run = case(job)
         say(ready=True, **about)
         for line in sys.stdin:
-            message = json.loads(line)
+            units = json.loads(line)["units"]
             wall, cpu = time.perf_counter(), time.process_time()
             counted: dict[str, float] = {}
-            with counting(counted) if message.get("count") else contextlib.nullcontext():
-                parts = run(message["units"])
+            with counting(counted) if job.get("count") else contextlib.nullcontext():
+                parts = run(units)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             say(seconds=wall, cpu_seconds=cpu, peak_mb=peak_mb(), parts=parts or {}, **counted)
     except Exception:
@@ -64,7 +64,7 @@ def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) 
 
 @contextlib.contextmanager
 def counting(found: dict[str, float]) -> Iterator[None]:
-    """Adds `gflop`: multiplications and additions of what PyTorch does inside, in products of matrices and attention.
+    """Adds `gflop`: multiplications and additions of PyTorch in this thread, in products of matrices and in attention.
 
     Attention counts as if nothing were masked; elementwise work, and what other frameworks do, does not count.
     """
