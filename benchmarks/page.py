@@ -47,6 +47,7 @@ class Comparison:
 SB3, IN_SB3 = "stable-baselines3", "Stable-Baselines3"
 COMPARISONS = (
     Comparison("sac", ("polopt", "sac", "ours"), (IN_SB3, "sac", SB3)),
+    Comparison("sac-short", ("polopt", "sac-short", "ours"), (IN_SB3, "sac-short", SB3)),
     Comparison("ppo", ("polopt", "ppo", "ours"), (IN_SB3, "ppo", SB3)),
     Comparison("dsac-t", ("DSAC-T", "dsac-t", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo-off", ("off-policy MDPO", "mdpo-off", "ours"), ("SAC", "sac", "ours")),

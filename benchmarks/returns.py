@@ -35,6 +35,7 @@ from benchmarks.environments import ROOT, SCRIPTS, WORKERS, environment, last_li
 
 RESULTS = ROOT / "benchmarks" / "results" / "returns"
 SEEDS, FULL_SEEDS, PILOT = 3, 5, 1000
+MANY = range(10)  # seeds, of short runs
 Line = dict[str, Any]
 
 
@@ -52,7 +53,7 @@ class Arm:
         full: settings with `--full`.
         wants: what has to be made before: the "data" of the offline benchmarks, or the "model" of the language ones
             for its task.
-        pilot: one seed that no other arm has, to choose a setting by.
+        own: its seeds, whatever is asked for; such arms have no full size. Pilots have one that no other arm has.
     """
 
     experiment: str
@@ -63,10 +64,10 @@ class Arm:
     minutes: float
     full: dict[str, Any] = field(default_factory=dict)
     wants: str = ""
-    pilot: bool = False
+    own: range | None = None
 
     def seeds(self, count: int) -> range:
-        return range(PILOT, PILOT + 1) if self.pilot else range(count)
+        return range(count) if self.own is None else self.own
 
     @property
     def preparation(self) -> str:
@@ -91,6 +92,8 @@ SAC = EVALUATION | {
     "buffer_size": 1_000_000,
     "net_arch": [256, 256],
 }
+# Small enough for as many seeds as tell whether the two sides differ, which three seeds cannot
+SAC_SHORT = SAC | {"steps": 15_000, "learning_starts": 1_000, "batch_size": 64, "net_arch": [64, 64]}
 # PPO's own settings for MuJoCo (its paper, table 3) with 2048 steps of 8 environments; observations and rewards are
 # normalized and the learning rate falls linearly to 0 on both sides
 SHARED_WITH_PPO = EVALUATION | {
@@ -126,6 +129,8 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5"):
         for side, minutes in zip(sides, (20, 28)):
             yield _control("sac", *side, task, SAC, minutes)
+        for side in sides:
+            yield Arm("sac-short", *side, task, SAC_SHORT | {"case": "sac-curve", "task": task}, 2, own=MANY)
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         for side, minutes in zip(sides, (5, 6)):
             yield _control("ppo", *side, task, PPO, minutes)
@@ -144,7 +149,7 @@ def _arms() -> Iterator[Arm]:
         pilots[f"{name}, eta {CHOSEN[name]}, candidates {many}"] = chosen | {"candidates": many}
         for title, tried in pilots.items():
             pilot = settings | {"updates": 5_000, "eval_every": 1_000} | tried
-            yield Arm("ofql-pilots", title, "polopt", "medium", pilot, minutes / 4, {}, "data", True)
+            yield Arm("ofql-pilots", title, "polopt", "medium", pilot, minutes / 4, {}, "data", range(PILOT, PILOT + 1))
         settings |= chosen
         yield Arm("ofql", name, "polopt", "medium", settings, minutes, {"updates": 200_000}, "data")
     for task in ("addition", "countdown"):
@@ -189,7 +194,7 @@ class Plan:
     ) -> None:
         self.full, self.folder, self.override = full, folder, override
         chosen = [arm for arm in ARMS if arm.experiment in (experiments or EXPERIMENTS)]
-        self.arms = [arm for arm in chosen if not (full and arm.pilot)]
+        self.arms = [arm for arm in chosen if not full or arm.own is None]
         self.seeds = seeds
         names = dict.fromkeys(arm.experiment for arm in self.arms)
         self.lines = {name: read(file_of(name, full, folder)) for name in names}
@@ -226,14 +231,15 @@ class Plan:
             os.fsync(file.fileno())
 
     def show(self) -> None:
-        print(f"{'experiment':<11} {'task':<15} {'arm':<18} {'done':>5} {'missing':>8} {'minutes each':>13}")
+        wide = max(len(arm.name) for arm in self.arms)
+        print(f"{'experiment':<11} {'task':<15} {'arm':<{wide}} {'done':>5} {'missing':>8} {'minutes each':>13}")
         total = 0.0
         for arm in self.arms:
             missing = sum(not self.done(arm, seed) for seed in arm.seeds(self.seeds))
             minutes = self.minutes(arm)
             total += missing * minutes
             done = len(arm.seeds(self.seeds)) - missing
-            print(f"{arm.experiment:<11} {arm.task:<15} {arm.name:<18} {done:>5} {missing:>8} {minutes:>13.1f}")
+            print(f"{arm.experiment:<11} {arm.task:<15} {arm.name:<{wide}} {done:>5} {missing:>8} {minutes:>13.1f}")
         print(f"missing in all: about {total / 60:.1f} hours of one core")
 
 
