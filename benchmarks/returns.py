@@ -129,6 +129,7 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5"):
         for side, minutes in zip(sides, (20, 28)):
             yield _control("sac", *side, task, SAC, minutes)
+    for task in ("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"):
         for side in sides:
             yield Arm("sac-short", *side, task, SAC_SHORT | {"case": "sac-curve", "task": task}, 2, own=MANY)
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
