@@ -234,14 +234,16 @@ def _band(axes: Any, curves: Sequence[tuple[Array, Array]], color: str) -> Any:
 
 
 def draw_speed(file: Path, lines: Sequence[Line]) -> None:
-    """A bar per case and peer, from 1 to the median of ours / peer, with the smallest and the largest of the rounds; a
-    second one for our fastest side, if that is not the first."""
+    """A bar per case and peer at its fastest, from 1 to the median of ours / peer, with the smallest and the largest of
+    the rounds; a second one for our fastest side, if that is not the first."""
     bars = []
     for line in lines:
         first = line["sides"][0]
+        peers: dict[str, Line] = {}  # of each library, the fastest
         for side in line["sides"]:
-            if side["library"] == first["library"]:
-                continue
+            if side["library"] != first["library"]:
+                peers[side["library"]] = max(peers.get(side["library"], side), side, key=lambda each: each["rate"])
+        for side in peers.values():
             for mine in (first, fastest(line)) if fastest(line) is not first else (first,):
                 bars.append((f"{line['case']}: {mine['name']} / {side['name']}", ratios(mine, side)))
     labels = [label for label, _ in bars]

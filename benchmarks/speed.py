@@ -129,7 +129,7 @@ SIMULATOR = Side(
 SB3, SBX, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy"))
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
-LANGUAGE = (OURS, COMPILED, Side("trl", "trl", variants=({}, {"compile": True})))
+LANGUAGE = (OURS, COMPILED, Side("trl", "trl"), Side("trl, torch_compile", "trl", job={"compile": True}))
 
 
 def language_model() -> Job:
