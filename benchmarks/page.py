@@ -238,13 +238,9 @@ def draw_speed(file: Path, lines: Sequence[Line]) -> None:
     the rounds; a second one for our fastest side, if that is not the first."""
     bars = []
     for line in lines:
-        first = line["sides"][0]
-        peers: dict[str, Line] = {}  # of each library, the fastest
-        for side in line["sides"]:
-            if side["library"] != first["library"]:
-                peers[side["library"]] = max(peers.get(side["library"], side), side, key=lambda each: each["rate"])
-        for side in peers.values():
-            for mine in (first, fastest(line)) if fastest(line) is not first else (first,):
+        first, best = line["sides"][0], fastest(of_ours(line))
+        for side in of_peers(line):
+            for mine in (first, best) if best is not first else (first,):
                 bars.append((f"{line['case']}: {mine['name']} / {side['name']}", ratios(mine, side)))
     labels = [label for label, _ in bars]
     with figure(file, 1, 1, 10.4, 0.9 + 0.36 * len(bars)) as (_, (((axes,),))):
@@ -279,8 +275,15 @@ def of_ours(line: Line) -> list[Line]:
     return [side for side in line["sides"] if side["name"] == name or side["name"].startswith((f"{name} ", f"{name},"))]
 
 
-def fastest(line: Line) -> Line:
-    return max(of_ours(line), key=lambda side: side["rate"])
+def of_peers(line: Line) -> list[Line]:
+    """Every other library at its fastest."""
+    others = [side for side in line["sides"] if side["library"] != line["sides"][0]["library"]]
+    names = dict.fromkeys(side["library"] for side in others)
+    return [fastest([side for side in others if side["library"] == name]) for name in names]
+
+
+def fastest(sides: Sequence[Line]) -> Line:
+    return max(sides, key=lambda side: side["rate"])
 
 
 def ratios(side: Line, other: Line) -> list[float]:
@@ -345,7 +348,7 @@ def speed_table(lines: Sequence[Line]) -> str:
     for line in lines:
         ours, limit = line["sides"][0], line["limit"]
         for side in line["sides"]:
-            arithmetic, best = line["arithmetic"].get(side["name"]), fastest(line)
+            arithmetic, best = line["arithmetic"].get(side["name"]), fastest(of_ours(line))
             compared = side["name"] in line["ratios"]
             rows.append(
                 [

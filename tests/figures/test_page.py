@@ -99,6 +99,12 @@ def test_speed_is_shown_for_our_first_and_for_our_fastest_side():
     assert "polopt and polopt --compile: python 3; sbx: python 3, sbx 9" in page.machine_table([speed_line()])
 
 
+def test_the_plot_has_every_peer_at_its_fastest():
+    eager, compiled = side("trl", [1.0, 2.0], "trl"), side("trl, torch_compile", [3.0, 2.0], "trl")
+    other = side("sbx", [9.0, 9.0], "sbx")
+    assert page.of_peers({"sides": [side("polopt", [8.0, 8.0]), eager, other, compiled]}) == [compiled, other]
+
+
 def test_tables_have_places_and_places_have_tables():
     text = "before\n<!-- table: a -->\nold\n<!-- end -->\nafter"
     assert page.fill(text, {"a": "| new |"}) == "before\n<!-- table: a -->\n\n| new |\n\n<!-- end -->\nafter"

@@ -71,8 +71,8 @@ def test_with_worker_processes_it_resumes_bitwise_too(name, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_exits_with_130_and_resumes(number, tmp_path, capsys, monkeypatch):
-    whole = train("sac", tmp_path / "whole")
     before = signal.getsignal(number)  # ignored, in the background of a shell
+    whole = train("sac", tmp_path / "whole")
     original = loop.Trainer._row
     sent = []
 
@@ -88,7 +88,7 @@ def test_a_signal_saves_exits_with_130_and_resumes(number, tmp_path, capsys, mon
         assert main(command("sac", folder)) == 130
     assert f"interrupted; saved: continue with 'polopt resume {folder}'" in capsys.readouterr().err
     assert 30 <= Run(folder).checkpoints.steps()[-1] <= sent[0] + 1
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before  # put back
     assert main(["resume", str(folder)]) == 0
     ignore = ("#rows",)  # the interruption wrote one more
     assert differing(final_state(folder), final_state(whole.folder), ignore=ignore) == []
