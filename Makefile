@@ -32,6 +32,7 @@ test: lint types unit
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/dev
 	$(BIN)/mypy
@@ -55,7 +56,7 @@ claims: .venv/language
 	$(MAKE) claims-page
 
 claims-page: .venv/base
-	$(BIN)/python -c 'from polopt.training.claim_pages import write_claims_page; print(write_claims_page())'
+	$(BIN)/python -c 'from polopt.claims.pages import write_claims_page; print(write_claims_page())'
 
 clean:
 	rm -rf .venv build dist demo .mypy_cache .ruff_cache .hypothesis

@@ -31,8 +31,8 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from polopt.claims import Above, Claim, Greater, Narrower
 from polopt.data.rollouts import Rollouts
-from polopt.evaluation.claims import Above, Claim, Greater, Narrower
 from polopt.evaluation.returns import evaluate_returns
 from polopt.tasks import make_task
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polopt.evaluation import Above, Below, Claim, Greater
+from polopt.claims import Above, Below, Claim, Greater
 
 TASK, OPTIONS, TOKENS = "addition", {"levels": (1, 3), "heldout": False}, 32
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}

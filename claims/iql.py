@@ -36,7 +36,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from polopt.evaluation import Above, Below, Claim, Greater
+from polopt.claims import Above, Below, Claim, Greater
 
 EXPECTILES = (0.5, 0.7, 0.9, 0.95, 0.99)
 STATES, ACTIONS, DISCOUNT = 8, 4, 0.9

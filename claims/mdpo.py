@@ -17,8 +17,7 @@ seeds end where SAC ends and two have not got there in 12,000 steps (means -257 
 from functools import partial
 from typing import Any
 
-from polopt.evaluation.claims import Below, Claim, Greater, Ordered
-from polopt.training.claims import train_arm
+from polopt.claims import Below, Claim, Greater, Ordered, train_arm
 
 STATES, ACTIONS, DISCOUNT, STEP = 5, 4, 0.9, 2.0
 INNER = (1, 5, 20, 50)

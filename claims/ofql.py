@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.evaluation import Above, Below, Claim, Greater
+from polopt.claims import Above, Below, Claim, Greater
 
 DATA = 10_000  # transitions of the maze's data
 LEARNING = {"lr": 1e-2, "critic_lr": 1e-3, "max_grad_norm": None, "network.sizes": (64, 64, 64)}

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polopt.evaluation import Above, Below, Claim, Greater
+from polopt.claims import Above, Below, Claim, Greater
 
 DATA = 20_000
 HORIZON = 20  # the data were recorded with 60

@@ -22,8 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polopt.evaluation import Above, Claim, Greater, Within
-from polopt.training.claims import train_arm
+from polopt.claims import Above, Claim, Greater, Within, train_arm
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 224}
 RATES = (3e-5, 1e-4, 3e-4)

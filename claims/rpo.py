@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polopt.evaluation import Above, Below, Claim, Greater, Ordered
+from polopt.claims import Above, Below, Claim, Greater, Ordered
 from polopt.policies.small_lm import make_language_model
 from polopt.training.api import plan
 

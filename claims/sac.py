@@ -25,10 +25,9 @@ from typing import Any
 
 import torch
 
+from polopt.claims import Above, Below, Claim, Greater, Within, train_arm
 from polopt.data import Episodes
-from polopt.evaluation import Above, Below, Claim, Greater, Within
 from polopt.training.api import load_method
-from polopt.training.claims import train_arm
 from polopt.values.returns import discounted_returns
 
 TASK = "Pendulum-v1"

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polopt.evaluation import Above, Below, Claim, Greater
+from polopt.claims import Above, Below, Claim, Greater
 
 TASK, POOL, BATCH, CHECKS = "addition", 128, 64, 5
 OPTIONS: dict[str, Any] = {"levels": (1, 4)}
@@ -77,7 +77,7 @@ class Measured:
 
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
         import polopt
-        from polopt.training.claims import measure
+        from polopt.claims import measure
 
         steps = budget["completions"]
         settings = SETTINGS | dict(self.settings) | {"model": str(start()), "seed": seed, "steps": steps}

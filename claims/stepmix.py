@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polopt.evaluation import Above, Below, Claim, Greater
-from polopt.training.claims import train_arm
+from polopt.claims import Above, Below, Claim, Greater, train_arm
 
 METRICS = {
     "violation": "violation:mean",

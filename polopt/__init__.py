@@ -20,22 +20,22 @@ _WHERE = {
     "load": "polopt.training.api",
     "evaluate": "polopt.training.api",
     "demonstrate": "polopt.training.api",
-    "record": "polopt.training.compare",
-    "compare": "polopt.training.compare",
-    "report": "polopt.training.compare",
+    "record": "polopt.report.compare",
+    "compare": "polopt.report.compare",
+    "report": "polopt.report.compare",
     "Run": "polopt.training.folder",
-    "Method": "polopt.method",
+    "Method": "polopt.bases.method",
     "methods": "polopt.registry",
     "UsageError": "polopt.core.errors",
     "RunError": "polopt.core.errors",
 }
 
 if TYPE_CHECKING:
+    from polopt.bases.method import Method
     from polopt.core.errors import RunError, UsageError
-    from polopt.method import Method
     from polopt.registry import methods
+    from polopt.report.compare import compare, record, report
     from polopt.training.api import demonstrate, evaluate, iterate, load, resume, train
-    from polopt.training.compare import compare, record, report
     from polopt.training.folder import Run
 
 __all__ = [

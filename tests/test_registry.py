@@ -11,9 +11,9 @@ import pytest
 
 import polopt
 from polopt import registry
-from polopt.cli_catalogue import methods_text, show_text
+from polopt.cli.catalogue import methods_text, show_text
+from polopt.cli.describe import describe
 from polopt.core.errors import UsageError
-from polopt.describe import describe
 
 ROOT = Path(polopt.__file__).parent.parent
 KEYS = ["slug", "title", "year", "arxiv_id", "family", "base", "kind", "base_only", "status", "claim", "entries"]
@@ -224,7 +224,7 @@ def test_what_is_read_without_torch_is_what_torch_gives():
     code = (
         "import dataclasses, json, sys\n"
         "from polopt import registry\n"
-        "from polopt.describe import describe\n"
+        "from polopt.cli.describe import describe\n"
         "before = set(sys.modules)\n"
         "found = {name: dataclasses.asdict(describe(name)) for name in registry.entries()}\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
@@ -273,7 +273,7 @@ def test_stubs_stand_for_a_library_and_leave_nothing_behind(tmp_path):
 def test_listing_and_showing_import_no_torch():
     code = (
         "import sys\n"
-        "from polopt.cli_catalogue import methods_text, show_text\n"
+        "from polopt.cli.catalogue import methods_text, show_text\n"
         "methods_text(); methods_text(as_json=True); show_text('uni-o4')\n"
         "print([name for name in ('torch', 'numpy', 'tensordict', 'gymnasium') if name in sys.modules])"
     )

@@ -25,9 +25,9 @@ from protocol import Job, Run
 from tensordict import TensorDict
 
 import polopt
+from polopt.bases.method import Method
 from polopt.core.batch import Batch
 from polopt.data.demonstrations import save_demonstrations
-from polopt.method import Method
 from polopt.tasks import make_task
 from polopt.training.api import plan
 

@@ -6,12 +6,9 @@ is the only one that imports minari.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
 import os
 import shutil
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +16,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies
 
 import gymnasium
 import numpy as np
@@ -29,7 +25,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.batch import Batch
-from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks import recorded
 from polopt.tasks.gym import NonFinite, reader, served
@@ -128,9 +124,9 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     Raises UsageError, one sentence: an unknown id (with the nearest one that is here), no network, or what is there is
     not Minari's, damaged or empty.
     """
-    minari = _minari()
+    minari = recorded.minari_package()
     if not recorded.is_local(name):
-        download(name)
+        recorded.download(name)
     metadata = recorded.metadata(name)
     columns: dict[str, list[Any]] = {key: [] for key in ("obs", "next_obs", "action", "reward", *ENDS)}
     counts: list[int] = []
@@ -185,32 +181,6 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     return Dataset(name, spec, batch, recorded.references(name), metadata)
 
 
-def download(name: str) -> None:
-    """Fetches a dataset of Minari's server. Raises UsageError: no such dataset, or no network."""
-    minari = _minari()
-    if not recorded.DATASET_ID.fullmatch(name):
-        raise UsageError(f"'{name}' is no id of a dataset: ids are like pendulum/medium-v0")
-    hint = nearest(name, recorded.local_datasets())
-    remote = os.environ.get("MINARI_REMOTE", "hf://farama-minari")
-    if remote.startswith("hf:") and not getproxies():  # Minari would try for half a minute
-        try:
-            socket.getaddrinfo("huggingface.co", 443)
-        except OSError:
-            raise UsageError(f"there is no dataset {name} here, and no network to download it{hint}") from None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            minari.download_dataset(name)
-    except ImportError as error:
-        raise UsageError(f"{name} cannot be downloaded: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise UsageError(f"there is no dataset {name}, neither here nor on Minari's server{hint}") from error
-    except Exception as error:
-        raise UsageError(f"{name} cannot be downloaded ({type(error).__name__}){hint}") from error
-
-
-# Writing
-
-
 def episodes_of(data: Batch) -> list[dict[str, Any]]:
     """The episodes of a batch [B] of decisions in order (keys as in `Dataset.data`), in the environment's units."""
     bounds = [*data["first"].nonzero().flatten().tolist(), len(data)]
@@ -249,7 +219,7 @@ def write_dataset(
     Raises UsageError when the name is taken or no id, or an episode does not fit the spaces; RunError when the disk
     refuses.
     """
-    _minari()
+    recorded.minari_package()
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
@@ -294,21 +264,11 @@ def write_dataset(
 
 def write_references(name: str, references: tuple[float, float]) -> None:
     """Stores (return of a random policy, of an expert) in the metadata of a dataset."""
-    _minari()
+    recorded.minari_package()
     from minari.dataset.minari_storage import MinariStorage
 
     storage = MinariStorage.read(recorded.dataset_folder(name) / "data")
     storage.update_metadata({"ref_min_score": references[0], "ref_max_score": references[1]})
-
-
-def _minari() -> Any:
-    try:
-        import minari
-    except ImportError:
-        raise UsageError(
-            'recorded datasets need a package that is not installed: pip install "polopt[offline]"'
-        ) from None
-    return minari
 
 
 def _environment_name(name: str) -> str:

@@ -18,7 +18,6 @@ from polopt.core.spec import Spec
 from polopt.data.base import Acts, Source, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
-from polopt.tasks.recorded import DATASET_ID
 
 KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first")
 
@@ -33,32 +32,6 @@ def joined(batch: Batch, actor: Acts) -> Batch:
     batch = batch.clone(False).set("next_obs", batch["final_obs"])
     flat = batch.select(*KEYS)[batch["mask"]]
     return flat.set("action", actor.env_action(flat["action"]))
-
-
-def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | None:
-    """Recorded decisions [B] for a task, with `KEYS` and actions as its environment gets them.
-
-    Args:
-        name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
-            same each time), or "": the dataset that the task stands for, and None when it stands for none.
-        random_episodes: how many episodes "random" has.
-
-    Raises UsageError: nothing there, damaged, empty, or of other spaces than the task's.
-    """
-    name = name or task.spec.info.get("dataset", "")
-    if not name:
-        return None
-    if name == "random":
-        from polopt.policies.wrappers import Uniform
-
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            return record(Uniform(task.spec), task, random_episodes, greedy=False)
-    if DATASET_ID.fullmatch(name) and not Path(name).exists():
-        from polopt.data.datasets import load_dataset
-
-        return load_dataset(name).check(task.spec).data
-    return load_demonstrations(name, task.spec)
 
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,7 +336,8 @@ class SumTree:
 class ReplaySource(Source):
     """Collects into a replay and returns samples [B] of it.
 
-    The first call collects `warmup` environment steps with `warmup_actor` (default: uniform random legal actions).
+    The first call collects `warmup` environment steps with the actor that `warmup_actor` makes of the given one (random
+    actions: `partial(Uniform, task.spec)`), or with the given one itself.
     Then every call returns one sample, and collects windows as needed to keep `ratio` samples per environment step:
     with one row, `steps=1` and ratio 1, that is one step and one sample a call.
     """
@@ -349,7 +351,7 @@ class ReplaySource(Source):
         batch_size: int,
         warmup: int,
         ratio: float = 1.0,
-        warmup_actor: Acts | None = None,
+        warmup_actor: Callable[[Any], Acts] | None = None,
     ) -> None:
         if ratio <= 0 or batch_size < 1 or warmup < 0:
             raise UsageError(
@@ -377,11 +379,7 @@ class ReplaySource(Source):
         return self.rollouts.episodes()
 
     def _warm_up(self, actor: Acts) -> None:
-        warmup_actor = self.warmup_actor
-        if warmup_actor is None:
-            from polopt.policies.wrappers import Uniform
-
-            warmup_actor = Uniform(self.rollouts.task.spec, like=actor)  # type: ignore[arg-type]
+        warmup_actor = actor if self.warmup_actor is None else self.warmup_actor(actor)
         done = 0
         while done < self.warmup:
             done += self._collect(warmup_actor)

@@ -1,4 +1,4 @@
-"""One file per method, by family; a base class is in `polopt.method`."""
+"""One file per method, by family; a base class is in `polopt.bases.method`."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def make_task(
         return _make_text(text, task, num, seed, evaluation, kwargs)
 
     if isinstance(task, str) and may_be_remote(task):
-        from polopt.data.datasets import download
+        from polopt.tasks import recorded
 
-        download(task)
+        recorded.download(task)
     if isinstance(task, str) and is_dataset(task):
         from polopt.tasks import recorded
 

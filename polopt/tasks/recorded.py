@@ -1,20 +1,24 @@
-"""Which environment a recorded dataset belongs to. Reads the metadata only: imports no torch and no minari."""
+"""Which environment a recorded dataset belongs to, from its metadata. Imports no torch, and minari only to download."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from polopt.core.errors import UsageError
+from polopt.core.errors import UsageError, nearest
 
 DATASET_ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+")
 KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "minigrid", "miniworld", "ale_py", "polopt")
@@ -114,3 +118,40 @@ def references(name: str) -> tuple[float, float] | None:
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low < high:
         return None
     return float(low), float(high)
+
+
+def download(name: str) -> None:
+    """Fetches a dataset of Minari's server. Raises UsageError: no such dataset, or no network."""
+    minari = minari_package()
+    if not DATASET_ID.fullmatch(name):
+        raise UsageError(f"'{name}' is no id of a dataset: ids are like pendulum/medium-v0")
+    hint = nearest(name, local_datasets())
+    remote = os.environ.get("MINARI_REMOTE", "hf://farama-minari")
+    if remote.startswith("hf:") and not getproxies():  # Minari would try for half a minute
+        try:
+            socket.getaddrinfo("huggingface.co", 443)
+        except OSError:
+            raise UsageError(f"there is no dataset {name} here, and no network to download it{hint}") from None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            minari.download_dataset(name)
+    except ImportError as error:
+        raise UsageError(f"{name} cannot be downloaded: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UsageError(f"there is no dataset {name}, neither here nor on Minari's server{hint}") from error
+    except Exception as error:
+        raise UsageError(f"{name} cannot be downloaded ({type(error).__name__}){hint}") from error
+
+
+# Writing
+
+
+def minari_package() -> Any:
+    """Minari, which is optional. Raises UsageError with the extra that brings it."""
+    try:
+        import minari
+    except ImportError:
+        raise UsageError(
+            'recorded datasets need a package that is not installed: pip install "polopt[offline]"'
+        ) from None
+    return minari

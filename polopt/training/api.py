@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
+from polopt.bases.method import Method
+from polopt.core import files
 from polopt.core.errors import CheckpointError, UsageError
 from polopt.core.state import gather, restore
 from polopt.data import demonstrations
-from polopt.method import Method
 from polopt.policies.base import Actor
-from polopt.training import files, seeding
+from polopt.training import seeding
 from polopt.training.folder import Run, new_folder, write_config
 from polopt.training.loggers import make_loggers
 from polopt.training.loop import Row, Trainer
-from polopt.training.plan import Plan, TaskLike, plan, read_plan, runtime, task_name
+from polopt.training.plan import OwnCode, Plan, TaskLike, plan, read_plan, rewards_of, runtime, task_name
 
 
 def iterate(
@@ -99,11 +100,8 @@ def resume(
     *,
     extend: int | None = None,
     checkpoint: int | None = None,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
     progress: bool = False,
+    **own: Any,
 ) -> Run:
     """Continues a run from its last checkpoint; on the CPU with bitwise the weights of a run never stopped.
 
@@ -113,16 +111,14 @@ def resume(
         folder: the run folder.
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
-        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
-            own.
-        trust_remote_code: run the code that the run's model brings, again.
+        own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
 
     Raises:
         UsageError: no run there, no such checkpoint, or a smaller budget.
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
     run = Run(Path(folder))
-    planned = read_plan(run, task, network, rewards, trust_remote_code)
+    planned = read_plan(run, OwnCode.of(own))
     if extend is not None:
         if extend <= planned.steps:
             raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
@@ -178,38 +174,48 @@ def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
     return Run(folder)
 
 
+def train_or_resume(
+    method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
+) -> None:
+    """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
+    if (place / "config.json").exists():
+        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
+        for key in ("method", "task", "task_options", "steps", "seed", "config"):
+            if before.get(key) != now[key]:
+                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
+        network = settings.get("network")
+        resume(
+            place,
+            task=task,
+            network=network if callable(network) else None,
+            rewards=rewards_of(task, settings.get("task_options") or {}),
+            trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
+            progress=progress,
+        )
+        return
+    train(method, task, seed=seed, out=place, progress=progress, **settings)
+
+
 def load(
     folder: str | Path,
     *,
     checkpoint: str = "latest",
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
+    **own: Any,
 ) -> Actor:
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
     Args:
         checkpoint: "latest" or "best" (by evaluation return).
-        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
-            own.
-        trust_remote_code: run the code that the run's model brings, again.
+        own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
-    method, _ = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
+    method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own))
     return method.policy
 
 
-def load_method(
-    folder: Path,
-    checkpoint: str = "latest",
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
-) -> tuple[Method, Plan]:
+def load_method(folder: Path, checkpoint: str = "latest", own: OwnCode | None = None) -> tuple[Method, Plan]:
     """Builds a run's method and loads its weights (of the best checkpoint the policy only), not its replay."""
     run = Run(folder)
-    planned = read_plan(run, task, network, rewards, trust_remote_code)
+    planned = read_plan(run, own or OwnCode())
     kinds = {"latest": "step", "best": "best"}
     if checkpoint not in kinds:
         raise UsageError(f"there is no checkpoint '{checkpoint}'; choose latest or best")
@@ -249,16 +255,13 @@ def evaluate(
     episodes: int | None = None,
     checkpoint: str = "latest",
     stochastic: bool = False,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
+    **own: Any,
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
 
     `episodes` None takes the method's own number: 10 in control, 64 for language models.
     """
-    method, planned = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
+    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own))
     episodes = episodes or type(method).eval_episodes
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
@@ -275,13 +278,10 @@ def demonstrate(
     episodes: int = 10,
     checkpoint: str = "latest",
     stochastic: bool = False,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
+    **own: Any,
 ) -> Path:
     """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
-    method, planned = load_method(Path(folder), checkpoint, task, network, rewards, trust_remote_code)
+    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own))
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:

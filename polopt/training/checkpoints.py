@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from polopt.core import files
 from polopt.core.errors import CheckpointError
 from polopt.core.state import Blob, Leaf
-from polopt.training import files
 
 FORMAT = 1
 

@@ -29,6 +29,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from polopt import registry
+from polopt.bases.method import Method
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.core.spec import Spec
@@ -39,13 +40,12 @@ from polopt.data.episodes import Episodes
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 from polopt.evaluation.returns import evaluate_returns
-from polopt.method import Method
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 from polopt.tasks.base import Task
 from polopt.tasks.making import TABULAR, Maker
 from polopt.training import api, seeding
-from polopt.training.compare import train_or_resume
+from polopt.training.api import train_or_resume
 from polopt.training.plan import Plan, TaskLike, plan, runtime, task_name
 
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")

@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from polopt.core import files
 from polopt.core.errors import RunError, UsageError
-from polopt.training import files
 from polopt.training.checkpoints import Checkpoints
 from polopt.training.loggers import read_metrics
 

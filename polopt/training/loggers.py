@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from polopt.core import files
 from polopt.core.errors import UsageError, nearest
-from polopt.training import files
 
 COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates", "seconds", "stage")
 EVALUATION = ("eval/return", "eval/return_std", "eval/length", "train/return", "train/length")

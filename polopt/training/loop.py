@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Method
+from polopt.core import files
 from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
-from polopt.method import Method
 from polopt.tasks.base import Task
-from polopt.training import files
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until

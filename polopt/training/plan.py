@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import gymnasium
 import torch
 
 from polopt import registry
+from polopt.bases.method import Method
 from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import fields_of, from_dict, to_dict
-from polopt.core.errors import RunError, UsageError
-from polopt.method import Method
+from polopt.core.errors import RunError, UsageError, nearest
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
 from polopt.tasks.making import TABULAR, Maker, text_task
@@ -27,6 +27,33 @@ from polopt.training.options import RunOptions, Until
 
 RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
 TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """Code of one's own, to be given again wherever a run folder is read: a folder may come from anyone, so reading it
+    runs nothing that it names.
+
+    Attributes:
+        task: the environment, when it was "module:function" or an object.
+        network: the network's `make`, likewise.
+        rewards: the reward functions of a text task, likewise.
+        trust_remote_code: run the code that the run's model brings.
+    """
+
+    task: TaskLike | None = None
+    network: Any = None
+    rewards: Any = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> OwnCode:
+        """From keyword arguments. Raises UsageError for an unknown name."""
+        known = [item.name for item in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UsageError(f"there is no option '{name}'{nearest(name, known)}")
+        return cls(**given)
 
 
 @dataclass
@@ -192,19 +219,8 @@ def rewards_of(task: TaskLike, options: Mapping[str, Any]) -> Any:
     return options.get("rewards") if isinstance(task, str) and text_task(task) else None
 
 
-def read_plan(
-    run: Run,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
-) -> Plan:
-    """The plan that a run folder records.
-
-    A folder may come from anyone, so reading it runs no code that it names: a task, a network or reward functions given
-    as "module:function" or as objects must be given again, and so must `trust_remote_code`. Raises UsageError when
-    they are not.
-    """
+def read_plan(run: Run, own: OwnCode) -> Plan:
+    """The plan that a run folder records. Raises UsageError when it needs code that `own` does not give again."""
     record = run.config
     texts, tables = ("method", "task"), ("config", "run", "task_options")
     wrong = [key for key in texts if not isinstance(record.get(key), str)]
@@ -212,25 +228,25 @@ def read_plan(
     if wrong:
         raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
     name = record["task"]
-    if task is None and (":" in name or name.startswith("<")):
+    if own.task is None and (":" in name or name.startswith("<")):
         again = f"--task {name}" if ":" in name else "task="
         raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
-    chosen, options = name if task is None else task, record["task_options"]
-    if rewards is not None:
+    chosen, options = name if own.task is None else own.task, record["task_options"]
+    if own.rewards is not None:
         if not isinstance(chosen, str) or not text_task(chosen):
             raise UsageError(f"{task_name(chosen)} is no text task: it takes no rewards")
-        options = options | {"rewards": rewards}
+        options = options | {"rewards": own.rewards}
     elif (named := rewards_of(chosen, options)) not in (None, []):
         names = ",".join(map(str, named)) if isinstance(named, list) else str(named)
         again = "rewards=" if "<" in names else f"--rewards {names}"
         raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {again}")
-    if _trusts(record["config"]) and not trust_remote_code:
+    if _trusts(record["config"]) and not own.trust_remote_code:
         raise UsageError(f"{run.folder} runs Python code that its model brings: say it again with --trust-remote-code")
     cls = registry.load(record["method"])
     return Plan(
         record["method"],
         chosen,
-        from_dict(cls.Config, record["config"], again={} if network is None else {"network.make": network}),
+        from_dict(cls.Config, record["config"], again={} if own.network is None else {"network.make": own.network}),
         from_dict(RunOptions, record["run"]),
         options,
         record.get("preset"),

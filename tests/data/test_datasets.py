@@ -14,10 +14,11 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 import polopt
+from polopt.bases.offline import recorded_data
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
-from polopt.data.datasets import download, episode_returns, load_dataset, returns_to_go, write_dataset
-from polopt.data.demonstrations import record, recorded_data
+from polopt.data.datasets import episode_returns, load_dataset, returns_to_go, write_dataset
+from polopt.data.demonstrations import record
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 
@@ -230,7 +231,7 @@ def test_a_remote_id_is_downloaded(monkeypatch):
     assert make_task("theirs/walk-v0").spec.name == "Pendulum-v1"
     assert len(load_dataset("theirs/walk-v0").data) == 9
     with pytest.raises(UsageError, match="there is no dataset theirs/run-v0, neither here nor on Minari's server"):
-        download("theirs/run-v0")
+        recorded.download("theirs/run-v0")
 
 
 def polopt_spec():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from polopt.core.errors import RunError, UsageError
 from polopt.core.state import Blob, gather, restore
 from polopt.data import Priority, Replay, ReplaySource, Rollouts
 from polopt.data.replay import SumTree
+from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
 
 from .actors import Counting, Lengths, Random
@@ -330,7 +332,9 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
 def build(ratio: float = 1.0, num: int = 1, warmup: int = 10, **options: Any) -> ReplaySource:
     task = make_task("Pendulum-v1", num=num)
     rollouts = Rollouts(task, steps=1)
-    return ReplaySource(rollouts, Replay(1000, **options), 32, warmup, ratio, warmup_actor=Random(task.spec, scale=2.0))
+    return ReplaySource(
+        rollouts, Replay(1000, **options), 32, warmup, ratio, warmup_actor=lambda like: Random(task.spec, scale=2.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,11 +382,10 @@ def test_a_restored_replay_source_goes_on_bitwise() -> None:
     assert all(equal(batch, other.next(actor)) for batch in expected)
 
 
-def test_the_default_warm_up_is_uniform() -> None:
-    wrappers = pytest.importorskip("polopt.policies.wrappers")
+def test_a_warm_up_of_random_actions() -> None:
     task = make_task("Pendulum-v1")
-    source = ReplaySource(Rollouts(task, 1), Replay(100), 8, 30)
-    source.next(wrappers.Uniform(task.spec))
+    source = ReplaySource(Rollouts(task, 1), Replay(100), 8, 30, warmup_actor=partial(Uniform, task.spec))
+    source.next(Uniform(task.spec))
     action = source.replay._columns["action"][:30]
     assert action.abs().max() > 1  # in the units of the task
     assert len(source.replay) == 31

@@ -50,6 +50,6 @@ def test_the_four_blocks_make_a_method(tmp_path):
     )
     assert "return " in trained
     checked = python(
-        tmp_path, "-c", "from polopt.training.claims import *; print(load_claim(find_place().claims / 'a2c.py').method)"
+        tmp_path, "-c", "from polopt.claims.results import *; print(load_claim(find_place().claims / 'a2c.py').method)"
     )
     assert checked.strip() == "a2c"

@@ -13,7 +13,9 @@ import sys
 import pytest
 
 from polopt import cli, registry
-from polopt.training import api, claim_pages, claims, datasets
+from polopt.claims import pages as claim_pages
+from polopt.claims import results
+from polopt.training import api, datasets
 from tests.docs.blocks import PAGES, ROOT, blocks
 
 STEPS = {"env_steps": 256, "updates": 10, "episodes": 10, "completions": 64}
@@ -34,7 +36,7 @@ def short(monkeypatch):
             plan.config = dataclasses.replace(plan.config, warmup=steps - 8)
 
     def claim(slug, **options):
-        claims.load_claim(claims.find_place().claims / f"{slug}.py")
+        results.load_claim(results.find_place().claims / f"{slug}.py")
         return 0
 
     monkeypatch.setattr(api.Plan, "__post_init__", shorten)

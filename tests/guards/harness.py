@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from polopt import registry
-from polopt.method import Method
-from polopt.staged import Staged
+from polopt.bases.method import Method
+from polopt.bases.staged import Staged
 from polopt.training import api, seeding
 
 BUILT = registry.entries()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polopt import registry
-from polopt.staged import Staged
+from polopt.bases.staged import Staged
 from tests.guards.harness import BUILT, advance, built, parameters, reseed
 
 LEARNERS = [name for name in BUILT if not issubclass(registry.load(name), Staged)]

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 from polopt import registry
+from polopt.bases.language import LanguageMethod
 from polopt.config.params import kind
 from polopt.core.errors import UsageError
-from polopt.language import LanguageMethod
 from polopt.policies import AnyPolicy
 from polopt.training import api
 from tests.guards import spaces

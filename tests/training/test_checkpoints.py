@@ -14,9 +14,9 @@ import torch
 
 import polopt
 from polopt.cli import main
+from polopt.core import files
 from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Blob
-from polopt.training import files
 from polopt.training.checkpoints import Checkpoints
 from polopt.training.folder import Run
 from tests.training.runs import differing, final_state, train
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 def count_operations(monkeypatch: pytest.MonkeyPatch, at: int | None = None, fault: Callable[[], Any] | None = None):
-    """Counts the calls of polopt.training.files; number `at` and all later ones call `fault` instead."""
+    """Counts the calls of polopt.core.files; number `at` and all later ones call `fault` instead."""
     made: list[str] = []
     depth = [0]
 

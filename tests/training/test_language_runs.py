@@ -26,7 +26,7 @@ KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
 from polopt.policies import language
-from polopt.training import files
+from polopt.core import files
 owner, name, count = {"generation": (language.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
                       "saving": (files, "rename", 9)}[sys.argv.pop(1)]
 original, calls = getattr(owner, name), []

@@ -195,7 +195,7 @@ def test_a_replay_of_many_blocks_resumes_and_writes_each_block_once(tmp_path, mo
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, monkeypatch):
     returns = iter([1.0, 5.0, 3.0, 2.0, 5.0, 4.0])
     monkeypatch.setattr(
-        "polopt.method.evaluate_returns",
+        "polopt.bases.method.evaluate_returns",
         lambda *args, **kwargs: {"return": next(returns), "return_std": 0.0, "length": 1.0},
     )
     run = train("bc", tmp_path / "run", eval_every=3)

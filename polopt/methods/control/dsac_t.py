@@ -38,10 +38,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.losses import regression
-from polopt.method import Limit, Smoke
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network
 from polopt.networks.encoders import Obs

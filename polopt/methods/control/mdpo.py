@@ -39,12 +39,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, average, weighted_mean
 from polopt.losses import Surrogate
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
-from polopt.method import Limit, Smoke
 from polopt.methods.control.ppo import PPO
 from polopt.methods.control.sac import SAC
 from polopt.optim import frozen_copy, polyak_update

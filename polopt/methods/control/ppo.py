@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Method, Smoke
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, average, weigh, weighted_mean
 from polopt.data.minibatches import minibatches
@@ -35,7 +36,6 @@ from polopt.data.rollouts import Rollouts
 from polopt.losses import Surrogate
 from polopt.losses.regression import value_loss
 from polopt.losses.surrogate import surrogate_loss
-from polopt.method import Method, Smoke
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update

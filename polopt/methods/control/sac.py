@@ -23,23 +23,25 @@ the minimum: `--policy-critic mean`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Method, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
-from polopt.method import Method, Smoke
 from polopt.networks import Network
 from polopt.networks.encoders import Obs
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import AnyPolicy, SquashedGaussian
 from polopt.policies.base import Density, Reparameterized
+from polopt.policies.wrappers import Uniform
 from polopt.regularizers import Fixed, Learned
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble
@@ -95,6 +97,7 @@ class SAC(Method):
             Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
             batch_size=config.batch_size,
             warmup=config.warmup,
+            warmup_actor=partial(Uniform, task.spec),
             ratio=config.updates_per_step / config.steps_per_update,
         )
 

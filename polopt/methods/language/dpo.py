@@ -27,15 +27,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polopt.bases.language import LanguageMethod
+from polopt.bases.method import Smoke
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.mixing import cat_rows
 from polopt.data.preferences import Preferences, pairs_of
 from polopt.data.tokens import ROW
-from polopt.language import LanguageMethod
 from polopt.losses.pairwise import implicit_reward, pairwise
-from polopt.method import Smoke
 from polopt.optim import frozen_copy
 from polopt.policies.base import Scores
 from polopt.tasks.base import Task

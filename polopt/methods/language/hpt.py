@@ -35,17 +35,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polopt.bases.language import GroupMethod
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, align_left, average
 from polopt.core.errors import UsageError
 from polopt.data.demonstrated import demonstrated
 from polopt.data.mixing import cat_rows
 from polopt.data.tokens import ROW
-from polopt.language import GroupMethod
 from polopt.losses import Surrogate
 from polopt.losses.estimator import token_weights
 from polopt.losses.surrogate import surrogate_loss
-from polopt.method import Limit, Smoke
 from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_sum

@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.language import GroupMethod
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, average
-from polopt.language import GroupMethod
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
-from polopt.method import Limit, Smoke
 from polopt.policies.wrappers import Lagged
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.anchors import cloning, squared_log_ratio

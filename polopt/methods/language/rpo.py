@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
-from polopt.method import Limit, Smoke
 from polopt.methods.language.dpo import DPO
 from polopt.regularizers.anchors import cloning
 

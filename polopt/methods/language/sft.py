@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.language import LanguageMethod
+from polopt.bases.method import Smoke
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch
 from polopt.data.demonstrated import Demonstrated, demonstrated
 from polopt.data.samplers import Sequential, Shuffled
-from polopt.language import LanguageMethod
 from polopt.losses.estimator import token_weights
 from polopt.losses.regression import imitation
-from polopt.method import Smoke
 from polopt.tasks.base import Task
 
 

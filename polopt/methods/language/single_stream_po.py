@@ -31,6 +31,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.bases.language import GroupMethod
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, average
 from polopt.core.errors import UsageError
@@ -39,10 +41,8 @@ from polopt.data.mixing import cat_rows
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled, Weighted
 from polopt.data.tokens import ROW, trim
-from polopt.language import GroupMethod
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
-from polopt.method import Limit, Smoke
 from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_mean

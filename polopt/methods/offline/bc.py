@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from polopt.bases.method import Method, Smoke
+from polopt.bases.offline import recorded_data
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh
 from polopt.core.errors import UsageError
-from polopt.data.demonstrations import Samples, recorded_data
+from polopt.data.demonstrations import Samples
 from polopt.losses.regression import imitation
-from polopt.method import Method, Smoke
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import AnyPolicy, Auto

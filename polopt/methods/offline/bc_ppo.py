@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
+from polopt.bases.staged import Stage, Staged
 from polopt.config import param
 from polopt.core.batch import Batch
-from polopt.method import Limit, Smoke
 from polopt.methods.control.ppo import PPO
 from polopt.methods.offline.bc import BC
 from polopt.networks.normalizer import Normalizer
-from polopt.staged import Stage, Staged
 from polopt.tasks.base import Task
 
 

@@ -31,13 +31,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
+from polopt.bases.offline import Offline
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import imitation, regression
-from polopt.method import Limit, Smoke
 from polopt.networks import Network
-from polopt.offline import Offline
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import AnyPolicy, Diffusion
 from polopt.policies.base import Imitates, Reparameterized, require, with_noise

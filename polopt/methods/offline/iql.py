@@ -27,13 +27,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from polopt.bases.method import Limit, Smoke
+from polopt.bases.offline import Offline
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.losses.regression import imitation
-from polopt.method import Limit, Smoke
 from polopt.networks import Network
-from polopt.offline import Offline
 from polopt.policies import AnyPolicy, Gaussian
 from polopt.policies.base import Imitates, with_noise
 from polopt.tasks.base import Task

@@ -28,8 +28,8 @@ policy, clipping of gradients) is DQL's, the squared norm is a mean over coordin
 
 from dataclasses import dataclass
 
+from polopt.bases.method import Limit, Smoke
 from polopt.config import param
-from polopt.method import Limit, Smoke
 from polopt.methods.offline.dql import CLONING, DQL
 from polopt.policies import AnyPolicy, MeanFlow
 

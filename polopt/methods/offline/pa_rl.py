@@ -37,6 +37,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Smoke
+from polopt.bases.offline import Offline, reward_scaling
 from polopt.config import param
 from polopt.core.batch import Batch, weigh
 from polopt.data.demonstrations import Samples
@@ -44,9 +46,7 @@ from polopt.data.mixing import Mixed
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.trajectories import KEYS, Then, Trajectories, returns_at_least
 from polopt.losses.regression import imitation
-from polopt.method import Smoke
 from polopt.networks import Network
-from polopt.offline import Offline, reward_scaling
 from polopt.policies import AnyPolicy, Diffusion
 from polopt.policies.base import Imitates, require, with_noise
 from polopt.policies.optimized import Optimized

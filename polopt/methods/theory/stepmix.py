@@ -39,11 +39,11 @@ from math import log
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Limit, Method, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.rollouts import Rollouts
-from polopt.method import Limit, Method, Smoke
 from polopt.models.tabular import TabularModel
 from polopt.policies.tabular import TabularMixture, noisy_table, soft_table
 from polopt.tasks.base import Task

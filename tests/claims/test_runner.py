@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from polopt import registry
+from polopt.claims import Above, Claim, arms, keys, pages, results, runner
 from polopt.core.errors import RunError, UsageError
-from polopt.evaluation import Above, Claim
-from polopt.training import claim_keys, claim_pages, claims
 
 SOURCE = '''
 """A claim in numbers."""
 from pathlib import Path
 
-from polopt.evaluation import Above, Claim, Greater
+from polopt.claims import Above, Claim, Greater
 
 LOG = Path(__file__).with_suffix(".log")
 
@@ -71,7 +70,7 @@ def path_of(root):
 
 
 def test_a_claim_is_run_recorded_and_judged(root):
-    outcome = claims.run_claim("toy", root=root, jobs=1)
+    outcome = runner.run_claim("toy", root=root, jobs=1)
     assert outcome.verdict.name == "reproduced"
     assert outcome.ran == 8
     assert ran(root)[:3] == ["good 0 100", "poor 0 100", "good 1 100"]  # seeds outside, arms inside
@@ -80,29 +79,29 @@ def test_a_claim_is_run_recorded_and_judged(root):
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert {line["commit"] for line in lines} == {head}
     assert lines[0].keys() >= {"arm", "seed", "key", "expect", "commit", "seconds", "metrics", "date"}
-    entry = claims.recorded_verdicts(root)["toy"]
+    entry = results.recorded_verdicts(root)["toy"]
     assert entry["verdict"] == "reproduced"
     assert entry["commit"] == head
-    assert claims.recompute_all(root) == claims.recorded_verdicts(root)
-    again = claims.run_claim("toy", root=root, jobs=1)
+    assert results.recompute_all(root) == results.recorded_verdicts(root)
+    again = runner.run_claim("toy", root=root, jobs=1)
     assert again.ran == 0
     assert len(ran(root)) == 8
 
 
 def test_parallel_processes_give_the_same_lines(root):
-    claims.run_claim("toy", root=root, jobs=2)
-    lines = claims.read_lines(path_of(root))[0]
+    runner.run_claim("toy", root=root, jobs=2)
+    lines = results.read_lines(path_of(root))[0]
     assert sorted((line["arm"], line["seed"]) for line in lines) == sorted(
         (arm, seed) for arm in ("good", "poor") for seed in range(4)
     )
-    assert claims.recorded_verdicts(root)["toy"]["verdict"] == "reproduced"
+    assert results.recorded_verdicts(root)["toy"]["verdict"] == "reproduced"
 
 
 def test_killed_claim_continues_with_what_is_missing(root):
     slow = SOURCE.replace("def poor(seed, budget):\n", "def poor(seed, budget):\n    import time; time.sleep(0.2)\n")
     write(root, slow)
     code = (
-        "import sys, pathlib; from polopt.training.claims import run_claim; "
+        "import sys, pathlib; from polopt.claims.runner import run_claim; "
         "run_claim('toy', root=pathlib.Path(sys.argv[1]), jobs=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(root)])
@@ -111,39 +110,39 @@ def test_killed_claim_continues_with_what_is_missing(root):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = claims.read_lines(path_of(root))[0]
+    kept = results.read_lines(path_of(root))[0]
     with open(path_of(root), "a") as file:
         file.write('{"arm": "good", "seed": 3, "metr')  # the line that was being written
     before = len(ran(root))
-    outcome = claims.run_claim("toy", root=root, jobs=1)
+    outcome = runner.run_claim("toy", root=root, jobs=1)
     assert outcome.ran == 8 - len(kept)
     assert len(ran(root)) == before + outcome.ran
     assert outcome.torn == 1
     assert outcome.verdict.name == "reproduced"
-    assert claims.read_lines(path_of(root))[0][: len(kept)] == kept
+    assert results.read_lines(path_of(root))[0][: len(kept)] == kept
 
 
 def test_uncommitted_expectations_are_refused(root):
     with open(root / "claims" / "toy.py", "a") as file:
         file.write("# changed\n")
     with pytest.raises(UsageError, match="must be committed before results are recorded"):
-        claims.run_claim("toy", root=root, jobs=1)
+        runner.run_claim("toy", root=root, jobs=1)
     assert not path_of(root).exists()
-    assert claims.run_claim("toy", root=root, jobs=1, pilot=True).ran == 8
+    assert runner.run_claim("toy", root=root, jobs=1, pilot=True).ran == 8
 
 
 def test_never_committed_is_refused_too(root):
     (root / "claims" / "new.py").write_text(SOURCE)
     with pytest.raises(UsageError, match="must be committed"):
-        claims.run_claim("new", root=root, jobs=1)
+        runner.run_claim("new", root=root, jobs=1)
 
 
 def test_quick_and_pilot_record_nothing(root):
-    quick = claims.run_claim("toy", root=root, jobs=1, quick=True)
+    quick = runner.run_claim("toy", root=root, jobs=1, quick=True)
     assert quick.verdict is None
     assert ran(root) == ["good 2000 10", "poor 2000 10"]
-    assert claim_pages.notes(quick) == ["Quick run: a fraction of the budget on one seed, not recorded, no verdict."]
-    pilot = claims.run_claim("toy", root=root, jobs=1, pilot=True)
+    assert pages.notes(quick) == ["Quick run: a fraction of the budget on one seed, not recorded, no verdict."]
+    pilot = runner.run_claim("toy", root=root, jobs=1, pilot=True)
     assert pilot.verdict is None
     assert ran(root)[2] == "good 1000 100"
     assert [item.holds for item in pilot.checks] == [False, True]  # 1010 against 2001: shown, without a verdict
@@ -151,59 +150,59 @@ def test_quick_and_pilot_record_nothing(root):
 
 
 def test_changed_code_makes_lines_stale_but_not_void(root):
-    claims.run_claim("toy", root=root, jobs=1)
-    lines = claims.read_lines(path_of(root))[0]
+    runner.run_claim("toy", root=root, jobs=1)
+    lines = results.read_lines(path_of(root))[0]
     write(root, SOURCE.replace('"""A claim in numbers."""', '"""Another docstring."""  # and a comment'))
-    assert claims.stale_lines("toy", root) == 0
+    assert results.stale_lines("toy", root) == 0
     write(root, SOURCE.replace("LOG = ", "UNUSED = 1\nLOG = "))
-    assert claims.stale_lines("toy", root) == 8
-    assert claims.recompute_all(root) == claims.recorded_verdicts(root)  # the published verdict stands
-    outcome = claims.run_claim("toy", root=root, jobs=1)
+    assert results.stale_lines("toy", root) == 8
+    assert results.recompute_all(root) == results.recorded_verdicts(root)  # the published verdict stands
+    outcome = runner.run_claim("toy", root=root, jobs=1)
     assert (outcome.ran, outcome.stale, outcome.other) == (8, 0, 8)
-    assert claims.read_lines(path_of(root))[0][:8] == lines  # nothing is deleted
+    assert results.read_lines(path_of(root))[0][:8] == lines  # nothing is deleted
 
 
 def test_changed_arms_and_budgets_are_other_experiments(root):
-    claims.run_claim("toy", root=root, jobs=1)
+    runner.run_claim("toy", root=root, jobs=1)
     write(root, SOURCE.replace('"samples": 100', '"samples": 200'))
-    assert str(claims.verdict(*loaded(root))) == "no verdict: 0 of 8 runs recorded"
+    assert str(results.verdict(*loaded(root))) == "no verdict: 0 of 8 runs recorded"
     write(root, SOURCE.replace("10.0 + seed", "11.0 + seed"))
-    assert str(claims.verdict(*loaded(root))) == "no verdict: 4 of 8 runs recorded"
+    assert str(results.verdict(*loaded(root))) == "no verdict: 4 of 8 runs recorded"
 
 
 def loaded(root):
-    return claims.load_claim(root / "claims" / "toy.py"), claims.read_lines(path_of(root))[0]
+    return results.load_claim(root / "claims" / "toy.py"), results.read_lines(path_of(root))[0]
 
 
 def test_changed_expectation_is_shown(root):
-    claims.run_claim("toy", root=root, jobs=1)
+    runner.run_claim("toy", root=root, jobs=1)
     write(root, SOURCE.replace("by=1", "by=0.5"))
-    outcome = claims.run_claim("toy", root=root, jobs=1)
+    outcome = runner.run_claim("toy", root=root, jobs=1)
     assert outcome.ran == 0
     assert outcome.changed
-    assert "The expectation was changed after results had been recorded." in claim_pages.notes(outcome)
-    assert claims.recorded_verdicts(root)["toy"]["expectation_changed"]
-    assert "expectation was changed" in claim_pages.claims_page(root)
+    assert "The expectation was changed after results had been recorded." in pages.notes(outcome)
+    assert results.recorded_verdicts(root)["toy"]["expectation_changed"]
+    assert "expectation was changed" in pages.claims_page(root)
 
 
 def test_raising_arms_give_no_verdict_and_are_tried_again(root):
     write(root, SOURCE.replace("    return {\"score\": 1.0", "    if not Path(LOG.parent / 'ok').exists():\n"
                                                             "        raise ValueError('no\\nluck')\n"
                                                             "    return {\"score\": 1.0"))  # fmt: skip
-    outcome = claims.run_claim("toy", root=root, jobs=1)
+    outcome = runner.run_claim("toy", root=root, jobs=1)
     assert str(outcome.verdict) == "no verdict: 1 arm failed (poor)"
     assert outcome.failed[0]["error"] == "ValueError: no luck"
-    assert claims.recorded_verdicts(root)["toy"]["verdict"] is None
+    assert results.recorded_verdicts(root)["toy"]["verdict"] is None
     (root / "claims" / "ok").touch()
-    again = claims.run_claim("toy", root=root, jobs=1)
+    again = runner.run_claim("toy", root=root, jobs=1)
     assert (again.ran, again.verdict.name, again.failed) == (4, "reproduced", [])
 
 
 def test_a_result_is_never_replaced_by_a_repetition(root):
-    claims.run_claim("toy", root=root, jobs=1)
+    runner.run_claim("toy", root=root, jobs=1)
     claim, lines = loaded(root)
     better = lines[1] | {"metrics": {"score": -99.0}}
-    assert claims.select(claim, [*lines, better]) == claims.select(claim, lines)
+    assert results.select(claim, [*lines, better]) == results.select(claim, lines)
 
 
 def test_wrong_usage_in_an_arm_stops_the_claim(root):
@@ -212,36 +211,36 @@ def test_wrong_usage_in_an_arm_stops_the_claim(root):
                                                             "    return {\"score\": 1.0"))  # fmt: skip
     for jobs in (1, 2):
         with pytest.raises(UsageError, match="no such field"):
-            claims.run_claim("toy", root=root, jobs=jobs)
+            runner.run_claim("toy", root=root, jobs=jobs)
 
 
 def test_dead_workers_are_one_sentence(root):
     write(root, SOURCE.replace('    return {"score": 1.0', '    import os; os._exit(9)\n    return {"score": 1.0'))
     with pytest.raises(RunError, match="a worker process died"):
-        claims.run_claim("toy", root=root, jobs=2)
+        runner.run_claim("toy", root=root, jobs=2)
 
 
 def test_unknown_claims_name_the_nearest(root):
     with pytest.raises(UsageError, match="no claim for 'toi'; did you mean 'toy'"):
-        claims.run_claim("toi", root=root)
+        runner.run_claim("toi", root=root)
     write(root, "CLAIM = 3")
     with pytest.raises(UsageError, match="defines no CLAIM"):
-        claims.run_claim("toy", root=root)
+        runner.run_claim("toy", root=root)
     write(root, "1 / 0")
     with pytest.raises(UsageError, match="ZeroDivisionError"):
-        claims.run_claim("toy", root=root)
+        runner.run_claim("toy", root=root)
 
 
 def test_pages(root, capsys):
-    assert "none: 0 of 8 runs recorded" in claim_pages.claims_page(root)
-    outcome = claims.run_claim("toy", root=root, jobs=1)
-    claim_pages.print_outcome(outcome)
+    assert "none: 0 of 8 runs recorded" in pages.claims_page(root)
+    outcome = runner.run_claim("toy", root=root, jobs=1)
+    pages.print_outcome(outcome)
     printed = capsys.readouterr().out
     assert "Verdict: reproduced" in printed
     assert "worst seed 3" in printed
-    page = claim_pages.write_claims_page(root)
+    page = pages.write_claims_page(root)
     assert page == root / "docs" / "claims.md"
-    assert page.read_text() == claim_pages.claims_page(root)
+    assert page.read_text() == pages.claims_page(root)
     assert "| good | " not in page.read_text()
     assert "| `good` | 11.5 (10 to 13) |" in page.read_text()
     assert "**reproduced**" in page.read_text()
@@ -255,15 +254,15 @@ class FakeRun:
 
 
 def test_measure():
-    found = claims.measure(FakeRun(), ("entropy", "entropy:max"))
+    found = arms.measure(FakeRun(), ("entropy", "entropy:max"))
     assert (found["return"], found["area"], found["best"]) == (4, 2.5, 5)
     assert (found["entropy"], found["entropy:max"]) == (18, 19)
     assert found["curve"][1] == [10, 1.0]
-    assert claims.measure(FakeRun(), {"low": "entropy:min", "own": len_of_rows})["own"] == 20
+    assert arms.measure(FakeRun(), {"low": "entropy:min", "own": len_of_rows})["own"] == 20
     with pytest.raises(RunError, match="no 'entropi'; did you mean 'entropy'"):
-        claims.measure(FakeRun(), ("entropi",))
+        arms.measure(FakeRun(), ("entropi",))
     with pytest.raises(UsageError, match="':maxx'; did you mean 'max'"):
-        claims.measure(FakeRun(), ("entropy:maxx",))
+        arms.measure(FakeRun(), ("entropy:maxx",))
 
 
 def len_of_rows(run):
@@ -281,11 +280,11 @@ def test_train_arm_describes_and_trains(monkeypatch, tmp_path):
     module = type(sys)("polopt.training.api")
     module.train = train
     monkeypatch.setitem(sys.modules, "polopt.training.api", module)
-    arm = claims.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=10, policy={"std": "x"})
+    arm = arms.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=10, policy={"std": "x"})
     assert arm(3, {"env_steps": 500})["return"] == 4
     assert (seen["steps"], seen["seed"], seen["config"]["reward_scale"]) == (500, 3, 10)
     assert json.dumps(arm.describe())
-    other = claims.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=1, policy={"std": "x"})
+    other = arms.train_arm("sac", "Pendulum-v1", metrics=("entropy",), reward_scale=1, policy={"std": "x"})
     assert arm.describe() != other.describe()
     with pytest.raises(UsageError, match="counts env_steps"):
         arm(0, {"episodes": 5})
@@ -304,13 +303,13 @@ def test_code_key_follows_imports(tmp_path, monkeypatch):
     (package / "training/loop.py").write_text("x = 1\n")
     (tmp_path / "two.py").write_text("CLAIM = 1")
     where = registry.Location("polopt.methods.control.two", "Two", method)
-    monkeypatch.setattr(claim_keys, "PACKAGE", package)
+    monkeypatch.setattr(keys, "PACKAGE", package)
     monkeypatch.setattr(registry, "locations", lambda: {"two": where})
-    arms = {"a": claims.train_arm("two", "Pendulum-v1")}
-    claim = Claim("two", "s", {"env_steps": 9}, arms, (Above("return", "a", 0),))
+    settings = {"a": arms.train_arm("two", "Pendulum-v1")}
+    claim = Claim("two", "s", {"env_steps": 9}, settings, (Above("return", "a", 0),))
 
     def key():
-        return claim_keys.code_key(claim, tmp_path / "two.py", "a")
+        return keys.code_key(claim, tmp_path / "two.py", "a")
 
     before = key()
     part.write_text("def ratio():\n    'other words'\n    return 1  # the same\n")
@@ -324,9 +323,9 @@ def test_code_key_follows_imports(tmp_path, monkeypatch):
 def test_two_writers_exclude_each_other(tmp_path):
     path = tmp_path / "toy.jsonl"
     with (
-        claims._appending(path),
+        results.appending(path),
         pytest.raises(UsageError, match="another process is recording"),
-        claims._appending(path),
+        results.appending(path),
     ):
         pass
 
@@ -334,22 +333,22 @@ def test_two_writers_exclude_each_other(tmp_path):
 def test_unwritable_results_are_one_sentence(root):
     (root / "claims" / "results").touch()
     with pytest.raises(RunError, match="could not write"):
-        claims.run_claim("toy", root=root, jobs=1)
+        runner.run_claim("toy", root=root, jobs=1)
 
 
 def test_arms_that_cannot_be_told_apart_are_refused():
     number = 3
     with pytest.raises(UsageError, match="the arm 'x' must be"):
-        claim_keys.describe_arm(lambda seed, budget: {"score": number}, "x")
+        keys.describe_arm(lambda seed, budget: {"score": number}, "x")
 
 
 def test_the_verb_prints_and_returns_the_exit_code(root, monkeypatch, capsys):
-    place = claims.find_place(root)
-    monkeypatch.setattr(claims, "find_place", lambda root=None: place)
-    assert claim_pages.run_verb("toy", jobs=1) == 0
+    place = results.find_place(root)
+    monkeypatch.setattr(runner, "find_place", lambda root=None: place)
+    assert pages.run_verb("toy", jobs=1) == 0
     printed = capsys.readouterr().out
     assert "8/8  poor  seed 3" in printed
     assert "Verdict: reproduced" in printed
     write(root, SOURCE.replace('return {"score": 1.0', 'raise OSError("gone")\n    return {"score": 1.0'))
-    assert claim_pages.run_verb("toy", jobs=1) == 1
+    assert pages.run_verb("toy", jobs=1) == 1
     assert "no verdict: 1 arm failed (poor)" in capsys.readouterr().out

@@ -9,21 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polopt.evaluation.claims import Check, Claim
-from polopt.training import files
-from polopt.training.claims import (
-    PILOT_SEED,
+from polopt.claims.claim import Check, Claim
+from polopt.claims.results import (
     Line,
-    Outcome,
     entry,
     find_place,
     load_claim,
     read_lines,
     recompute_all,
-    run_claim,
     select,
     verdict,
 )
+from polopt.claims.runner import PILOT_SEED, Outcome, run_claim
+from polopt.core import files
 
 if TYPE_CHECKING:
     from rich.console import Console

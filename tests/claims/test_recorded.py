@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from polopt.training.claim_pages import claims_page
-from polopt.training.claims import find_place, load_claim, read_lines, recompute_all, recorded_verdicts
+from polopt.claims.pages import claims_page
+from polopt.claims.results import find_place, load_claim, read_lines, recompute_all, recorded_verdicts
 
 ROOT = Path(__file__).parents[2]
 

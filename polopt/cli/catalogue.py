@@ -9,19 +9,27 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from polopt import registry
+from polopt.cli.arguments import make_parser
+from polopt.cli.describe import Description, describe
 from polopt.config.serialize import Field
-from polopt.describe import Description, describe
 from polopt.registry import Row
 
 
-def print_methods(family: str | None = None, status: str | None = None, as_json: bool = False) -> None:
-    """Prints `methods_text`."""
-    print(methods_text(family, status, as_json))
+def methods_verb(argv: list[str]) -> int:
+    parser = make_parser("methods", "The catalogue of methods, and what works.")
+    parser.add_argument("--family", help=", ".join(registry.FAMILIES))
+    parser.add_argument("--status", help="works, partial or planned")
+    parser.add_argument("--json", action="store_true", help="a list of objects")
+    args = parser.parse_args(argv)
+    print(methods_text(args.family, args.status, args.json))
+    return 0
 
 
-def print_method(name: str) -> None:
-    """Prints `show_text`."""
-    print(show_text(name))
+def show_verb(argv: list[str]) -> int:
+    parser = make_parser("show", "What a method is, its parts, options, presets, limit cases and claim.")
+    parser.add_argument("method")
+    print(show_text(parser.parse_args(argv).method))
+    return 0
 
 
 def methods_text(family: str | None = None, status: str | None = None, as_json: bool = False) -> str:

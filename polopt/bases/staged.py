@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Method
 from polopt.core.batch import Batch
 from polopt.data.base import Source
-from polopt.method import Method
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from polopt.bases.method import Method
+from polopt.bases.staged import Stage, Staged
 from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
-from polopt.method import Method
 from polopt.policies.wrappers import Uniform
-from polopt.staged import Stage, Staged
 from polopt.tasks import make_task
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polopt.cli import _parser, _split_task
+from polopt.cli.arguments import make_parser, split_task
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks import recorded
 
@@ -17,7 +17,7 @@ polopt dataset info [NAME] [--json]                                             
 polopt dataset measure NAME [--expert RUN|DATASET] [--episodes N] [--json]      references for normalized scores"""
 
 
-def run(argv: Sequence[str]) -> int:
+def dataset_verb(argv: Sequence[str]) -> int:
     """Runs `polopt dataset ARGV`; returns the exit code."""
     verbs = {"make": _make, "info": _info, "measure": _measure}
     if not argv or argv[0] in ("-h", "--help"):
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _make(argv: list[str]) -> int:
-    parser = _parser("dataset make", "Trains a behavior policy and records D4RL's kinds of datasets.")
+    parser = make_parser("dataset make", "Trains a behavior policy and records D4RL's kinds of datasets.")
     parser.add_argument("task", help="as for polopt train")
     parser.add_argument(
         "--kinds", nargs="+", metavar="KIND", help="random medium medium-replay medium-expert expert; default: all"
@@ -42,7 +42,7 @@ def _make(argv: list[str]) -> int:
     parser.add_argument("--medium", type=float, default=1 / 3, help="the share of the way from random to expert")
     parser.add_argument("--reference-episodes", type=int, default=50, help="episodes behind each reference")
     parser.add_argument("--out", type=Path, help="run folder of the training")
-    task_options, rest = _split_task(argv)
+    task_options, rest = split_task(argv)
     args, rest = parser.parse_known_args(rest)
     if args.seed < 0 or (args.steps is not None and args.steps < 1):
         raise UsageError("--seed is at least 0, and --steps at least 1")
@@ -69,7 +69,7 @@ def _make(argv: list[str]) -> int:
 
 
 def _info(argv: list[str]) -> int:
-    parser = _parser("dataset info", "What is in a dataset; without a name, which datasets are here.")
+    parser = make_parser("dataset info", "What is in a dataset; without a name, which datasets are here.")
     parser.add_argument("name", nargs="?")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -84,7 +84,7 @@ def _info(argv: list[str]) -> int:
 
 
 def _measure(argv: list[str]) -> int:
-    parser = _parser("dataset measure", "Measures the references of a dataset, and keeps them in its metadata.")
+    parser = make_parser("dataset measure", "Measures the references of a dataset, and keeps them in its metadata.")
     parser.add_argument("name")
     parser.add_argument("--expert", metavar="RUN|DATASET", help="whose return is 100; default: what is stored")
     parser.add_argument("--episodes", type=int, default=50, help="of each policy that plays")

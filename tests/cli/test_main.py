@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from polopt.cli import VERBS, _split_task, main
+from polopt.cli import VERBS, main
+from polopt.cli.arguments import split_task
 from polopt.core.errors import UsageError
 from polopt.training.folder import Run
 from tests.training.runs import TINY, command, train
@@ -224,8 +225,8 @@ def test_every_tiny_run_is_spelled_on_the_command_line_as_in_python(tmp_path):
 
 def test_a_task_option_may_have_several_values() -> None:
     argv = ["--task", "addition", "--task.levels", "1", "5", "--steps", "9", "--task.low=-2", "--task.high", "-1"]
-    options, rest = _split_task(argv)
+    options, rest = split_task(argv)
     assert options == {"levels": [1, 5], "low": -2, "high": -1}
     assert rest == ["--task", "addition", "--steps", "9"]
     with pytest.raises(UsageError, match=r"--task\.levels needs a value"):
-        _split_task(["--task.levels"])
+        split_task(["--task.levels"])

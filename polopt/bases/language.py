@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.bases.method import Method
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
@@ -23,7 +24,6 @@ from polopt.data.samplers import Sequential, Shuffled
 from polopt.evaluation.completions import evaluate_completions, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
-from polopt.method import Method
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import CausalLM
 from polopt.policies.base import Actor

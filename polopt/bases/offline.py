@@ -1,18 +1,24 @@
 """What methods that learn from a dataset share: opening it, scaling its rewards, and going on online. Not a method."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from polopt.bases.method import Method
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.data.base import put
-from polopt.data.datasets import episode_returns
-from polopt.data.demonstrations import Samples, recorded_data
+from polopt.data.datasets import episode_returns, load_dataset
+from polopt.data.demonstrations import Samples, load_demonstrations, record
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
-from polopt.method import Method
+from polopt.policies.wrappers import Uniform
+from polopt.tasks.base import Task
+from polopt.tasks.recorded import DATASET_ID
 
 SCALES = ("none", "return-range", "minus-one", "antmaze")
 
@@ -98,6 +104,28 @@ class Offline(Method):
         if self.policy.unit:  # what was sampled beyond the bounds had the effect of the bound
             batch["action"] = batch["action"].clamp(-1.0, 1.0)
         return batch
+
+
+def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | None:
+    """Recorded decisions [B] for a task, with `KEYS` and actions as its environment gets them.
+
+    Args:
+        name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
+            same each time), or "": the dataset that the task stands for, and None when it stands for none.
+        random_episodes: how many episodes "random" has.
+
+    Raises UsageError: nothing there, damaged, empty, or of other spaces than the task's.
+    """
+    name = name or task.spec.info.get("dataset", "")
+    if not name:
+        return None
+    if name == "random":
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return record(Uniform(task.spec), task, random_episodes, greedy=False)
+    if DATASET_ID.fullmatch(name) and not Path(name).exists():
+        return load_dataset(name).check(task.spec).data
+    return load_demonstrations(name, task.spec)
 
 
 def reward_scaling(data: Batch, kind: str) -> tuple[float, float]:

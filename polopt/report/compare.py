@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polopt.core import files
 from polopt.core.errors import UsageError
-from polopt.training import files, seeding
-from polopt.training.api import load_method, resume, train
+from polopt.report.page import write_report
+from polopt.report.tables import compare_table
+from polopt.report.video import record_video
+from polopt.training import seeding
+from polopt.training.api import load_method, train_or_resume
 from polopt.training.folder import Run
-from polopt.training.plan import TaskLike, check_picture, plan, rewards_of, runtime, task_name
+from polopt.training.plan import OwnCode, TaskLike, check_picture, plan, runtime, task_name
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,6 @@ def compare(
         out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
         settings: as for `train`; every method must have the fields that are named.
     """
-    from polopt.report import compare_table
-
     folder = (
         Path(out)
         if out is not None
@@ -70,53 +72,24 @@ def compare(
     return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
 
 
-def train_or_resume(
-    method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
-) -> None:
-    """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
-    if (place / "config.json").exists():
-        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
-        for key in ("method", "task", "task_options", "steps", "seed", "config"):
-            if before.get(key) != now[key]:
-                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
-        network = settings.get("network")
-        resume(
-            place,
-            task=task,
-            network=network if callable(network) else None,
-            rewards=rewards_of(task, settings.get("task_options") or {}),
-            trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
-            progress=progress,
-        )
-        return
-    train(method, task, seed=seed, out=place, progress=progress, **settings)
-
-
 def report(
     folders: Sequence[str | Path],
     out: str | Path | None = None,
     *,
     video: bool = True,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
+    **own: Any,
 ) -> Path:
     """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
 
     Args:
         video: record one of the policy for the page of a single run that has none yet.
-        task, network, rewards: the environment, the network and the reward functions again, when they were code of your
-            own.
-        trust_remote_code: run the code that the run's model brings, again.
+        own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
-    from polopt.report import write_report
-
     places = [Path(folder) for folder in folders]
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
     if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
-        record(places[0], task=task, network=network, rewards=rewards, trust_remote_code=trust_remote_code)
+        record(places[0], **own)
     target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
     return write_report(places, target)
 
@@ -125,18 +98,14 @@ def record(
     folder: str | Path,
     *,
     seconds: float = 20,
-    task: TaskLike | None = None,
-    network: Any = None,
-    rewards: Any = None,
-    trust_remote_code: bool = False,
+    **own: Any,
 ) -> Path | str:
     """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
-    from polopt.report.video import record_video
-
     run = Run(Path(folder))
     try:
-        check_picture(run.config.get("task") if task is None else task)
-        method, planned = load_method(run.folder, "latest", task, network, rewards, trust_remote_code)
+        again = OwnCode.of(own)
+        check_picture(run.config.get("task") if again.task is None else again.task)
+        method, planned = load_method(run.folder, "latest", again)
         with runtime(planned.options):
             maker = planned.make_renderer()
             name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"

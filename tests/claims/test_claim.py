@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from polopt.core.errors import UsageError
-from polopt.evaluation.claims import (
+from polopt.claims.claim import (
     Above,
     Below,
     Claim,
@@ -18,6 +17,7 @@ from polopt.evaluation.claims import (
     check,
     judge,
 )
+from polopt.core.errors import UsageError
 
 
 def arm(seed, budget):
@@ -159,5 +159,5 @@ def test_a_clear_effect_is_found():
 
 
 def test_claims_need_no_torch():
-    code = "import sys, polopt.evaluation, polopt.training.claims; assert 'torch' not in sys.modules"
+    code = "import sys, polopt.evaluation, polopt.claims; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

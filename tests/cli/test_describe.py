@@ -1,7 +1,6 @@
+from polopt.cli.describe import _changes
 from polopt.config import Linear, apply
-from polopt.describe import _changes
-
-from .example import FlowPolicy, Gaussian, Learner
+from tests.config.example import FlowPolicy, Gaussian, Learner
 
 
 def options(**overrides):

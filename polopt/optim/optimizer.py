@@ -1,10 +1,9 @@
-"""Optimizers that step only their own parameters, and frozen copies of modules."""
+"""Optimizers that step only their own parameters."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,9 @@ from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core.batch import Batch
-from polopt.core.modules import parameters_of
 from polopt.core.state import Stateful
-from polopt.networks.normalizer import Normalizer
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-M = TypeVar("M", bound=nn.Module)
 
 
 class Optimizer(Stateful):
@@ -207,24 +203,3 @@ class Optimizer(Stateful):
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
     return [item] if isinstance(item, nn.Parameter) else item.parameters()
-
-
-def frozen_copy(module: M) -> M:
-    """A copy in evaluation mode without gradients, for targets, old and reference policies.
-
-    Observation normalizers are shared, not copied: all copies must see observations on the same scale.
-    """
-    shared = {id(part): part for part in module.modules() if isinstance(part, Normalizer)}
-    learning = [(part, part.training) for part in shared.values()]
-    twin = copy.deepcopy(module, shared)  # deepcopy takes its memo as "already copied"
-    twin.requires_grad_(False).eval()
-    for part, training in learning:
-        part.train(training)  # a shared one goes on learning
-    return twin
-
-
-def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- tau * source + (1 - tau) * target for every parameter; `tau=1` copies.  One fused operation."""
-    targets, sources = (list(dict.fromkeys(parameters_of(module))) for module in (target, source))
-    with torch.no_grad():
-        torch._foreach_lerp_(targets, sources, tau)

@@ -1,0 +1,30 @@
+"""Claims: what a paper says, small, stated before it is tested, and how it is judged. Imports no torch."""
+
+from polopt.claims.arms import measure, train_arm
+from polopt.claims.claim import (
+    Above,
+    Below,
+    Claim,
+    Greater,
+    Narrower,
+    Ordered,
+    Trend,
+    Verdict,
+    Within,
+    judge,
+)
+
+__all__ = [
+    "Above",
+    "Below",
+    "Claim",
+    "Greater",
+    "Narrower",
+    "Ordered",
+    "Trend",
+    "Verdict",
+    "Within",
+    "judge",
+    "measure",
+    "train_arm",
+]

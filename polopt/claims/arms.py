@@ -1,0 +1,93 @@
+"""Arms of claims that train a method, and what is measured of a finished run. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polopt.claims.keys import plain
+from polopt.core.errors import RunError, UsageError, nearest
+
+
+@dataclass(frozen=True)
+class TrainArm:
+    """An arm that trains a method; made by `train_arm`."""
+
+    method: str
+    task: Any
+    metrics: Any = ()
+    config: tuple[tuple[str, Any], ...] = ()
+    unit: str | None = None
+
+    def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
+        from polopt.training.api import train
+
+        if self.unit is None and len(budget) != 1:
+            raise UsageError(f"the budget {dict(budget)} has several units: give train_arm(..., unit=...)")
+        settings: dict[str, Any] = {"loggers": (), "threads": 1, "checkpoint_every": 2**40} | dict(self.config)
+        with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
+            steps = budget[self.unit] if self.unit is not None else next(iter(budget.values()))
+            run: Any = train(self.method, self.task, steps=steps, seed=seed, out=Path(folder) / "run", **settings)
+            unit = run.config.get("unit") if isinstance(getattr(run, "config", None), dict) else None
+            if unit is not None and unit not in budget:
+                raise UsageError(f"{self.method} counts {unit}, but the budget of its claim is {dict(budget)}")
+            return measure(run, self.metrics)
+
+    def describe(self) -> dict[str, Any]:
+        return {"train": self.method, "task": plain(self.task), "metrics": plain(self.metrics)} | {
+            "config": plain(dict(self.config))
+        }
+
+
+def train_arm(
+    method: str,
+    task: Any,
+    *,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    unit: str | None = None,
+    **config: Any,
+) -> TrainArm:
+    """An arm that calls `polopt.train(method, task, steps=budget, seed=seed, **config)` and measures the run.
+
+    Always measured: `return` (mean of the last three evaluations), `area` (mean over all evaluations, the area under
+    the learning curve), `best`, and `curve` (a list of [count, return]). `metrics` adds columns of the rows:
+    "entropy" is the mean over the last fifth of the rows that have it, "entropy:max" (mean, min, max, last) over all
+    of them; a mapping renames ({"bias": "critic/bias:last"}) or takes a module-level function `f(run) -> float`.
+    `unit` chooses the budget's entry when it has several.
+    """
+    return TrainArm(
+        method, task, metrics if isinstance(metrics, Mapping) else tuple(metrics), tuple(config.items()), unit
+    )
+
+
+def measure(run: Any, metrics: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
+    """The metrics of one finished run; see `train_arm`. Raises RunError when a number is not there."""
+    evaluations = run.evaluations
+    returns = [float(row["eval/return"] if "eval/return" in row else row["return"]) for row in evaluations]
+    if not returns:
+        raise RunError("the run has no evaluation to measure")
+    last = returns[-3:]
+    found: dict[str, Any] = {
+        "return": sum(last) / len(last),
+        "area": sum(returns) / len(returns),
+        "best": max(returns),
+        "curve": [[row.get("env_steps", index), value] for index, (row, value) in enumerate(zip(evaluations, returns))],
+    }
+    for name, what in metrics.items() if isinstance(metrics, Mapping) else zip(metrics, metrics):
+        found[name] = float(what(run)) if callable(what) else _column(run.rows, what)
+    return found
+
+
+def _column(rows: Sequence[Mapping[str, Any]], what: str) -> float:
+    name, _, how = what.partition(":")
+    values = [float(row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    if not values:
+        raise RunError(f"the rows have no '{name}'{nearest(name, {key for row in rows for key in row})}")
+    tail = values[-max(1, len(values) // 5) :]
+    reductions = {"": tail, "mean": values, "min": [min(values)], "max": [max(values)], "last": values[-1:]}
+    if how not in reductions:
+        raise UsageError(f"'{what}' ends in ':{how}'{nearest(how, [key for key in reductions if key])}")
+    return sum(reductions[how]) / len(reductions[how])

@@ -1,0 +1,5 @@
+"""`python -m polopt.cli`."""
+
+from polopt.cli.main import run
+
+run()

@@ -1,0 +1,82 @@
+"""The command line: `polopt VERB ...`. Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130 after Ctrl-C (saved).
+
+Nothing here imports torch until a verb needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from polopt.core.errors import RunError, UsageError, nearest
+
+VERBS = {  # verb -> the module of its group; its function there has the verb's name
+    "methods": "catalogue",
+    "show": "catalogue",
+    "train": "runs",
+    "resume": "runs",
+    "eval": "runs",
+    "compare": "results",
+    "report": "results",
+    "claim": "results",
+    "dataset": "dataset",
+}
+
+USAGE = """polopt: policy optimization, one short file per method
+
+  polopt methods [--family F] [--status S] [--json]     the catalogue: 116 papers and what works
+  polopt show METHOD                                    what it is, its options with their sources, its claim
+  polopt train METHOD --task TASK [--steps N] [...]     train; every option of 'polopt show METHOD' is a flag
+  polopt resume DIR [--extend N] [--checkpoint N]       continue a stopped run exactly
+  polopt eval DIR [--episodes N] [--checkpoint latest|best] [--stochastic] [--json]
+  polopt compare METHOD METHOD ... --task TASK --seeds N [--jobs J] [...]
+  polopt report DIR ... [--out FILE]                    one self-contained HTML page
+  polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods
+  polopt claim METHOD [--quick]                         reproduce the paper's claim, small
+
+'polopt VERB --help' says more. Documentation: docs/ in the repository."""
+
+
+def run() -> None:
+    """The console script. Code of the user's own is looked for in the current folder too, as with `python -m`."""
+    sys.path.append(os.getcwd())
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code instead of exiting, so that tests can call it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from polopt import __version__
+
+        print(f"polopt {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
+        group = importlib.import_module(f"polopt.cli.{VERBS[verb]}")
+        code: int = getattr(group, f"{verb}_verb")(rest)
+        return code
+    except UsageError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except BrokenPipeError:  # the reader has seen enough: polopt show sac | head
+        sys.stdout = None
+        return 0
+    except KeyboardInterrupt as error:
+        print(f"polopt: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except SystemExit as error:  # --help of a verb, or argparse on wrong usage
+        return error.code if isinstance(error.code, int) else 2
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"polopt: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,119 @@
+"""`polopt train | resume | eval`: one run. Imports no torch until it must."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polopt.cli.arguments import add_own_code, make_parser, own_code, split_task
+from polopt.core.errors import UsageError
+
+
+def train_verb(argv: list[str]) -> int:
+    from polopt import registry
+
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        raise UsageError("polopt train METHOD --task TASK ...: name a method first; 'polopt methods' lists them")
+    if argv[0] in ("-h", "--help"):
+        print(
+            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]\n"
+            "             [--device D] [any option of the method]\n\n"
+            "--task is a Gymnasium id, a tabular task, a text task (addition, reasoning-gym/NAME, FILE.jsonl ...), or\n"
+            "module:function; --task.NAME VALUE is for the environment.\n"
+            "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
+        )
+        return 0
+    from polopt.training.options import RunOptions
+
+    method, (task_options, rest) = argv[0], split_task(argv[1:])
+    if any(item in ("-h", "--help") for item in rest):
+        from polopt.cli.describe import print_help
+
+        print("--task TASK [--task.NAME VALUE ...] [--out DIR] [--init RUN]\n")
+        print_help(method, RunOptions, rest, f"polopt train {method}")
+    cls = registry.load(method)
+    parser = make_parser(f"train {method}", "")
+    parser.add_argument("--task")
+    parser.add_argument("--out")
+    parser.add_argument("--init")
+    args, rest = parser.parse_known_args(rest)
+    if args.task is None:
+        raise UsageError(f"polopt train {method} needs --task, for example --task {cls.smoke.task}")
+
+    from polopt.config import parse_many
+    from polopt.training import api
+    from polopt.training.folder import new_folder
+
+    configs, preset = parse_many(
+        {"run": RunOptions, "method": cls.Config}, rest, presets=cls.presets, prog=f"polopt train {method}"
+    )
+    options = configs["run"]
+    planned = api.Plan(method, args.task, configs["method"], options, task_options, preset, args.init)
+    folder = new_folder(Path(args.out) if args.out else None, method, args.task, options.seed)
+    print(planned.summary(folder), file=sys.stderr)
+    return _trained(lambda: api.finish(api.start(planned, folder), folder, progress=True), folder)
+
+
+def _trained(work: Callable[[], Any], folder: Path) -> int:
+    try:
+        run = work()
+    except KeyboardInterrupt as error:
+        started = (folder / "config.json").exists()  # else it was stopped before there was anything to save
+        said = f"interrupted; saved: continue with 'polopt resume {folder}'" if started else "interrupted"
+        raise KeyboardInterrupt(said) from error
+
+    from polopt.report.compare import report
+
+    page = report([folder], video=run.config["run"]["video"])
+    final = f"return {run.final['eval/return']:.6g} at the end; " if run.evaluations else ""
+    print(f"{final}report {page}")
+    return 0
+
+
+def resume_verb(argv: list[str]) -> int:
+    parser = make_parser("resume", "Continue a run from its last checkpoint.")
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--extend", type=int, metavar="N", help="new total budget; schedules run over the new total")
+    parser.add_argument("--checkpoint", type=int, metavar="N", help="continue from this checkpoint, not the latest")
+    add_own_code(parser)
+    args = parser.parse_args(argv)
+    from polopt.training import api
+
+    own = own_code(args)
+    return _trained(
+        lambda: api.resume(args.dir, extend=args.extend, checkpoint=args.checkpoint, progress=True, **own), args.dir
+    )
+
+
+def eval_verb(argv: list[str]) -> int:
+    parser = make_parser("eval", "Returns of a saved policy, in environments that training never saw.")
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--episodes", type=int, help="default: 10, and 64 prompts for language models")
+    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
+    add_own_code(parser)
+    args = parser.parse_args(argv)
+    if args.episodes is not None and args.episodes < 1:
+        raise UsageError(f"--episodes {args.episodes}: at least 1")
+    from polopt.training import api
+    from polopt.training.folder import Run
+    from polopt.training.plan import OwnCode, read_plan
+
+    own = own_code(args)
+    episodes = args.episodes or read_plan(Run(args.dir), OwnCode.of(own)).cls.eval_episodes
+    how = {"episodes": episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic, **own}
+    if args.record is not None:
+        api.demonstrate(args.dir, args.record, **how)
+    scores = api.evaluate(args.dir, **how)
+    if args.json:
+        print(json.dumps(scores | {"episodes": episodes, "checkpoint": args.checkpoint}))
+    else:
+        kind = "sampled" if args.stochastic else "greedy"
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in scores.items())
+        print(f"{named} ({episodes} {kind} episodes)" if "length" in scores else f"{named} (exact)")
+    return 0
