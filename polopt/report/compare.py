@@ -86,6 +86,7 @@ def report(
         own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
     places = [Path(folder) for folder in folders]
+    OwnCode.of(own)
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
     if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
@@ -101,9 +102,8 @@ def record(
     **own: Any,
 ) -> Path | str:
     """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
-    run = Run(Path(folder))
+    run, again = Run(Path(folder)), OwnCode.of(own)
     try:
-        again = OwnCode.of(own)
         check_picture(run.config.get("task") if again.task is None else again.task)
         method, planned = load_method(run.folder, "latest", again)
         with runtime(planned.options):

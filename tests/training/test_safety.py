@@ -269,3 +269,12 @@ def test_demonstrations_are_not_unpickled(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         train("bc", tmp_path / "bc", demonstrations=str(file))
     assert not fired.exists()
+
+
+def test_a_misspelt_name_of_own_code_is_one_sentence(run):
+    calls: list[Callable[..., Any]] = [polopt.load, polopt.evaluate, polopt.resume, polopt.record]
+    calls.append(lambda folder, **own: polopt.report([folder], **own))
+    calls.append(lambda folder, **own: polopt.demonstrate(folder, "x", **own))
+    for call in calls:
+        with pytest.raises(UsageError, match="there is no option 'netwrk'; did you mean 'network'"):
+            call(run.folder, netwrk=None)
