@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polopt.cli import VERBS, main
+from polopt.cli import VERBS, catalogue, main
 from polopt.cli.arguments import split_task
 from polopt.core.errors import UsageError
 from polopt.training.folder import Run
@@ -70,7 +70,7 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["train", "ppo", "--task", "CartPole-v1", "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["train", "ppo", "--task", "CartPole-v1", "--task.length"], "--task.length needs a value"),
         (["train", "ppo", "--task", "no_such_module:make"], "needs the module 'no_such_module'"),
-        (["train", "ppo", "--task", "tests.test_cli:no_such"], "the module 'tests.test_cli' has no 'no_such'"),
+        (["train", "ppo", "--task", "tests.cli.test_main:no_such"], "the module 'tests.cli.test_main' has no 'no_such'"),
         (["train", "ppo", "--task", "CartPole-v1", "--init", "nowhere"], "nowhere is not a run folder"),
         (["resume"], "polopt resume: the following arguments are required: dir"),
         (["resume", "nowhere"], "nowhere is not a run folder"),
@@ -203,7 +203,7 @@ def test_a_reader_that_has_seen_enough(monkeypatch):
     def broken(*args: Any) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setitem(VERBS, "methods", broken)
+    monkeypatch.setattr(catalogue, "methods_verb", broken)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     assert main(["methods"]) == 0
 
@@ -212,7 +212,7 @@ def test_interrupting_any_verb_exits_with_130(monkeypatch, capsys):
     def interrupted(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(VERBS, "methods", interrupted)
+    monkeypatch.setattr(catalogue, "methods_verb", interrupted)
     assert main(["methods"]) == 130
     assert said(capsys)[1] == "polopt: interrupted"
 
