@@ -70,7 +70,10 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["train", "ppo", "--task", "CartPole-v1", "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["train", "ppo", "--task", "CartPole-v1", "--task.length"], "--task.length needs a value"),
         (["train", "ppo", "--task", "no_such_module:make"], "needs the module 'no_such_module'"),
-        (["train", "ppo", "--task", "tests.cli.test_main:no_such"], "the module 'tests.cli.test_main' has no 'no_such'"),
+        (
+            ["train", "ppo", "--task", "tests.cli.test_main:no_such"],
+            "the module 'tests.cli.test_main' has no 'no_such'",
+        ),
         (["train", "ppo", "--task", "CartPole-v1", "--init", "nowhere"], "nowhere is not a run folder"),
         (["resume"], "polopt resume: the following arguments are required: dir"),
         (["resume", "nowhere"], "nowhere is not a run folder"),
