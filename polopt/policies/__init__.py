@@ -4,19 +4,19 @@ Each `build(spec, network, normalizer=None)` returns an actor for the spaces of 
 sentence that names the space it cannot serve.
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from polopt.config import Config, param
 from polopt.core.errors import UsageError
 from polopt.networks import Network
+from polopt.policies.language import AnyLanguagePolicy, CausalLM, LoRA, TextModel
 
 if TYPE_CHECKING:
     from polopt.core.spec import Spec
     from polopt.networks.build import FeedForward, Recurrent
     from polopt.networks.normalizer import Normalizer
     from polopt.policies.base import Actor
-    from polopt.policies.language import CausalLMPolicy
 
 
 @dataclass(frozen=True)
@@ -221,69 +221,6 @@ class Auto(Config):
         return kinds[name].build(spec, network, normalizer)
 
 
-@dataclass(frozen=True)
-class LoRA(Config):
-    """Low-rank adapters: only they are trained, and an exported model has them merged."""
-
-    rank: int = param(16, "polopt", low=1)
-    alpha: float = param(32.0, "polopt", above=0, help="the update is scaled by alpha / rank")
-    targets: tuple[str, ...] = param(
-        ("all-linear",), "polopt", help="names of the adapted layers; all-linear is every one but the output head"
-    )
-
-
-@dataclass(frozen=True)
-class CausalLM(Config):
-    """A causal language model of transformers, for text tasks."""
-
-    model: str = param(
-        "", "polopt", help="a model folder, a run folder with one as model/, a hub id, or the size of a new one"
-    )
-    lora: LoRA | None = param(None, "polopt", help="train low-rank adapters in place of all weights")
-    temperature: float = param(1.0, "polopt", above=0, help="of sampling, and part of the density")
-    top_k: int = param(0, "polopt", low=0, help="sample among so many tokens, 0 for all; part of the density")
-    top_p: float = param(1.0, "polopt", above=0, high=1, help="sample among the likeliest tokens of this total mass")
-    max_tokens: int = param(256, "polopt", low=1, unit="tokens", help="sampled in one turn at most")
-    log_probs: str = param(
-        "trainer",
-        "polopt",
-        choices=("trainer", "engine"),
-        help="recorded as log_prob: those of a forward pass over the whole turn, or those of the sampler",
-    )
-    engine: str = param("transformers", "polopt", choices=("transformers", "vllm"), help="what samples")
-    dtype: str | None = param(
-        None, "polopt", choices=("float64", "float32", "bfloat16", "float16", None), help="of the weights"
-    )
-    gradient_checkpointing: bool = param(False, "polopt", help="recompute layers in backward: slower, less memory")
-    trust_remote_code: bool = param(False, "polopt", help="run Python code that comes with the model")
-    allow_pickle: bool = param(False, "polopt", help="read weights from pickle files too")
-
-    def build(self, spec: "Spec") -> "CausalLMPolicy":
-        from gymnasium import spaces
-
-        if not (isinstance(spec.obs, spaces.Text) and isinstance(spec.action, spaces.Text)):
-            raise UsageError(
-                f"a language model needs a text task; {spec.name} has observations {_kind(spec.obs)} and actions "
-                f"{_kind(spec.action)}"
-            )
-        from polopt.policies.language import CausalLMPolicy
-        from polopt.policies.small_lm import new_model
-
-        return CausalLMPolicy(spec, replace(self, model=new_model(self.model)))
-
-    def behavior(self, policy: "CausalLMPolicy") -> "Actor":
-        """What samples for `policy`: the policy itself, or an engine that follows its weights."""
-        if self.engine == "transformers":
-            return policy
-        from polopt.policies.vllm import VLLMActor
-
-        return VLLMActor(policy)
-
-
-def _kind(space: Any) -> str:
-    return type(space).__name__
-
-
 def _need(spec: "Spec", policy: str, kind: str, *, finite: bool = False) -> None:
     from gymnasium import spaces
 
@@ -328,6 +265,7 @@ AnyPolicy = (
 """Every policy: the type of a method's `policy` field. What a method cannot use is refused when it is built."""
 
 __all__ = [
+    "AnyLanguagePolicy",
     "AnyPolicy",
     "Auto",
     "Autoregressive",
@@ -342,4 +280,5 @@ __all__ = [
     "MultiDiscrete",
     "SquashedGaussian",
     "TabularSoftmax",
+    "TextModel",
 ]

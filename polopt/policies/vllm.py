@@ -14,7 +14,7 @@ from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.data.tokenizing import Prompt
 from polopt.policies.base import Record
-from polopt.policies.language import CausalLMPolicy
+from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.policies.wrappers import Wrapper
 
 

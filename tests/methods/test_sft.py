@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from polopt.core.errors import UsageError
-from polopt.policies.language import CausalLMPolicy
+from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.training.api import plan
 from tests.guards.harness import advance
 from tests.policies.language_models import tiny_folder

@@ -17,7 +17,7 @@ import torch
 import polopt
 from polopt.cli import main
 from polopt.core.errors import RunError, UsageError
-from polopt.policies.language import CausalLMPolicy
+from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.policies.small_lm import make_language_model
 from polopt.training.folder import Run
 from tests.training.runs import command, differing, final_state, train
@@ -25,9 +25,9 @@ from tests.training.runs import command, differing, final_state, train
 KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
-from polopt.policies import language
+from polopt.policies import causal_lm
 from polopt.core import files
-owner, name, count = {"generation": (language.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
+owner, name, count = {"generation": (causal_lm.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
                       "saving": (files, "rename", 9)}[sys.argv.pop(1)]
 original, calls = getattr(owner, name), []
 def dies(*args, **kwargs):

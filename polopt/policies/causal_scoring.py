@@ -1,0 +1,94 @@
+"""Values of the tokens of a batch from the logits of one or several causal models, which never stand whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polopt.core.batch import Batch
+from polopt.data.tokenizing import pack_left
+from polopt.policies.causal_passes import CausalPasses, shared_prompts
+
+Value = Callable[[list[Tensor], Tensor], Tensor]
+
+PIECES = 8  # of the decisions of one call: the logits of so many never stand at once
+LARGEST = 1 << 25  # numbers in the logits of one piece
+SMALL = 1 << 22  # so many stand at once, and are kept for the backward pass: 16 MB
+
+
+def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses]) -> Tensor:
+    """`value(logits of each model [C, V], token [C]) -> [C]` at every decision [B, T], 0 elsewhere, in pieces.
+
+    Reads `prompt`, `prompt_mask` [B, P], `completion`, `attention` and `mask` [B, T].
+    """
+    completion, mask = batch["completion"], batch["mask"]
+    prompt, width = batch["prompt"], batch["prompt"].shape[1]
+    tokens = torch.cat((prompt, completion), 1)
+    attention = torch.cat((batch["prompt_mask"], batch["attention"]), 1).bool()
+    before = (attention.cumsum(1) - attention.long())[:, width:]  # real tokens that each decision has seen
+    # Without holes, because attention windows count columns. A compiled graph has no sizes that depend on data.
+    compiling = torch.compiler.is_compiling()
+    tokens, attention = pack_left(tokens, attention, tokens.shape[1] if compiling else None)
+    source = (tokens.shape[1] - attention.sum(1, keepdim=True) + before - 1).clamp_min(0)  # [B, T]
+    if not all(model.headed for model in models):
+        rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion)]
+        return torch.where(mask, torch.stack(rows), 0.0)
+    equal = None if compiling else shared_prompts(batch)
+    caches: list[Any] = [None if equal is None else model.prompt_cache() for model in models]
+    if equal is not None and None not in caches:
+        real, follows = batch["prompt_mask"], batch["attention"]
+        hidden = [
+            model.branched(prompt, real, completion, follows, *equal, cache) for model, cache in zip(models, caches)
+        ]
+        flat = torch.arange(mask.numel(), device=mask.device)
+    else:
+        hidden = [model.hidden(tokens, attention) for model in models]
+        flat = (source + tokens.shape[1] * torch.arange(len(tokens), device=tokens.device).unsqueeze(1)).flatten()
+    chosen = completion.flatten()
+    needed = None if compiling else mask.flatten().nonzero().squeeze(1)
+    if needed is not None:
+        flat, chosen = flat[needed], chosen[needed]
+    heads = [model.head for model in models]
+    inputs = [state.flatten(0, 1)[flat] for state in hidden]
+
+    def piece(token: Tensor, *states: Tensor) -> Tensor:
+        return value([head(state) for head, state in zip(heads, states)], token)
+
+    vocabulary = len(heads[0].weight)
+    if len(flat) * vocabulary <= SMALL:
+        result = piece(chosen, *inputs)
+    else:
+        size = max(1, min(-(-len(flat) // PIECES), LARGEST // vocabulary))
+        parts = [slice(start, start + size) for start in range(0, len(flat), size)]
+        result = torch.cat([_recomputed(piece, chosen[part], *(x[part] for x in inputs)) for part in parts])
+    if needed is None:
+        return torch.where(mask, result.view_as(completion), 0.0)
+    return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
+
+
+def _row(
+    models: Sequence[CausalPasses],
+    value: Value,
+    tokens: Tensor,
+    attention: Tensor,
+    source: Tensor,
+    completion: Tensor,
+) -> Tensor:
+    """The values [T] of one row [L], from logits that stand for this row only."""
+
+    def compute(tokens: Tensor) -> Tensor:
+        rows = [model.logits(tokens.unsqueeze(0), attention.unsqueeze(0))[0, source] for model in models]
+        return value(rows, completion)
+
+    return _recomputed(compute, tokens)
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, whose intermediate results are computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
