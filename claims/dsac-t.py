@@ -47,6 +47,7 @@ SHARED = {
     "entropy.initial": 1.0,
 }
 DSAC = {"temperature_lr": 2e-3}
+NOW = {"temperature_lr": "entropy.lr"}  # the recorded lines are keyed by the name of that time
 HORIZON = 600  # steps of the Monte-Carlo returns: what comes after the last compared pair's 400 weighs under 2 %
 COMPARED = 200  # steps of each episode whose Q is compared
 GRADIENTS = 200
@@ -82,7 +83,8 @@ class ScaledArm:
         at_end: dict[str, float] = {}
         with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
             settings = {"out": f"{folder}/run", "log_every": steps // 10, "reward_scale": self.scale} | rows_only
-            for row in iterate(self.method, noisy_pendulum, steps=steps, seed=seed, **settings, **dict(self.settings)):
+            settings |= {NOW.get(name, name): value for name, value in self.settings}
+            for row in iterate(self.method, noisy_pendulum, steps=steps, seed=seed, **settings):
                 curve.append([row["env_steps"], evaluate_returns(row["method"].policy, clean, 10)["return"]])
                 if row["env_steps"] >= steps:
                     at_end = measure_critic(row["method"], seed)

@@ -73,7 +73,7 @@ def translated(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     if method == "ppo":  # `batch_size` is that of a minibatch
         known["minibatches"] = known["envs"] * known["window"] // known.pop("batch_size")
     if method == "dsac-t":
-        known["temperature_lr"] = 2 * known["lr"]
+        known["entropy.lr"] = 2 * known["lr"]
     return known
 
 

@@ -29,6 +29,7 @@ class Learned(Config):
         choices=("alpha", "log-alpha"),
         help="what multiplies the entropy gap in the loss; the official code takes log-alpha",
     )
+    lr: float | None = param(None, "table 1", above=0, help="learning rate; none: that of the policy")
 
     def build(self, spec: "Spec") -> "EntropyTemperature":
         """The temperature of a task; its target is in the units in which the policy acts."""

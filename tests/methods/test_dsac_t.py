@@ -10,10 +10,18 @@ import torch
 from tensordict import TensorDict
 from torch.nn import functional
 
-from polopt.methods.control.dsac_t import DSACT, DSACv1, distribution_loss
+from polopt.methods.control.dsac_t import (
+    DSACT,
+    DSACv1,
+    FixedBound,
+    HuberVarianceBased,
+    Likelihood,
+    VarianceBased,
+    distribution_loss,
+)
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network
-from polopt.regularizers import Fixed
+from polopt.regularizers import Fixed, Learned
 from polopt.tasks import make_task
 
 SMALL = {"network": Network(sizes=(16,)), "warmup": 64, "batch_size": 32, "replay_size": 1_000, "steps_per_update": 1}
@@ -108,7 +116,7 @@ TARGETS = np.array([1.0, -4.0, 20.0, 0.3, -30.0, 2.0]), np.array([2.0, -9.0, 60.
 
 def test_gradient_of_v1_is_the_formula():
     mean, raw = table(members=1, spread=8.0)
-    method = make(DSACv1, td_bound=10.0)
+    method = make(DSACv1, adjustment=FixedBound(10.0))
     got_mean, got_raw = critic_gradients(method, mean, raw, with_targets(TARGETS[1], TARGETS[1]))
 
     std = softplus(raw)
@@ -122,7 +130,7 @@ def test_gradient_of_v1_is_the_formula():
 
 def test_unbounded_v1_has_the_gradient_of_the_gaussian_likelihood():
     mean, raw = table(members=1)
-    got = critic_gradients(make(DSACv1, td_bound=None), mean, raw, with_targets(TARGETS[1], TARGETS[1]))
+    got = critic_gradients(make(DSACv1, adjustment=Likelihood()), mean, raw, with_targets(TARGETS[1], TARGETS[1]))
     leaves = torch.tensor(mean, requires_grad=True), torch.tensor(raw, requires_grad=True)
     normal = torch.distributions.Normal(leaves[0], functional.softplus(leaves[1]))
     (-normal.log_prob(torch.as_tensor(TARGETS[1])).mean()).backward()
@@ -130,29 +138,36 @@ def test_unbounded_v1_has_the_gradient_of_the_gaussian_likelihood():
         np.testing.assert_allclose(mine, leaf.grad.numpy(), rtol=1e-10)
 
 
-def refined_gradient(mean, raw, running, huber=None):
+def refined_gradient(mean, raw, running):
     """DSAC-T's critic gradient, written from the equations; mean on TARGETS[0], std on TARGETS[1]."""
+    std, m = softplus(raw), running[:, None]
+    power = m**2 + EPSILON
+    bounded_error = np.clip(TARGETS[1] - mean, -3 * m, 3 * m)
+    want_mean = power / (std**2 + EPSILON) * (mean - TARGETS[0])
+    want_std = power / (std**3 + EPSILON) * (std**2 - bounded_error**2)
+    return want_mean / 6, want_std * sigmoid(raw) / 6
+
+
+def later_gradient(mean, raw, running, huber):
+    """The same in the code of July 2025: a limited omega, and Huber's function and its half squares."""
     std = softplus(raw)
     omega = np.clip(running[:, None] ** 2 / (std**2 + EPSILON), 0.1, 10)
     bound = 3 * running[:, None]
-    bounded_error = np.clip(TARGETS[1] - mean, -bound, bound)
-    error, variance = mean - TARGETS[0], bounded_error**2
-    if huber is not None:
-        size = np.abs(bounded_error)
-        variance = np.where(size <= huber, variance / 2, huber * (size - huber / 2))
-        error = np.clip(error, -huber, huber)
+    size = np.abs(np.clip(TARGETS[1] - mean, -bound, bound))
+    variance = np.where(size <= huber, size**2 / 2, huber * (size - huber / 2))
     want_std = omega * (std**2 - variance) / (std + EPSILON)
-    return omega * error / 6, want_std * sigmoid(raw) / 6
+    return omega * np.clip(mean - TARGETS[0], -huber, huber) / 6, want_std * sigmoid(raw) / 6
 
 
-@pytest.mark.parametrize("huber", [None, 5.0])
-def test_must_1_mean_takes_the_expected_and_std_the_clipped_sampled_target(huber):
+@pytest.mark.parametrize("later", [False, True])
+def test_must_1_mean_takes_the_expected_and_std_the_clipped_sampled_target(later):
     mean, raw = table()
-    method = make(DSACT, huber=huber)
+    method = make(DSACT, adjustment=HuberVarianceBased(huber=5.0) if later else VarianceBased())
     running = np.array([1.5, 4.0])
     method.mean_std.update(torch.as_tensor(running))
     got = critic_gradients(method, mean, raw, with_targets(*TARGETS))
-    for mine, formula in zip(got, refined_gradient(mean, raw, running, huber)):
+    want = later_gradient(mean, raw, running, 5.0) if later else refined_gradient(mean, raw, running)
+    for mine, formula in zip(got, want):
         np.testing.assert_allclose(mine, formula, rtol=1e-12)
     swapped = critic_gradients(method, mean, raw, with_targets(*reversed(TARGETS)))
     assert not np.allclose(swapped[0], got[0])
@@ -240,7 +255,7 @@ def test_one_critic_in_v1_and_two_in_dsac_t():
 
 def test_must_3_running_mean_of_std():
     """The first batch's mean at first, then (1 - rate) m + rate mean(std), per critic."""
-    method = make(DSACT, std_tau=0.25)
+    method = make(DSACT, adjustment=VarianceBased(tau=0.25))
     raw = np.array([[0.0, 1.0, 2.0], [-1.0, 3.0, 0.5]])
     first, second = softplus(raw).mean(1), softplus(raw + 1).mean(1)
     batch = sample(3)
@@ -253,11 +268,32 @@ def test_must_3_running_mean_of_std():
 
 
 def test_must_3_scales_and_bound_come_from_the_running_mean():
-    """m = 2, std = 0.1, 1, 20: omega = 4 / .11 -> 10, 4 / 1.1, 4 / 400.1 -> 0.1; bound 6."""
+    """m = 2, std = 0.1, 1, 20: (4 + .1) over .01 + .1, 1 + .1, 400 + .1, and over .001 + .1, 1 + .1, 8000 + .1."""
     method = make(DSACT, critics=1)
     method.mean_std.update(torch.tensor([2.0]))
-    std = torch.tensor([[0.1, 1.0, 20.0]])
-    omega, std_scale, bound = method.scales(std)
+    scale, std_scale, bound = method.scales(torch.tensor([[0.1, 1.0, 20.0]]))
+    np.testing.assert_allclose(scale.numpy(), [[4.1 / 0.11, 4.1 / 1.1, 4.1 / 400.1]])  # no limit: 37 and 0.01
+    np.testing.assert_allclose(std_scale.numpy(), [[4.1 / 0.101, 4.1 / 1.1, 4.1 / 8000.1]])
+    assert bound.item() == 6.0
+
+
+def test_the_two_weights_are_nearly_equal_where_the_std_is_small():
+    """At std = m = .01 the paper's are (.0001 + .1) / (.0001 + .1) = 1 and (.0001 + .1) / (.000001 + .1) = 1.001; in
+    the later code the second is the first over .01 + .1, 9.1 times as much."""
+    ratios = []
+    for adjustment in (VarianceBased(), HuberVarianceBased()):
+        method = make(DSACT, critics=1, adjustment=adjustment)
+        method.mean_std.update(torch.tensor([0.01]))
+        scale, std_scale, _ = method.scales(torch.tensor([[0.01]]))
+        ratios.append((std_scale / scale).item())
+    assert ratios == pytest.approx([0.1001 / 0.100001, 1 / 0.11])
+
+
+def test_scales_of_the_code_since_july_2025():
+    """m = 2, std = 0.1, 1, 20: omega = 4 / .11 -> 10, 4 / 1.1, 4 / 400.1 -> 0.1; bound 6."""
+    method = make(DSACT, critics=1, adjustment=HuberVarianceBased())
+    method.mean_std.update(torch.tensor([2.0]))
+    omega, std_scale, bound = method.scales(torch.tensor([[0.1, 1.0, 20.0]]))
     np.testing.assert_allclose(omega.numpy(), [[10.0, 4 / 1.1, 0.1]])
     np.testing.assert_allclose(std_scale.numpy(), [[10 / 0.2, 4 / 1.1 / 1.1, 0.1 / 20.1]])
     assert bound.item() == 6.0
@@ -277,21 +313,23 @@ def test_must_3_no_gradient_through_scales_targets_or_clip():
 
 def test_removed_adjustment_brings_back_the_gradient_of_v1():
     std = torch.tensor([[0.5, 2.0]])
-    scale, std_scale, bound = make(DSACT, variance_based=False, td_bound=7.0).scales(std)
+    scale, std_scale, bound = make(DSACT, adjustment=FixedBound(7.0)).scales(std)
     np.testing.assert_allclose(scale.numpy(), [[1 / 0.35, 1 / 4.1]])
     np.testing.assert_allclose(std_scale.numpy(), [[1 / 0.225, 1 / 8.1]])
     assert bound == 7.0
 
 
-def test_scale_of_reward_does_not_change_the_gradient_of_the_mean_relative_to_its_scale():
-    """With std far above sqrt(epsilon), rewards times 100 give omega as before, so errors times 100 as gradients."""
+@pytest.mark.parametrize("adjustment", [VarianceBased(), HuberVarianceBased()])
+def test_scale_of_reward_does_not_change_the_gradient_relative_to_its_scale(adjustment):
+    """With std far above sqrt(epsilon), rewards times 100 give the mean's scale as before and a hundredth of the
+    std's, so that errors times 100 are gradients times 100 in both."""
     std, running = np.array([[40.0, 15.0]]), np.array([25.0])
     found = []
     for k in (1.0, 100.0):
-        method = make(DSACT, critics=1)
+        method = make(DSACT, critics=1, adjustment=adjustment)
         method.mean_std.update(torch.as_tensor(k * running))
-        omega, std_scale, _ = method.scales(torch.as_tensor(k * std))
-        found.append((omega.numpy(), k * std_scale.numpy()))
+        scale, std_scale, _ = method.scales(torch.as_tensor(k * std))
+        found.append((scale.numpy(), k * std_scale.numpy()))
     for small, large in zip(*found):
         np.testing.assert_allclose(small, large, rtol=0.01)
 
@@ -343,11 +381,10 @@ def test_must_4_targets_average_with_tau():
 
 def test_temperature_has_its_own_learning_rate_and_starts_at_e():
     method = make(DSACT)
-    assert (method.critic_optimizer.lr, method.policy_optimizer.lr, method.temperature_optimizer.lr) == (
-        1e-4,
-        1e-4,
-        3e-4,
-    )
+    optimizers = method.critic_optimizer, method.policy_optimizer, method.temperature_optimizer
+    assert [optimizer.lr for optimizer in optimizers] == [1e-4, 1e-4, 3e-4]
+    follows = make(DSACT, entropy=Learned(lr=None), lr=0.02)
+    assert follows.temperature_optimizer.lr == 0.02
     assert method.temperature.value.item() == pytest.approx(math.e)
     assert method.policy.log_std_high == 0.5
 
@@ -367,15 +404,18 @@ def test_one_update_in_twenty_steps_by_default():
 
 
 def test_must_5_std_is_a_softplus_and_its_gradient_stays_bounded():
-    """At std -> 0 the factors are 1 / 0.1 in both forms (DSAC-T: omega's limit 10, over 0.1), not 1 / std^3."""
+    """At std -> 0 the factors are 1 / 0.1 in v1, (1 + 0.1) / 0.1 at m = 1 in DSAC-T (later: omega's limit 10, over
+    0.1), not 1 / std^3."""
     method = make(DSACT)
     _, std = method.critic(sample()["obs"], sample()["action"])
     raw = method.critic.network(sample()["obs"], sample()["action"])[..., 1]
     np.testing.assert_allclose(std.detach().numpy(), softplus(raw.detach().numpy()), rtol=1e-12)
     tiny = torch.full((1, 1), 1e-9)
     assert [value.item() for value in make(DSACv1).scales(tiny)[:2]] == pytest.approx([10.0, 10.0])
-    method.mean_std.update(torch.tensor([1.0, 1.0]))
-    assert [value.max().item() for value in method.scales(tiny.expand(2, 1))[:2]] == pytest.approx([10.0, 100.0])
+    for adjustment, limits in ((VarianceBased(), [11.0, 11.0]), (HuberVarianceBased(), [10.0, 100.0])):
+        method = make(DSACT, critics=1, adjustment=adjustment)
+        method.mean_std.update(torch.tensor([1.0]))
+        assert [value.item() for value in method.scales(tiny)[:2]] == pytest.approx(limits)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -404,7 +444,7 @@ def test_std_settles_at_the_std_of_the_error(scale, huber, share):
 
 def test_the_critic_learns_mean_and_std_of_a_noisy_return():
     """End to end: every target is 5 + 2 noise (terminal rewards), so the critic must say mean 5 and std 2."""
-    method = make(DSACT, lr=1e-2, std_tau=0.05)
+    method = make(DSACT, lr=1e-2, adjustment=VarianceBased(tau=0.05))
     generator = torch.Generator().manual_seed(0)
     batch = sample(128)
     batch["terminated"] = torch.ones(128, dtype=torch.bool)

@@ -13,23 +13,24 @@ With replay batch (s, a, r, s'), next action a' ~ pi_targ(.|s') of the TARGET po
     y_b,i   mean_i + clip(y_z - mean_i, +-bound_i)
     critic  sum_i E[ scale_i (mean_i - y_m)^2 / 2 + std_scale_i (sg[std_i]^2 - sg[mean_i - y_b,i]^2) std_i ]
     policy  E[ alpha log pi(a|s) - min_i mean_i(s, a) ],   a = rsample(s)
-    v1      one critic, y_m = y_z, bound = `td_bound`, scale = 1 / (std^2 + epsilon), std_scale = 1 / (std^3 + epsilon)
+    v1      one critic, y_m = y_z, bound = 10, scale = 1 / (std^2 + epsilon), std_scale = 1 / (std^3 + epsilon)
 
 All scales are constants in the gradient: v1's is that of -log N(y_z; mean, std), but clipped for the std. DSAC-T has
 
     1 expected value substitution   y_m = y_q; only the std is regressed on a sample
     2 twin value distributions      two critics; target and policy take the one with the smaller mean
-    3 variance-based adjustment     with `mean_std` m_i <- (1 - std_tau) m_i + std_tau E[std_i], at first E[std_i]:
-                                    bound_i = 3 m_i,   scale_i = omega_i = clip(m_i^2 / (std_i^2 + epsilon), 0.1, 10),
-                                    std_scale_i = omega_i / (std_i + epsilon)
+    3 variance-based adjustment     with m_i <- (1 - tau) m_i + tau E[std_i] (`mean_std`), at first E[std_i]:
+                                    bound_i = 3 m_i, and v1's scales times m_i^2 + epsilon
 
 Differs from SAC in: the critic and its loss, a' from a target policy, networks and learning rates; policy, temperature
 and all targets (critics and policy) move on every second update only (`delay`).
-Also in the papers: each refinement removed (`--no-expected-value`, `--critics 1`, `--no-variance-based`, which brings
-back `td_bound`); likelihood without a bound (`dsac-v1 --td-bound none`).
-Departs from the paper in: omega is limited as in the released code. With `--huber 50`, as there, Huber's function
-replaces the squares, and half a square is the target of the variance: std settles near .7 of the error's, and far below
-it where errors pass 50, so that the scale of the reward matters again. The policy's step sees the critics after theirs.
+Also in the papers: each refinement removed (`--no-expected-value`, `--critics 1`, `--adjustment fixed-bound`, v1's);
+likelihood without a bound (`--adjustment likelihood`).
+Departs from the paper in: the policy's step sees the critics after theirs. The released code had these scales until
+July 2025, and has others since (`--adjustment huber-variance-based`): scale_i = omega_i = clip(m_i^2 / (std_i^2 +
+epsilon), 0.1, 10), std_scale_i = omega_i / (std_i + epsilon), Huber's function in place of the squares, and half a
+square as the target of the variance: std settles near .7 of the error's, and far below it where errors pass 50, so that
+the scale of the reward matters again.
 """
 
 import math
@@ -39,7 +40,7 @@ import torch
 from torch import Tensor
 
 from polopt.bases.method import Limit, Smoke
-from polopt.config import param
+from polopt.config import Config, param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.losses import regression
 from polopt.methods.control.sac import SAC
@@ -70,18 +71,62 @@ def distribution_loss(
     return scale.detach() * cost + (std_scale * (std.square() - variance)).detach() * std
 
 
+@dataclass(frozen=True)
+class Likelihood(Config):
+    """The gradient of -log N(y_z; mean, std) as it is (DSACv1 without a bound)."""
+
+    def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Factors of the gradients of mean and std, each [E, B] like `std`, and the bound on the TD error."""
+        return std**-2, std**-3, math.inf
+
+
+@dataclass(frozen=True)
+class FixedBound(Config):
+    """DSACv1's: the TD error is bounded where it moves the std, and the powers of std that divide by a constant."""
+
+    td_bound: float = param(10.0, "official code: Hopper", above=0, help="on the TD error, for the std")
+    epsilon: float = param(0.1, "official code", above=0, help="added to the powers of std that divide")
+
+    def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float]:
+        return 1 / (std.square() + self.epsilon), 1 / (std**3 + self.epsilon), self.td_bound
+
+
+@dataclass(frozen=True)
+class VarianceBased(Config):
+    """DSAC-T's third refinement, as in the paper and in the code released with it (February 2024)."""
+
+    bound_stds: float = param(3.0, "official code", above=0, help="bound on the TD error, in running means of std")
+    tau: float = param(0.005, "official code", above=0, high=1, help="rate of the running mean of std")
+    epsilon: float = param(0.1, "official code", above=0, help="added to the powers of std, above and below")
+
+    def scales(self, std: Tensor, mean_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `FixedBound`, with the running mean [E, 1] of the std."""
+        power = mean_std.square() + self.epsilon
+        return power / (std.square() + self.epsilon), power / (std**3 + self.epsilon), self.bound_stds * mean_std
+
+
+@dataclass(frozen=True)
+class HuberVarianceBased(VarianceBased):
+    """What the released code does since July 2025: a limited omega for both scales, and Huber's function."""
+
+    epsilon: float = param(0.1, "official code", above=0, help="added to the powers of std that divide")
+    limits: tuple[float, float] = param((0.1, 10.0), "official code", low=0, help="of the gradient's scale")
+    huber: float = param(50.0, "official code", above=0, help="errors above it count by their size, not its square")
+
+    def scales(self, std: Tensor, mean_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        omega = (mean_std.square() / (std.square() + self.epsilon)).clamp(*self.limits)
+        return omega, omega / (std + self.epsilon), self.bound_stds * mean_std
+
+
 class DSACv1(SAC):
     @dataclass(frozen=True)
     class Config(SAC.Config):
         lr: float = param(1e-4, "official code", above=0, help="of policy and critics")
-        temperature_lr: float = param(3e-4, "official code", above=0)
         steps_per_update: int = param(20, "official code", low=1, unit="env_steps", help="collected between updates")
         critics: int = param(1, "arXiv 2001.02811", low=1, help="members of the critic ensemble")
         delay: int = param(2, "official code", low=1, unit="updates", help="of the critics per step of all else")
-        td_bound: float | None = param(10.0, "official code", above=0, help="on the TD error in std; none: likelihood")
-        epsilon: float = param(0.1, "official code", above=0, help="added to the powers of std that divide")
-        huber: float | None = param(None, "paper", above=0, help="threshold; none: squares; the official code takes 50")
-        entropy: Learned | Fixed = param(Learned(initial=math.e, form="log-alpha"), "official code")
+        adjustment: FixedBound | Likelihood = param(FixedBound(), "arXiv 2001.02811", help="of the critic's gradient")
+        entropy: Learned | Fixed = param(Learned(initial=math.e, form="log-alpha", lr=3e-4), "official code")
         network: Network = param(Network(sizes=(256, 256, 256), activation="gelu"), "official code")
         policy: AnyPolicy = param(SquashedGaussian(log_std_high=0.5), "official code")
 
@@ -96,8 +141,6 @@ class DSACv1(SAC):
     def build(self, task: Task) -> None:
         super().build(task)
         self.target_policy = frozen_copy(self.policy)
-        if self.temperature.learned:
-            self.temperature_optimizer = self.make_optimizer(self.temperature, lr=self.config.temperature_lr)
         self.updates = 0
 
     def make_critic(self) -> QEnsemble:
@@ -128,15 +171,14 @@ class DSACv1(SAC):
 
     def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         """Factors of the gradients of mean and std, each [E, B] like `std`, and the bound on the TD error."""
-        if self.config.td_bound is None:  # the gradient of -log N(y_z; mean, std), as it is
-            return std**-2, std**-3, math.inf
-        return 1 / (std.square() + self.config.epsilon), 1 / (std**3 + self.config.epsilon), self.config.td_bound
+        return self.config.adjustment.scales(std)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         mean, std = self.critic(batch["obs"], batch["action"])
         scale, std_scale, bound = self.scales(std.detach())
         bounded = bounded_target(mean, batch["std_target"], bound)
-        terms = distribution_loss(mean, std, batch["mean_target"], bounded, scale, std_scale, self.config.huber)
+        huber = getattr(self.config.adjustment, "huber", None)
+        terms = distribution_loss(mean, std, batch["mean_target"], bounded, scale, std_scale, huber)
         loss, q, spread = (weighted_mean(x, batch["weight"]) for x in (terms.sum(0), mean.mean(0), std.mean(0)))
         return loss, {"critic_loss": loss, "q": q, "std": spread}
 
@@ -157,7 +199,8 @@ class DSACv1(SAC):
         return metrics | {"entropy_temperature": self.temperature.value}
 
 
-UNREFINED = {"expected_value": False, "critics": 1, "variance_based": False}
+UNREFINED = {"expected_value": False, "critics": 1, "adjustment": "fixed-bound"}
+REFINED = {"expected_value": True, "critics": 2, "adjustment": "variance-based"}
 
 
 class DSACT(DSACv1):
@@ -165,35 +208,34 @@ class DSACT(DSACv1):
     class Config(DSACv1.Config):
         expected_value: bool = param(True, "refinement 1", help="regress the mean on the expected target")
         critics: int = param(2, "refinement 2", low=1, help="members of the critic ensemble")
-        variance_based: bool = param(True, "refinement 3", help="bound and scales from the running mean of std")
-        std_tau: float = param(0.005, "official code", above=0, high=1, help="rate of the running mean of std")
-        bound_stds: float = param(3.0, "official code", above=0, help="bound on the TD error, in running means of std")
-        omega_limits: tuple[float, float] = param((0.1, 10.0), "official code", low=0, help="of the gradient's scale")
+        adjustment: VarianceBased | HuberVarianceBased | FixedBound | Likelihood = param(
+            VarianceBased(), "refinement 3", help="of the critic's gradient"
+        )
 
     slug = "dsac-t"
     limits = tuple(
         Limit("dsac-v1", at=UNREFINED, apart={name: value}, because="without the three refinements it is DSACv1")
-        for name, value in {"expected_value": True, "critics": 2, "variance_based": True}.items()
+        for name, value in REFINED.items()
     )
 
     def build(self, task: Task) -> None:
         super().build(task)
-        self.mean_std = RunningMean(self.config.std_tau, (self.config.critics,))
+        based, members = isinstance(self.config.adjustment, VarianceBased), self.config.critics
+        self.mean_std = RunningMean(self.config.adjustment.tau, (members,)) if based else None
 
     def target(self, batch: Batch) -> Tensor:
         """[2, B]: the expected target for the mean, the sampled one for the std."""
         return self.backups(batch) if self.config.expected_value else super().target(batch)
 
     def scales(self, std: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
-        if not self.config.variance_based:
+        if self.mean_std is None:
             return super().scales(std)
-        mean_std = self.mean_std.value.unsqueeze(-1)  # [E, 1]
-        omega = (mean_std.square() / (std.square() + self.config.epsilon)).clamp(*self.config.omega_limits)
-        return omega, omega / (std + self.config.epsilon), self.config.bound_stds * mean_std
+        return self.config.adjustment.scales(std, self.mean_std.value.unsqueeze(-1))
 
     def evaluate_batch(self, batch: Batch) -> Batch:
         batch = super().evaluate_batch(batch)
-        with torch.no_grad():
-            _, std = self.critic(batch["obs"], batch["action"])
-        self.mean_std.update((batch["weight"] * std).sum(-1))
+        if self.mean_std is not None:
+            with torch.no_grad():
+                _, std = self.critic(batch["obs"], batch["action"])
+            self.mean_std.update((batch["weight"] * std).sum(-1))
         return batch

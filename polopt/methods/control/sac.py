@@ -53,7 +53,7 @@ class SAC(Method):
     class Config(Method.Config):
         discount: float = param(0.99, "table 1", low=0, high=1)
         tau: float = param(0.005, "table 1", above=0, high=1, help="share of the critics in the targets, per update")
-        lr: float = param(3e-4, "table 1", above=0, help="of policy, critics and temperature")
+        lr: float = param(3e-4, "table 1", above=0, help="of policy and critics")
         batch_size: int = param(256, "table 1", low=1)
         replay_size: int = param(1_000_000, "table 1", low=1, unit="transitions")
         warmup: int = param(
@@ -91,7 +91,7 @@ class SAC(Method):
         self.policy_optimizer = self.make_optimizer(self.policy, lr=config.lr)
         self.critic_optimizer = self.make_optimizer(self.critic, lr=config.lr)
         if self.temperature.learned:
-            self.temperature_optimizer = self.make_optimizer(self.temperature, lr=config.lr)
+            self.temperature_optimizer = self.make_optimizer(self.temperature, lr=config.entropy.lr or config.lr)
         self.source = ReplaySource(
             Rollouts(task, config.steps_per_update, self.ledger),
             Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
