@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polopt.core.errors import UsageError, nearest
+from polopt.core.errors import UsageError
 
 if TYPE_CHECKING:
     from polopt.tasks.base import Task
@@ -23,20 +23,19 @@ def make_task(
     """Makes `num` rows of a task.
 
     Args:
-        task: a Gymnasium id, a name of polopt's own ("random-mdp", "chain", "recall", "masked", "u-maze",
-            "point-maze"), "module:function", a function or class that makes an environment, an environment (each row
-            gets a copy), a TabularMDP, a dataset of Minari such as "pendulum/medium-v0" (the environment that it was
-            recorded on; `spec.info` then has its name as "dataset", and "references"), a Gymnasium specification, or a
-            Task, which is returned as it is. "envpool/ID" trains in EnvPool and evaluates in Gymnasium's environment of
-            the same id. Text tasks are "addition", "countdown", "sorting", "lookup", "guess", "reasoning-gym/NAME",
-            "PATH.jsonl" and "datasets/ID".
+        task: a Gymnasium id, a name of polopt's own (`polopt.tasks.named`: "random-mdp", "u-maze", "addition",
+            "PATH.jsonl", ...), "module:function", a function or class that makes an environment, an environment (each
+            row gets a copy), a Task or a class of them, a TabularMDP, a dataset of Minari such as "pendulum/medium-v0"
+            (the environment that it was recorded on; `spec.info` then has its name as "dataset", and "references"), or
+            a Gymnasium specification. A Task is returned as it is. "envpool/ID" trains in EnvPool and evaluates in
+            Gymnasium's environment of the same id.
         num: rows N.
         seed: every start of every row derives from it; `evaluation` derives others from the same seed.
         workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once
             (EnvPool: threads, 0 for its own choice).
         render_mode: as in Gymnasium, for `task.render()`.
         preset: "image" (gray, 84 x 84, 4 frames) or "atari" (the usual protocol).
-        kwargs: handed to the environment.
+        kwargs: options of the task, handed to the environment or to `Task.make`.
 
     Raises UsageError, one sentence: an unknown name with the nearest known one, a missing package with the extra that
     brings it, a space that is not served.
@@ -49,23 +48,20 @@ def make_task(
         if not isinstance(value, int) or value < low:
             raise UsageError(f"{name} must be a whole number of at least {low}, not {value!r}")
 
-    if isinstance(task, str) and task.startswith("envpool/"):
-        if preset or render_mode:
-            raise UsageError(f"{task} has no presets and no pictures")
-        task = task.removeprefix("envpool/")
-        if not evaluation:
-            from polopt.tasks.pooled import PooledTask
-
-            return PooledTask(task, num, seed, workers, **kwargs)
-        workers = 0
-
-    from polopt.tasks.making import TABULAR, Maker, is_dataset, may_be_remote, named_function, text_task
+    from polopt.tasks.making import Maker, is_dataset, may_be_remote, named_function
+    from polopt.tasks.named import is_text
     from polopt.tasks.tabular import TabularMDP, TabularTask
 
-    if isinstance(task, str) and (text := text_task(task)):
-        if workers or preset or render_mode:
-            raise UsageError(f"{task} is a text task: it has no workers, presets or pictures")
-        return _make_text(text, task, num, seed, evaluation, kwargs)
+    found = named_function(task) if isinstance(task, str) else task
+    if isinstance(found, type) and issubclass(found, Task):
+        name = task if isinstance(task, str) else found.__name__
+        given = {"workers": workers or None, "render_mode": render_mode, "preset": preset}
+        given = {key: value for key, value in given.items() if value is not None}
+        return found.make(name, num, seed, evaluation, **given, **kwargs)
+    if isinstance(task, TabularMDP):
+        if kwargs or workers or render_mode or preset:
+            raise UsageError("a tabular MDP is made already: it has no options, workers, presets or pictures")
+        return TabularTask(task, num, seed, evaluation)
 
     if isinstance(task, str) and may_be_remote(task):
         from polopt.tasks import recorded
@@ -75,27 +71,12 @@ def make_task(
         from polopt.tasks import recorded
 
         source, options = recorded.environment(task)
-        if isinstance(source, str) and text_task(source):  # its options could name reward functions, which are code
+        if is_text(source):  # its options could name reward functions, which are code
             raise UsageError(f"{task} names the text task {source}, which no dataset is recorded on")
         preset = preset or options.pop("preset", None)
         made = make_task(source, num, seed, workers, render_mode, preset, evaluation, **{**options, **kwargs})
         made.spec.info.update(dataset=task, references=recorded.references(task))
         return made
-
-    if isinstance(task, TabularMDP) or (isinstance(task, str) and task in TABULAR):
-        name = task if isinstance(task, str) else "tabular MDP"
-        if workers or preset or render_mode:
-            raise UsageError(f"{name} steps all rows at once: it has no workers, presets or pictures")
-        if isinstance(task, str):
-            function = named_function(TABULAR[task])
-            assert function is not None
-            try:
-                task = function(**kwargs)
-            except TypeError as error:
-                raise UsageError(f"{name} cannot be made: {error}") from None
-        elif kwargs:
-            raise UsageError(f"{name} is made already: {sorted(kwargs)} cannot be set any more")
-        return TabularTask(task, num=num, seed=seed, evaluation=evaluation, name=name)
 
     from polopt.tasks.gym import GymTask
 
@@ -110,14 +91,3 @@ def _is_made(task: Any) -> bool:
     from gymnasium.envs.registration import EnvSpec
 
     return isinstance(task, (gymnasium.Env, EnvSpec))
-
-
-def _make_text(where: str, name: str, num: int, seed: int, evaluation: bool, options: dict[str, Any]) -> Task:
-    from polopt.tasks.making import named_function
-
-    cls: Any = named_function(where)
-    known = cls.options(name)
-    for option in options:
-        if option not in known:
-            raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
-    return cls(num, seed, evaluation, name, **options)

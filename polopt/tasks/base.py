@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from polopt.core.errors import UsageError, nearest
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 
@@ -36,6 +38,25 @@ class Task(Stateful):
     elastic: bool = False
     """True when `num` may be set at any time; the next reset must then be one of all rows. Sources give such a task
     `record["active"]` (bool [N]), and it steps only the rows where that is True."""
+
+    @classmethod
+    def make(cls, name: str, num: int, seed: int, evaluation: bool, **options: Any) -> Task:
+        """`num` rows of the task that is called `name`: how `make_task` makes a named task.
+
+        Raises UsageError, one sentence, for an option that is none of `options(name)`.
+        """
+        known = cls.options(name)
+        for option in options:
+            if option not in known:
+                raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
+        made: Any = cls
+        return made(num=num, seed=seed, evaluation=evaluation, name=name, **options)  # type: ignore[no-any-return]
+
+    @classmethod
+    def options(cls, name: str) -> set[str]:
+        """The options of the task of this name: what the constructors take as keywords only."""
+        signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
+        return {key for one in signatures for key, item in one.parameters.items() if item.kind is item.KEYWORD_ONLY}
 
     def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
         """Starts new episodes in the rows where the bool mask `rows` [N] is True (None: all).

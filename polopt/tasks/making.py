@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import importlib
 import inspect
 import sys
@@ -20,14 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks import recorded
-
-ENVIRONMENTS: dict[str, str] = {
-    "recall": "polopt.tasks.memory:Recall",
-    "masked": "polopt.tasks.masked:Masked",
-    "u-maze": "polopt.tasks.maze:UMaze",
-    "point-maze": "polopt.tasks.maze:PointMaze",
-}
-"""polopt's own environments by name."""
+from polopt.tasks.named import NAMED, imported, place
 
 _EXTRAS = {"box2d": "box2d", "mujoco": None, "ale": "atari", "atari": "atari", "cv2": "atari", "opencv": "atari"}
 
@@ -92,10 +84,13 @@ class Maker:
             source, options = recorded.environment(self.source)
             preset = options.pop("preset", None)
             return Maker(source, {**options, **kwargs}, preset, render_mode, self.evaluation)()
-        function = self.source if callable(self.source) else named_function(self.source)
-        if function is None:
-            assert isinstance(self.source, str)
-            return _registered(self.source, render_mode, kwargs)
+        if isinstance(self.source, str):
+            name = self.source.removeprefix("envpool/")  # whose single environments are Gymnasium's
+            function = named_function(name)
+            if function is None:
+                return _registered(name, render_mode, kwargs)
+        else:
+            function = self.source
         if render_mode is not None and _accepts(function, "render_mode"):
             kwargs["render_mode"] = render_mode
         env = function(**kwargs)
@@ -105,26 +100,17 @@ class Maker:
 
 
 def named_function(name: str) -> Callable[..., Any] | None:
-    """What "module:function", or the name of one of polopt's environments, stands for; None for a Gymnasium id."""
-    name = ENVIRONMENTS.get(name, name)
-    module_name, colon, path = name.partition(":")
+    """What a name of polopt's own, or "module:function", stands for; None for a Gymnasium id."""
+    where = place(name) or name
+    _, colon, path = where.partition(":")
     if not colon or not all(part.isidentifier() for part in path.split(".")):
         return None
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the task '{name}' needs the module '{error.name}', which cannot be imported") from None
-    try:
-        function = functools.reduce(getattr, path.split("."), module)
-    except AttributeError:
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"the module '{module_name}' has no '{path}'{nearest(path, functions)}") from None
-    return function  # type: ignore[return-value]
+    return imported(where, name)  # type: ignore[no-any-return]
 
 
 def is_dataset(name: str) -> bool:
     """Whether a task's name stands for a dataset: one that is here, unless Gymnasium or polopt has the name."""
-    return name not in (*gymnasium.registry, *ENVIRONMENTS, *TABULAR) and recorded.is_local(name)
+    return name not in gymnasium.registry and place(name) is None and recorded.is_local(name)
 
 
 def may_be_remote(name: str) -> bool:
@@ -134,7 +120,6 @@ def may_be_remote(name: str) -> bool:
 
 
 def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
-    name = name.removeprefix("envpool/")  # whose single environments are Gymnasium's
     try:
         # polopt checks every observation itself; Gymnasium's checker would only add a call to each step.
         return _gym_make(name, render_mode, kwargs)
@@ -150,7 +135,7 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
         else:
             if name in gymnasium.registry:
                 return _gym_make(name, render_mode, kwargs)
-        known = [*gymnasium.registry, *ENVIRONMENTS, *TABULAR, *TEXT, *recorded.local_datasets()]
+        known = [*gymnasium.registry, *NAMED, *recorded.local_datasets()]
         said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
         raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
 
@@ -175,32 +160,6 @@ def _quiet_mujoco(name: str | EnvSpec) -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(None)
-
-
-TABULAR: dict[str, str] = {
-    "random-mdp": "polopt.tasks.tabular:random_mdp",
-    "chain": "polopt.tasks.tabular:chain",
-}
-"""Tabular MDPs by name: functions that return a TabularMDP."""
-
-TEXT: dict[str, str] = {
-    "addition": "polopt.tasks.problems:Addition",
-    "countdown": "polopt.tasks.problems:Countdown",
-    "sorting": "polopt.tasks.problems:Sorting",
-    "lookup": "polopt.tasks.problems:Lookup",
-    "guess": "polopt.tasks.problems:Guess",
-    "vowels": "polopt.tasks.problems:Vowels",
-}
-"""Text tasks by name. Others are "reasoning-gym/NAME", "PATH.jsonl" and "datasets/ID"."""
-
-
-def text_task(name: str) -> str | None:
-    """Which class ("module:class") serves this name as a text task; None when it is not one."""
-    if name.startswith("reasoning-gym/"):
-        return "polopt.tasks.reasoning:ReasoningGym"
-    if name.endswith(".jsonl") or name.startswith("datasets/"):
-        return "polopt.tasks.prompts:Prompts"
-    return TEXT.get(name)
 
 
 def _missing(name: str, said: str) -> str:

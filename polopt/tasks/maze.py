@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks.named import NAMED, own_class
 
 if TYPE_CHECKING:
     from polopt.core.batch import Batch
@@ -360,18 +361,16 @@ class PointMaze(Maze):
         return rng.uniform(-1.0, 1.0, self.dims).astype(np.float32)
 
 
-MAZES: dict[str, type[Maze]] = {"u-maze": UMaze, "point-maze": PointMaze}
-
-
 def behavior_episodes(kind: str, transitions: int, seed: int, **options: Any) -> list[Episode]:
     """Recorded episodes of a scripted behavior: kind is "MAZE/BEHAVIOR", for example "point-maze/routes".
 
     `options` are those of the environment. Equal arguments give equal episodes. Raises UsageError for a wrong name.
     """
     maze, _, behavior = kind.partition("/")
-    if maze not in MAZES:
-        raise UsageError(f"there is no maze '{maze}'{nearest(maze, MAZES)}")
-    return MAZES[maze](**options).behavior_episodes(behavior, transitions, seed)
+    made = own_class(maze)
+    if made is None or not issubclass(made, Maze):
+        raise UsageError(f"there is no maze '{maze}'{nearest(maze, NAMED)}")
+    return made(**options).behavior_episodes(behavior, transitions, seed)
 
 
 def transitions(episodes: list[Episode]) -> Batch:

@@ -15,7 +15,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from polopt.core.errors import UsageError
+from polopt.tasks.base import Task
 from polopt.tasks.gym import TRAIN, GymTask, start_seed
+from polopt.tasks.making import Maker
 
 PREFIX = "envpool/"
 
@@ -72,6 +74,17 @@ class PooledTask(GymTask):
     def __init__(self, name: str, num: int = 1, seed: int = 0, threads: int = 0, **options: Any) -> None:
         self._pool = (name, num, start_seed(seed, [TRAIN]), threads, options)
         super().__init__(self._no_copy, num, seed, name=f"{PREFIX}{name}")
+
+    @classmethod
+    def make(cls, name: str, num: int, seed: int, evaluation: bool, workers: int = 0, **options: Any) -> Task:
+        """Rows of EnvPool that train, or of Gymnasium's environment that evaluate."""
+        if "preset" in options or "render_mode" in options:
+            raise UsageError(f"{name} has no presets and no pictures")
+        name = name.removeprefix(PREFIX)
+        if evaluation:
+            maker = Maker(name, options, evaluation=True)
+            return GymTask(maker, num=num, seed=seed, evaluation=True, name=maker.name)
+        return cls(name, num, seed, workers, **options)
 
     def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any]]:
         pool = Pool(*self._pool)

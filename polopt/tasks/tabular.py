@@ -5,8 +5,9 @@ Everything is float64. Steps h = 0..H-1; V[H] = 0. Backward induction: Puterman 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -201,3 +202,30 @@ def chain(states: int = 6, horizon: int = 10, slip: float = 0.1) -> TabularMDP:
     reward[0, 0] = 0.01
     reward[-1, 1] = 1.0
     return TabularMDP(transition, reward, horizon)
+
+
+class NamedMDP(TabularTask):
+    """Episodes of the MDP that the function `model` makes from the options of the task."""
+
+    model: ClassVar[Callable[..., TabularMDP]]
+
+    def __init__(
+        self, num: int = 1, seed: int = 0, evaluation: bool = False, name: str = "tabular MDP", **options: Any
+    ) -> None:
+        try:
+            mdp = self.model(**options)
+        except TypeError as error:
+            raise UsageError(f"{name} cannot be made: {error}") from None
+        super().__init__(mdp, num, seed, evaluation, name)
+
+    @classmethod
+    def options(cls, name: str) -> set[str]:
+        return set(inspect.signature(cls.model).parameters)
+
+
+class RandomMDP(NamedMDP):
+    model = staticmethod(random_mdp)
+
+
+class Chain(NamedMDP):
+    model = staticmethod(chain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -120,12 +119,6 @@ class TextTask(Task):
         self._problems: list[Problem] = []
         self._index: list[int] = []
         self._ended: list[bool] = []
-
-    @classmethod
-    def options(cls, name: str) -> set[str]:
-        """The options of the task of this name, as `make_task` takes them."""
-        signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
-        return {key for one in signatures for key, item in one.parameters.items() if item.kind is item.KEYWORD_ONLY}
 
     # What a subclass gives.
 

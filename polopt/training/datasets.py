@@ -43,7 +43,7 @@ from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 from polopt.tasks.base import Task
-from polopt.tasks.making import TABULAR, Maker
+from polopt.tasks.making import Maker
 from polopt.training import api, seeding
 from polopt.training.api import train_or_resume
 from polopt.training.plan import Plan, TaskLike, plan, runtime, task_name
@@ -392,8 +392,6 @@ def _spec(task: TaskLike, options: dict[str, Any]) -> Spec:
 
 def _env_spec(task: TaskLike, options: Mapping[str, Any]) -> Any:
     """Gymnasium's specification of the environment, where it has one that can be written down."""
-    if isinstance(task, str) and task in TABULAR:
-        return None
     options = dict(options)
     preset = options.pop("preset", None)
     with contextlib.suppress(Exception):

@@ -19,7 +19,9 @@ from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
-from polopt.tasks.making import TABULAR, Maker, text_task
+from polopt.tasks.gym import GymTask
+from polopt.tasks.making import Maker
+from polopt.tasks.named import is_text, own_class
 from polopt.training import seeding
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
@@ -210,13 +212,14 @@ def task_name(task: TaskLike) -> str:
 
 def check_picture(task: Any) -> None:
     """Raises UsageError for a task that can only be written down."""
-    if isinstance(task, str) and (task in TABULAR or text_task(task)):
+    found = own_class(task)
+    if found is not None and issubclass(found, Task) and not issubclass(found, GymTask):
         raise UsageError(f"{task} has no picture")
 
 
 def rewards_of(task: TaskLike, options: Mapping[str, Any]) -> Any:
     """The reward functions among the options of a text task; None for another task, whose options are its own."""
-    return options.get("rewards") if isinstance(task, str) and text_task(task) else None
+    return options.get("rewards") if is_text(task) else None
 
 
 def read_plan(run: Run, own: OwnCode) -> Plan:
@@ -233,7 +236,7 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
     chosen, options = name if own.task is None else own.task, record["task_options"]
     if own.rewards is not None:
-        if not isinstance(chosen, str) or not text_task(chosen):
+        if not is_text(chosen):
             raise UsageError(f"{task_name(chosen)} is no text task: it takes no rewards")
         options = options | {"rewards": own.rewards}
     elif (named := rewards_of(chosen, options)) not in (None, []):

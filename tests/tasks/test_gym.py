@@ -22,6 +22,7 @@ from polopt.policies import Auto
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
 from polopt.tasks.gym import leaves, start_seed
+from polopt.tasks.tabular import random_mdp
 from tests.guards.spaces import VECTOR, Walk
 
 from .envs import Counter, Drifting, Echo, FakeAtari, Faulty, Unseeded
@@ -420,6 +421,9 @@ def test_every_way_to_name_an_environment() -> None:
     assert make_task("Pendulum-v1", max_episode_steps=17).spec.info["horizon"] == 17
 
 
+MDP_OPTIONS = "actions, concentration, horizon, mdp_seed, reward_rate, states, stationary"
+
+
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
@@ -435,8 +439,10 @@ def test_every_way_to_name_an_environment() -> None:
         ("CartPole-v1", {"workers": -2}, "workers must be a whole number of at least 0, not -2"),
         ("CartPole-v1", {"preset": "imge"}, "there is no task preset 'imge'; did you mean 'image'?"),
         (3.5, {}, "a task is a name, a function or an environment, not float"),
-        ("random-mdp", {"workers": 2}, "random-mdp steps all rows at once: it has no workers, presets or pictures"),
-        ("chain", {"length": 2}, "chain cannot be made: chain() got an unexpected keyword argument 'length'"),
+        ("random-mdp", {"workers": 2}, "the task random-mdp has no option 'workers'; choose from " + MDP_OPTIONS),
+        ("chain", {"length": 2}, "the task chain has no option 'length'; choose from horizon, slip, states"),
+        ("chain", {"states": "six"}, "chain cannot be made: 'str' object cannot be interpreted as an integer"),
+        (random_mdp(), {"states": 2}, "a tabular MDP is made already: it has no options, workers, presets or pictures"),
     ],
 )  # fmt: skip
 def test_wrong_tasks_are_refused_in_one_sentence(task: Any, options: dict, message: str) -> None:

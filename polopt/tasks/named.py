@@ -1,0 +1,71 @@
+"""polopt's own tasks by name: one table of "module:class". Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from polopt.core.errors import UsageError, nearest
+
+NAMED: dict[str, str] = {
+    "recall": "polopt.tasks.memory:Recall",
+    "masked": "polopt.tasks.masked:Masked",
+    "u-maze": "polopt.tasks.maze:UMaze",
+    "point-maze": "polopt.tasks.maze:PointMaze",
+    "random-mdp": "polopt.tasks.tabular:RandomMDP",
+    "chain": "polopt.tasks.tabular:Chain",
+    "addition": "polopt.tasks.problems:Addition",
+    "countdown": "polopt.tasks.problems:Countdown",
+    "sorting": "polopt.tasks.problems:Sorting",
+    "lookup": "polopt.tasks.problems:Lookup",
+    "guess": "polopt.tasks.problems:Guess",
+    "vowels": "polopt.tasks.problems:Vowels",
+}
+"""Each class is a `gymnasium.Env`, of which rows are made one by one, or a `Task`, which makes all its rows itself."""
+
+BEGINS: dict[str, str] = {
+    "reasoning-gym/": "polopt.tasks.reasoning:ReasoningGym",
+    "datasets/": "polopt.tasks.prompts:Prompts",
+    "envpool/": "polopt.tasks.pooled:PooledTask",
+}
+"""Whole families of tasks, by how their names begin; `ENDS` likewise."""
+
+ENDS: dict[str, str] = {".jsonl": "polopt.tasks.prompts:Prompts"}
+
+
+def place(name: str) -> str | None:
+    """Where the class is ("module:class") that serves a name of polopt's own; None for other names."""
+    found = NAMED.get(name)
+    found = found or next((where for start, where in BEGINS.items() if name.startswith(start)), None)
+    return found or next((where for end, where in ENDS.items() if name.endswith(end)), None)
+
+
+def own_class(name: Any) -> Any:
+    """The class that serves a name of polopt's own; None for anything else, which is not even imported."""
+    where = place(name) if isinstance(name, str) else None
+    return imported(where, name) if where else None
+
+
+def is_text(name: Any) -> bool:
+    """Whether a name stands for a text task of polopt's own."""
+    found = own_class(name)
+    if found is None:
+        return False
+    from polopt.tasks.text import TextTask
+
+    return issubclass(found, TextTask)
+
+
+def imported(where: str, name: str) -> Any:
+    """What "module:path" stands for; `name` is how the task was called. Raises UsageError, one sentence."""
+    module_name, _, path = where.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the task '{name}' needs the module '{error.name}', which cannot be imported") from None
+    try:
+        return functools.reduce(getattr, path.split("."), module)
+    except AttributeError:
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"the module '{module_name}' has no '{path}'{nearest(path, functions)}") from None
