@@ -98,6 +98,7 @@ class Method(Stateful):
     eval_episodes: ClassVar[int] = 10
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
     headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
+    score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     limits: ClassVar[tuple[Limit, ...]] = ()
     no_limit: ClassVar[str] = ""  # the reason why there is no limit case
@@ -148,7 +149,7 @@ class Method(Stateful):
         return self.policy
 
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
-        """Undiscounted returns of the policy: `return`, `return_std`, `length`."""
+        """Undiscounted returns of the policy: `return`, `return_std`, `length`. Whatever overrides it gives `score`."""
         return evaluate_returns(self.policy, task, episodes, greedy=greedy)
 
     def make_policy(self, config: Any, **parts: Any) -> Actor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from polopt.claims.keys import plain
 from polopt.core.errors import RunError, UsageError, nearest
+from polopt.evaluation.score import Score
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ class TrainArm:
         with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
             steps = budget[self.unit] if self.unit is not None else next(iter(budget.values()))
             run: Any = train(self.method, self.task, steps=steps, seed=seed, out=Path(folder) / "run", **settings)
-            unit = run.config.get("unit") if isinstance(getattr(run, "config", None), dict) else None
-            if unit is not None and unit not in budget:
-                raise UsageError(f"{self.method} counts {unit}, but the budget of its claim is {dict(budget)}")
+            if run.config["unit"] not in budget:
+                raise UsageError(
+                    f"{self.method} counts {run.config['unit']}, but the budget of its claim is {dict(budget)}"
+                )
             return measure(run, self.metrics)
 
     def describe(self) -> dict[str, Any]:
@@ -52,8 +54,9 @@ def train_arm(
 ) -> TrainArm:
     """An arm that calls `polopt.train(method, task, steps=budget, seed=seed, **config)` and measures the run.
 
-    Always measured: `return` (mean of the last three evaluations), `area` (mean over all evaluations, the area under
-    the learning curve), `best`, and `curve` (a list of [count, return]). `metrics` adds columns of the rows:
+    Always measured, of the number that the method is judged by (`Method.score`): the mean of the last three
+    evaluations under its own name, `return` for most; `area` (mean over all evaluations, the area under the learning
+    curve), `best`, and `curve` (a list of [count, score]). `metrics` adds columns of the rows:
     "entropy" is the mean over the last fifth of the rows that have it, "entropy:max" (mean, min, max, last) over all
     of them; a mapping renames ({"bias": "critic/bias:last"}) or takes a module-level function `f(run) -> float`.
     `unit` chooses the budget's entry when it has several.
@@ -66,15 +69,17 @@ def train_arm(
 def measure(run: Any, metrics: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
     """The metrics of one finished run; see `train_arm`. Raises RunError when a number is not there."""
     evaluations = run.evaluations
-    returns = [float(row["eval/return"] if "eval/return" in row else row["return"]) for row in evaluations]
-    if not returns:
+    score: Score = run.score
+    unit = run.config["unit"]
+    scores = [score.sign * float(row[score.column]) for row in evaluations]
+    if not scores:
         raise RunError("the run has no evaluation to measure")
-    last = returns[-3:]
+    last = scores[-3:]
     found: dict[str, Any] = {
-        "return": sum(last) / len(last),
-        "area": sum(returns) / len(returns),
-        "best": max(returns),
-        "curve": [[row.get("env_steps", index), value] for index, (row, value) in enumerate(zip(evaluations, returns))],
+        score.name: sum(last) / len(last),
+        "area": sum(scores) / len(scores),
+        "best": max(scores),
+        "curve": [[row[unit], value] for row, value in zip(evaluations, scores)],
     }
     for name, what in metrics.items() if isinstance(metrics, Mapping) else zip(metrics, metrics):
         found[name] = float(what(run)) if callable(what) else _column(run.rows, what)

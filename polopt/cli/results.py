@@ -7,6 +7,8 @@ from pathlib import Path
 from polopt.cli.arguments import add_own_code, make_parser, own_code, split_task
 from polopt.core.errors import UsageError
 
+SCORE_HELP = "the number of the evaluations to compare by, e.g. return; default: what the methods are judged by"
+
 
 def compare_verb(argv: list[str]) -> int:
     parser = make_parser("compare METHOD METHOD ...", "Train methods with paired seeds; intervals are over seeds.")
@@ -14,6 +16,7 @@ def compare_verb(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="every method trains with the seeds 0 .. N-1")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--score", metavar="NAME", help=SCORE_HELP)
     first = next((index for index, item in enumerate(argv) if item.startswith("-")), len(argv))
     methods, (task_options, rest) = argv[:first], split_task(argv[first:])
     args, rest = parser.parse_known_args(rest)
@@ -32,6 +35,7 @@ def compare_verb(argv: list[str]) -> int:
         seeds=args.seeds,
         jobs=args.jobs,
         out=args.out,
+        score=args.score,
         task_options=task_options,
         argv=rest,
         progress=True,
@@ -45,13 +49,14 @@ def report_verb(argv: list[str]) -> int:
     parser = make_parser("report", "One self-contained HTML page of one run, or a comparison of many.")
     parser.add_argument("dirs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="the file to write; default: report.html in the folder of the run")
+    parser.add_argument("--score", metavar="NAME", help=SCORE_HELP)
     parser.add_argument("--no-video", action="store_true", help="do not record a video where there is none")
     add_own_code(parser)
     args = parser.parse_args(argv)
 
     from polopt.report.compare import report
 
-    print(report(args.dirs, args.out, video=not args.no_video, **own_code(args)))
+    print(report(args.dirs, args.out, score=args.score, video=not args.no_video, **own_code(args)))
     return 0
 
 

@@ -68,7 +68,7 @@ def _trained(work: Callable[[], Any], folder: Path) -> int:
     from polopt.report.compare import report
 
     page = report([folder], video=run.config["run"]["video"])
-    final = f"return {run.final['eval/return']:.6g} at the end; " if run.evaluations else ""
+    final = f"{run.score.key} {run.final[run.score.column]:.6g} at the end; " if run.evaluations else ""
     print(f"{final}report {page}")
     return 0
 

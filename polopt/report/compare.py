@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polopt import registry
 from polopt.core import files
 from polopt.core.errors import UsageError
+from polopt.evaluation.score import Score, common
 from polopt.report.page import write_report
 from polopt.report.tables import compare_table
 from polopt.report.video import record_video
@@ -37,6 +39,7 @@ def compare(
     seeds: int = 5,
     jobs: int = 1,
     out: str | Path | None = None,
+    score: str | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Comparison:
@@ -45,8 +48,14 @@ def compare(
     Args:
         jobs: runs at a time, each in a process of its own with one torch thread.
         out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
+        score: the number of the evaluations that all are compared by; by default the one that they are judged by.
         settings: as for `train`; every method must have the fields that are named.
+
+    Raises:
+        UsageError: wrong names or values, or methods that are judged by different numbers and no `score`.
     """
+    if score is None:
+        common((method, Score(registry.load(method).score)) for method in methods)
     folder = (
         Path(out)
         if out is not None
@@ -69,19 +78,22 @@ def compare(
                 if progress:
                     print(f"{number} of {len(todo)} runs done", file=sys.stderr)
     places = [place for _, _, place in todo]
-    return Comparison([Run(place) for place in places], compare_table(places), report(places, folder / "report.html"))
+    page = report(places, folder / "report.html", score=score)
+    return Comparison([Run(place) for place in places], compare_table(places, score), page)
 
 
 def report(
     folders: Sequence[str | Path],
     out: str | Path | None = None,
     *,
+    score: str | None = None,
     video: bool = True,
     **own: Any,
 ) -> Path:
     """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
 
     Args:
+        score: the number of the evaluations that the page follows; by default the one that the methods are judged by.
         video: record one of the policy for the page of a single run that has none yet.
         own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
@@ -92,7 +104,7 @@ def report(
     if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
         record(places[0], **own)
     target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
-    return write_report(places, target)
+    return write_report(places, target, score)
 
 
 def record(

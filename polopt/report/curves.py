@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from polopt.evaluation.score import Score
 from polopt.evaluation.statistics import Array, aggregate_curves, student_t
 from polopt.report.runs import RunData
 
@@ -22,10 +23,11 @@ VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"} | {
 
 
 def learning_curve(run: RunData) -> tuple[str, str]:
-    """SVG of evaluation and training returns of one run, and a caption that says what the band is."""
-    steps, values = run.series("eval/return")
+    """SVG of the evaluations of one run, and a caption that says what the band is; where they are returns, with the
+    returns of training episodes."""
+    steps, values = run.evaluations()
     with _figure(8.2, 4.7, run.unit) as (axes, svg):
-        _, training = drawn = run.series("train/return")
+        _, training = drawn = run.series("train/return" if run.judged_by == Score() else "")
         if len(training):
             axes.plot(*drawn, color=FAINT, linewidth=1, label="training episodes")
         caption = "No evaluation has been recorded yet."
@@ -34,7 +36,7 @@ def learning_curve(run: RunData) -> tuple[str, str]:
             axes.fill_between(steps, low, high, color=SERIES[0], alpha=0.18, linewidth=0)
             marker = "o" if len(values) <= 40 else None
             axes.plot(steps, values, color=SERIES[0], linewidth=2, marker=marker, markersize=4, label="evaluation")
-        axes.set_ylabel("return")
+        axes.set_ylabel(run.judged_by.text)
         _stage_lines(axes, run)
         _legend(axes, len(values) + len(training))
     return svg[0], caption
@@ -42,12 +44,13 @@ def learning_curve(run: RunData) -> tuple[str, str]:
 
 def _evaluation_band(run: RunData, values: Array) -> tuple[Array, Array, str]:
     """The band around evaluations: Student t over the episodes of each evaluation. Never over seeds: there is one."""
-    column = run.columns.get("eval/return_std")
-    keep = np.isfinite(run.columns["eval/return"]) & np.isfinite(run.steps)
+    name = run.judged_by.column
+    column = run.columns.get(f"{name}_std")
+    keep = np.isfinite(run.columns[name]) & np.isfinite(run.steps)
     spread = np.nan_to_num(column[keep]) if column is not None else np.zeros(len(values))
     episodes = (run.config.get("run") or {}).get("eval_episodes")
     if column is None:
-        return values, values, "The line is the mean over evaluation episodes of this one run."
+        return values, values, "The line is what each evaluation of this one run gave."
     if isinstance(episodes, int) and episodes > 1:
         half = student_t(episodes, 0.975) * spread / np.sqrt(episodes - 1)  # the recorded one divides by n
         text = f"95 % interval over the {episodes} episodes of each evaluation of this one run, not over seeds."
@@ -68,12 +71,12 @@ def small_multiple(run: RunData, name: str, color: int = 0) -> str:
 
 
 def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:
-    """SVG of evaluation returns per label: interquartile mean over seeds, band, each seed as a thin line."""
+    """SVG of evaluations per label: interquartile mean over seeds, band, each seed as a thin line."""
     count = 0
     with _figure(11.6, 4.6, unit) as (axes, svg):
         for index, (label, runs) in enumerate(groups.items()):
             color = SERIES[index % len(SERIES)]
-            curves = [run.series("eval/return") for run in runs]
+            curves = [run.evaluations() for run in runs]
             for curve in curves:
                 axes.plot(*curve, color=color, linewidth=0.7, alpha=0.35)
             total = aggregate_curves(curves)
@@ -83,7 +86,7 @@ def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tup
             if total.n:
                 name = f"{label} ({total.n} seed{'s' if total.n > 1 else ''})"
                 axes.plot(total.steps, total.center, color=color, linewidth=2.2, label=name)
-        axes.set_ylabel("evaluation return")
+        axes.set_ylabel(f"evaluation: {next(iter(groups.values()))[0].judged_by.text}")
         _legend(axes, count)
     if not count:
         return svg[0], "No evaluation has been recorded yet."

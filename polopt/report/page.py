@@ -13,21 +13,21 @@ from typing import Any
 
 import polopt
 from polopt.core.errors import RunError, UsageError
+from polopt.evaluation.score import Score
 from polopt.report.curves import comparison_curves, interval_chart, learning_curve, small_multiple
 from polopt.report.runs import COUNTS, LAST, RunData, flatten, labels, last, read_runs
 from polopt.report.tables import comparison
 
 MAX_VIDEO_BYTES = 24_000_000
 MAX_VIDEOS = 2
-SHOWN_APART = {*COUNTS, "seconds", "eval/return", "eval/return_std", "train/return"}
 
 
-def write_report(run_dirs: Iterable[Path | str | RunData], out: Path) -> Path:
-    """Writes the page for one run, or the comparison of several, and returns `out`.
+def write_report(run_dirs: Iterable[Path | str | RunData], out: Path, score: str | None = None) -> Path:
+    """Writes the page for one run, or the comparison of several, and returns `out`; `score` as for `comparison`.
 
     Raises UsageError without runs or for a folder that is none, RunError when the file cannot be written.
     """
-    runs = read_runs(run_dirs)
+    runs = read_runs(run_dirs, score)
     if not runs:
         raise UsageError("a report needs at least one run folder")
     page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
@@ -45,7 +45,10 @@ def write_report(run_dirs: Iterable[Path | str | RunData], out: Path) -> Path:
 def run_page(run: RunData) -> str:
     """The page of one run."""
     curve, caption = learning_curve(run)
-    names = [name for name in run.columns if name not in SHOWN_APART and len(run.series(name)[1])]
+    judged = run.judged_by
+    apart = {*COUNTS, "seconds", judged.column, f"{judged.column}_std"}
+    apart |= {"train/return"} if judged == Score() else set()
+    names = [name for name in run.columns if name not in apart and len(run.series(name)[1])]
     return _template().render(
         title=f"{run.method} on {run.task}",
         method=run.method,
@@ -144,12 +147,12 @@ def _notices(run: RunData) -> list[str]:
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     """Headline numbers: label, value, remark."""
-    steps, values = run.series("eval/return")
+    steps, values = run.evaluations()
     unit = run.unit.replace("_", " ")
     found: list[tuple[str, str, str]] = []
     if len(values):
         best = int(values.argmax())
-        spread = last(run.columns.get("eval/return_std", values * math.nan))
+        spread = last(run.columns.get(f"{run.judged_by.column}_std", values * math.nan))
         remark = f"± {_number(spread)} over episodes" if math.isfinite(spread) else ""
         found.append(("Last evaluation", _number(values[-1]), remark))
         found.append(("Best evaluation", _number(values[best]), f"at {_count(steps[best])} {unit}"))
@@ -218,9 +221,9 @@ def _run_table(run: RunData) -> list[tuple[str, str]]:
         ("budget", f"{_count(config['steps'])} {run.unit.replace('_', ' ')}" if config.get("steps") else None),
     ]
     rows += [(name.replace("_", " "), _count(last(run.columns[name]))) for name in COUNTS if _positive(run, name)]
-    _, values = run.series("eval/return")
+    _, values = run.evaluations()
     if len(values):
-        rows.append((f"mean of the last {LAST} evaluations", _number(run.score)))
+        rows.append((f"{run.judged_by.text}, mean of the last {LAST} evaluations", _number(run.score)))
     rows += [(name, version) for name, version in (config.get("versions") or {}).items()]
     rows += [
         ("git", config.get("git")),

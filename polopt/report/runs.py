@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import RunError, UsageError, nearest
+from polopt.evaluation.score import Score
 from polopt.evaluation.statistics import Array
 
 COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates")
@@ -72,10 +73,20 @@ class RunData:
         keep = np.isfinite(values) & np.isfinite(self.steps)
         return self.steps[keep], values[keep]
 
+    @property
+    def judged_by(self) -> Score:
+        """The number that is followed: the method's own, unless another one was asked for."""
+        return Score(str(self.config.get("score", "return")))
+
+    def evaluations(self) -> tuple[Array, Array]:
+        """Steps and scores: larger is better."""
+        steps, values = self.series(self.judged_by.column)
+        return steps, self.judged_by.sign * values
+
     @cached_property
     def score(self) -> float:
         """The final score: the mean of the last three evaluations; NaN without one."""
-        values = self.series("eval/return")[1][-LAST:]
+        values = self.evaluations()[1][-LAST:]
         return float(values.mean()) if len(values) else float("nan")
 
     @cached_property
@@ -102,8 +113,20 @@ def read_run(folder: Path) -> RunData:
     return RunData(folder, config, columns, stages)
 
 
-def read_runs(runs: Iterable[Path | str | RunData]) -> list[RunData]:
-    return [run if isinstance(run, RunData) else read_run(Path(run)) for run in runs]
+def read_runs(runs: Iterable[Path | str | RunData], score: str | None = None) -> list[RunData]:
+    """Reads the folders that are not read yet; with `score`, all are judged by that number.
+
+    Raises UsageError when the evaluations of a run do not give it.
+    """
+    found = [run if isinstance(run, RunData) else read_run(Path(run)) for run in runs]
+    return found if score is None else [_judge(run, Score(score)) for run in found]
+
+
+def _judge(run: RunData, score: Score) -> RunData:
+    known = [name.removeprefix("eval/") for name in run.columns if name.startswith("eval/")]
+    if known and score.key not in known:
+        raise UsageError(f"the evaluations of {run.folder} have no '{score.key}'{nearest(score.key, known)}")
+    return replace(run, config=run.config | {"score": score.name})
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, Array], list[str]]:

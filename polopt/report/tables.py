@@ -9,6 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polopt.evaluation.score import common
 from polopt.evaluation.statistics import Interval, bootstrap, paired_difference, probability_of_improvement
 from polopt.report.runs import LAST, RunData, labels, read_runs
 
@@ -16,14 +17,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def comparison(runs: Iterable[Path | str | RunData]) -> dict[str, Any]:
+def comparison(runs: Iterable[Path | str | RunData], score: str | None = None) -> dict[str, Any]:
     """Compares methods task by task; plain data, ready for JSON.
 
-    The score of a run is the mean of its last three evaluations. Per task: `methods` {label: seeds, scores, iqm
-    {estimate, low, high, n, level}}, best first; `improvement`, for every ordered pair P(a > b) and the mean paired
-    difference over the seeds that both have; `warnings`, sentences about what a reader must know.
+    The score of a run is the mean of its last three evaluations of `score`, or else of the number that its method is
+    judged by. Per task: `score`, its name; `methods` {label: seeds, scores, iqm {estimate, low, high, n, level}}, best
+    first; `improvement`, for every ordered pair P(a > b) and the mean paired difference over the seeds that both have;
+    `warnings`, sentences about what a reader must know.
+
+    Raises UsageError when the methods of a task are judged by different numbers, or a run does not have `score`.
     """
-    data = read_runs(runs)
+    data = read_runs(runs, score)
     tasks: dict[str, list[tuple[str, RunData]]] = {}
     for label, run in zip(labels(data), data):
         tasks.setdefault(run.task, []).append((label, run))
@@ -35,6 +39,7 @@ def comparison(runs: Iterable[Path | str | RunData]) -> dict[str, Any]:
 
 
 def _compare(members: Sequence[tuple[str, RunData]]) -> dict[str, Any]:
+    score = common((label, run.judged_by) for label, run in members)
     groups: dict[str, list[RunData]] = {}
     for label, run in members:
         groups.setdefault(label, []).append(run)
@@ -62,7 +67,12 @@ def _compare(members: Sequence[tuple[str, RunData]]) -> dict[str, Any]:
                 "difference": _interval(paired_difference(x, y)),
             }
         )
-    return {"methods": dict(ranked), "improvement": improvement, "warnings": _warnings(groups, scores)}
+    return {
+        "score": score.text,
+        "methods": dict(ranked),
+        "improvement": improvement,
+        "warnings": _warnings(groups, scores),
+    }
 
 
 def _by_seed(runs: Sequence[RunData]) -> dict[Any, float]:
@@ -115,9 +125,8 @@ def print_comparison(result: dict[str, Any], console: Console | None = None) -> 
 
     console = console or Console()
     for task, facts in result["tasks"].items():
-        table = Table(
-            "method", "seeds", "interquartile mean [95 % interval]", "worst seed", "best seed", title=escape(task)
-        )
+        table = Table("method", "seeds", "interquartile mean [95 % interval]", "worst seed", "best seed")
+        table.title = escape(f"{task}: {facts['score']}")
         for label, row in facts["methods"].items():
             kept = [value for value in row["scores"] if value is not None]
             worst, best = (f"{min(kept):.4g}", f"{max(kept):.4g}") if kept else ("-", "-")
@@ -136,12 +145,12 @@ def print_comparison(result: dict[str, Any], console: Console | None = None) -> 
     console.print(f"[dim]score: {result['score']}; intervals: {result['interval']}[/dim]")
 
 
-def compare_table(runs: Iterable[Path | str | RunData], width: int = 110) -> str:
-    """The printed comparison as plain text."""
+def compare_table(runs: Iterable[Path | str | RunData], score: str | None = None, width: int = 110) -> str:
+    """The printed comparison as plain text; see `comparison`."""
     import io
 
     from rich.console import Console
 
     text = io.StringIO()
-    print_comparison(comparison(runs), Console(file=text, width=width))
+    print_comparison(comparison(runs, score), Console(file=text, width=width))
     return text.getvalue().rstrip()

@@ -205,7 +205,7 @@ def load(
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
     Args:
-        checkpoint: "latest" or "best" (by evaluation return).
+        checkpoint: "latest" or "best" (by the method's score, evaluated while training).
         own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
     method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own))

@@ -214,6 +214,8 @@ class _Recorder:
                 for row in rows:
                     method: Method = row["method"]
                     if watched is None:  # the first row, before anything is collected
+                        if "eval/return" not in row:
+                            raise UsageError(f"{method.slug} evaluates no return: no policy of it is halfway")
                         watched = Watch(method)
                         continue
                     if row.get("eval/return", -float("inf")) >= wanted or method.ledger[method.unit] >= planned.steps:

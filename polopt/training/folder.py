@@ -19,6 +19,7 @@ from typing import Any
 
 from polopt.core import files
 from polopt.core.errors import RunError, UsageError
+from polopt.evaluation.score import Score
 from polopt.training.checkpoints import Checkpoints
 from polopt.training.loggers import read_metrics
 
@@ -51,9 +52,14 @@ class Run:
         return read_metrics(self.folder)
 
     @property
+    def score(self) -> Score:
+        """The number that the method is judged by."""
+        return Score(self.config.get("score", "return"))
+
+    @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The rows that hold an evaluation."""
-        return [row for row in self.rows if "eval/return" in row]
+        return [row for row in self.rows if self.score.column in row]
 
     @property
     def final(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from polopt.core import files
 from polopt.core.errors import UsageError, nearest
 
 COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates", "seconds", "stage")
-EVALUATION = ("eval/return", "eval/return_std", "eval/length", "train/return", "train/length")
 
 
 class Logger(Protocol):
@@ -29,7 +28,7 @@ class CSVLogger:
     def __init__(self, folder: Path, keep: int = 0) -> None:
         self.path = folder / "metrics.csv"
         self.rows = read_metrics(folder)[:keep]
-        self.columns = [*COUNTS, *EVALUATION]
+        self.columns = [*COUNTS]
         for row in self.rows:
             self.columns += [name for name in row if name not in self.columns]
         self._rewrite()

@@ -19,6 +19,7 @@ from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
+from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
 from polopt.training.loggers import Logger
@@ -57,6 +58,7 @@ class Trainer(Stateful):
         self.method = method
         self.steps = steps
         self.options = options
+        self.score = Score(method.score)
         self.until = Until.parse(options.until) if options.until else None
         self.checkpoints = checkpoints
         self._eval_task = eval_task  # the same starts at every evaluation: nothing to save
@@ -171,8 +173,9 @@ class Trainer(Stateful):
             scores = method.evaluate(self._eval_task, self.eval_episodes)
             row |= {f"eval/{name}": value for name, value in scores.items()}
             self._keep_samples()
-            if "return" in scores and (self.best is None or scores["return"] > self.best):
-                self.best = scores["return"]
+            value = self.score.of(scores, method.slug)
+            if math.isfinite(value) and (self.best is None or value > self.best):
+                self.best = value
                 self.checkpoints.save(self.count, gather(method.policy, "policy"), kind="best", keep=1)
             if self.until is not None and self.until.met(scores):
                 self.stopped = True

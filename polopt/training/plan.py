@@ -104,6 +104,7 @@ class Plan:
             "task_options": self.task_options | self._reward_names(),
             "steps": self.steps,
             "unit": self.cls.unit,
+            "score": self.cls.score,
             "seed": self.options.seed,
             "preset": self.preset,
             "init": self.init,

@@ -10,9 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from polopt.evaluation.score import Score
 from polopt.training.loop import Row
-
-ALWAYS = ("eval/return", "train/return")
 
 
 def show(rows: Iterable[Row], console: Console | None = None) -> Iterator[Row]:
@@ -71,6 +70,7 @@ def _rate(row: Row, unit: str) -> str:
 
 
 def _metrics(row: Row, most: int) -> str:
-    names = [*ALWAYS, *row["method"].headline]
+    method = row["method"]
+    names = dict.fromkeys([Score(method.score).column, "train/return", *method.headline])
     shown = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     return "  ".join(shown[:most])

@@ -11,6 +11,7 @@ import pytest
 from polopt import registry
 from polopt.claims import Above, Claim, arms, keys, pages, results, runner
 from polopt.core.errors import RunError, UsageError
+from polopt.evaluation.score import Score
 
 SOURCE = '''
 """A claim in numbers."""
@@ -247,6 +248,8 @@ def test_pages(root, capsys):
 
 
 class FakeRun:
+    score = Score()
+
     def __init__(self):
         self.evaluations = [{"env_steps": 10 * i, "eval/return": float(i)} for i in range(6)]
         self.rows = [{"entropy": float(i)} if i % 2 else {} for i in range(20)]

@@ -14,6 +14,7 @@ import polopt
 from polopt import registry
 from polopt.cli import main
 from polopt.config.serialize import fields_of, from_dict, to_dict
+from polopt.evaluation.score import Score
 from tests.guards.harness import BUILT, advance, built, learner, parameters, plan
 
 
@@ -46,7 +47,7 @@ def test_evaluates(name):
         task = plan(name).make_task(1, 2)
         scores = method.evaluate(task, 2)
         assert scores == method.evaluate(task, 2)  # the same starts, and nothing of the run disturbed
-        assert math.isfinite(scores["return"])
+        assert math.isfinite(Score(method.score).of(scores))
         task.close()
 
 

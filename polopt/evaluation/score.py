@@ -1,0 +1,55 @@
+"""The number that a method is judged by. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from polopt.core.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Score:
+    """One of the numbers that `evaluate` gives. Larger is better; "-regret" is minus the number `regret`.
+
+    "Best" checkpoints, curves, comparisons and claims follow it; a run's config.json names it.
+    """
+
+    name: str = "return"
+
+    @property
+    def key(self) -> str:
+        """Its name in what `evaluate` gives."""
+        return self.name.removeprefix("-")
+
+    @property
+    def column(self) -> str:
+        """Its column in metrics.csv, as it was evaluated."""
+        return f"eval/{self.key}"
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.name.startswith("-") else 1.0
+
+    @property
+    def text(self) -> str:
+        """Its name for readers."""
+        return self.name.replace("-", "minus ", 1).replace("_", " ") if self.sign < 0 else self.name.replace("_", " ")
+
+    def of(self, scores: Mapping[str, float], by: str = "the evaluation") -> float:
+        """The score among what `by` evaluated. Raises UsageError when it is not there."""
+        if self.key not in scores:
+            hint = nearest(self.key, scores)
+            raise UsageError(f"{by} cannot be judged by '{self.name}', which it does not give{hint}")
+        return self.sign * scores[self.key]
+
+
+def common(scores: Iterable[tuple[str, Score]]) -> Score:
+    """The one score of all, given with what has it. Raises UsageError when they differ."""
+    found: dict[Score, str] = {}
+    for label, score in scores:
+        found.setdefault(score, label)
+    if len(found) > 1:
+        different = ", ".join(f"{label} by '{score.name}'" for score, label in found.items())
+        raise UsageError(f"the methods are judged by different numbers ({different}): name one for all with --score")
+    return next(iter(found))
