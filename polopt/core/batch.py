@@ -6,6 +6,8 @@ in place into a batch, and a method calls `clone(False)` (shared tensors, own ke
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -54,6 +56,22 @@ def align_left(value: Tensor, like: Tensor) -> Tensor:
     if like.shape[: value.dim()] != value.shape:
         raise ValueError(f"{tuple(value.shape)} is not a prefix of {tuple(like.shape)}")
     return value.reshape(*value.shape, *([1] * (like.dim() - value.dim())))
+
+
+def spread(weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of each element of `like`: trailing dimensions that `weight` lacks share it in equal parts.
+
+    The steps [N, T, K] of a chain beside a weight [N, T] count as their mean; a method that wants their sum gives a
+    weight [N, T, K]. Shaped to broadcast with `like`. Raises ValueError unless `weight` has its leading dimensions.
+    """
+    aligned = align_left(weight, like)
+    return aligned if aligned is weight else aligned / math.prod(like.shape[weight.dim() :])
+
+
+def decision_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Sum of `spread(weight, value) * value`: as `weighted_mean`, where `value` may have decisions [N, T, K] that share
+    the weight [N, T] of their row."""
+    return (spread(weight, value) * value).sum()
 
 
 def average(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ The loss is `policy_gradient(log_prob, ratio, advantage, weight, keep)`; a publi
 does not, and is not comparable between variants.
 
 Shapes: `log_prob` has one element per decision. A smaller tensor (an advantage [B] beside tokens [B, T]) is aligned on
-the left, here and nowhere else. In `ratio` levels and `token_weights` the first dimension counts rows (sequences),
-the others what a row is made of.
+the left. A smaller weight is shared by the decisions that it lacks: the steps of a chain [N, T, K] beside a weight
+[N, T] count as their mean, and a weight [N, T, K] says otherwise (`spread`). In `ratio` levels and `token_weights` the
+first dimension counts rows (sequences), the others what a row is made of.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polopt.core.batch import align_left, same_shape
+from polopt.core.batch import align_left, same_shape, spread
 
 Level = tuple[Tensor, Tensor]
 
@@ -60,7 +61,7 @@ def policy_gradient(
 ) -> Tensor:
     """-(weight * sg[keep * advantage * ratio] * log_prob).sum(), the score-function loss; sg stops the gradient.
 
-    `log_prob` carries the gradient; the others may have fewer dimensions and are aligned on the left. `keep` is any
+    `log_prob` carries the gradient; the others may have fewer dimensions, see the top of this file. `keep` is any
     non-negative tensor; where it or the weight is 0 a decision is out, even if its ratio has overflowed to infinity.
     A weighted SUM: over micro-batches it adds up exactly. Raises ValueError when a shape is no prefix of log_prob's.
     """
@@ -72,7 +73,7 @@ def coefficient(
     log_prob: Tensor, ratio: Tensor, advantage: Tensor, weight: Tensor, keep: Tensor | float = 1.0
 ) -> Tensor:
     """weight * keep * advantage * ratio, shaped like `log_prob`: what `policy_gradient` multiplies each one with."""
-    factor = align_left(weight, log_prob) * (align_left(keep, log_prob) if isinstance(keep, Tensor) else keep)
+    factor = spread(weight, log_prob) * (align_left(keep, log_prob) if isinstance(keep, Tensor) else keep)
     score = factor * align_left(advantage, log_prob) * align_left(ratio, log_prob)
     return torch.where(factor == 0, 0.0, score)
 

@@ -7,7 +7,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from polopt.core.batch import align_left, same_shape
+from polopt.core.batch import align_left, decision_mean, same_shape
 from polopt.losses import Surrogate
 from polopt.losses.estimator import Level, cap, clip, coefficient, ratio, ring, shape, two_side
 from polopt.regularizers.kl import kl_estimate
@@ -27,11 +27,11 @@ def surrogate_loss(
     """Policy loss and metrics of one (micro-)batch; every number is a weighted sum over decisions.
 
     `log_prob` and `old_log_prob` have equal shapes, one element per decision; `advantage` and `weight` have that shape
-    or leading dimensions of it. `old_log_prob` may be None (demonstrations) where the variant does not need it: the
-    metrics then take the current policy for the old one. `clip_scale` multiplies the clip range (an annealed clip), not
-    the outer bounds of a ring. `mask` (bool, shaped like `log_prob`; none: where the weight is not 0) says which
-    decisions a ratio of level "sequence" is a mean over, the first dimension counting rows. `level` (see `ratio`)
-    replaces the surrogate's own.
+    or leading dimensions of it; decisions that the weight lacks, such as the steps of a chain, are averaged (`spread`).
+    `old_log_prob` may be None (demonstrations) where the variant does not need it: the metrics then take the current
+    policy for the old one. `clip_scale` multiplies the clip range (an annealed clip), not the outer bounds of a ring.
+    `mask` (bool, shaped like `log_prob`; none: where the weight is not 0) says which decisions a ratio of level
+    "sequence" is a mean over, the first dimension counting rows. `level` (see `ratio`) replaces the surrogate's own.
 
     The loss has the variant's gradient, not its value: it is meant for `backward`. Metrics, detached:
     `surrogate` sum of weight * keep * advantage * ratio; `approx_kl` k3 and `approx_kl_k1` k1 estimate of
@@ -57,13 +57,12 @@ def surrogate_loss(
     loss = -(score * log_prob).sum()
 
     with torch.no_grad():
-        spread = align_left(weight, log_prob)
         low, high = surrogate.scaled_range(clip_scale)
         metrics = {
             "surrogate": score.sum(),
-            "approx_kl": (spread * kl_estimate(old_log_prob, log_prob, "k3")).sum(),
-            "approx_kl_k1": (spread * kl_estimate(old_log_prob, log_prob, "k1")).sum(),
-            "clip_fraction": (spread * ((against_old < low) | (against_old > high))).sum(),
+            "approx_kl": decision_mean(kl_estimate(old_log_prob, log_prob, "k3"), weight),
+            "approx_kl_k1": decision_mean(kl_estimate(old_log_prob, log_prob, "k1"), weight),
+            "clip_fraction": decision_mean((against_old < low) | (against_old > high), weight),
         }
     return loss, metrics
 

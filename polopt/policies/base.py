@@ -91,11 +91,12 @@ class Scores(Actor):
 
     @abstractmethod
     def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
-        """log pi(action | obs) [...] of the recorded decisions, differentiable in the parameters."""
+        """log pi(action | obs) of the recorded decisions, differentiable in the parameters: [...], or with trailing
+        dimensions where an action is several decisions (the steps of a chain)."""
 
     @abstractmethod
     def entropy(self, batch: Batch) -> Tensor:
-        """Entropy [...] of the policy at the batch's observations, in nats; the class says if it is an estimate."""
+        """Entropy at the batch's observations, in nats, shaped like `log_prob`; the class says if it is an estimate."""
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`log_prob` and `entropy`, of one pass through the network where the family can."""

@@ -141,6 +141,6 @@ class ScoredDiffusionPolicy(DiffusionPolicy, Scores):
         return torch.stack(scores, -1)
 
     def entropy(self, batch: Batch) -> Tensor:
-        """Entropy [...] of the chain given its first noise, a sum of those of Gaussians: an estimate, because that of
-        the action alone has no closed form. It is a constant, without a gradient."""
-        return (self.size * (self.log_stds + 0.5 + HALF_LOG_TWO_PI)).sum().expand(batch.batch_size)
+        """Entropy [..., K] of each step, a Gaussian: an estimate, because that of the action alone has no closed form.
+        It is a constant, without a gradient."""
+        return (self.size * (self.log_stds + 0.5 + HALF_LOG_TWO_PI)).expand(*batch.batch_size, self.steps)

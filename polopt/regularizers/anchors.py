@@ -1,13 +1,14 @@
 """Penalties that tie a policy to given rows, to the policy that sampled them, or to a fixed reference.
 
-All are weighted sums over decisions, shaped [...] alike (ValueError otherwise), so that micro-batches add up.
+All are weighted sums over decisions, so that micro-batches add up. Log-probabilities are shaped alike, or ValueError;
+trailing dimensions that the weight lacks are averaged (`spread`).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from polopt.core.batch import same_shape, weighted_mean
+from polopt.core.batch import decision_mean, same_shape
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.kl import kl_estimate
 
@@ -19,7 +20,7 @@ def cloning(log_prob: Tensor, weight: Tensor) -> Tensor:
     advantage of a REINFORCE loss (arXiv 2509.24203, "forward-kl"). On chosen answers, with weight 1 / pairs, it is the
     SUM over tokens of RPO's supervised term (arXiv 2405.16436).
     """
-    return -weighted_mean(log_prob, weight)
+    return -decision_mean(log_prob, weight)
 
 
 def squared_log_ratio(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def squared_log_ratio(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor) ->
     The penalty of OPMD with its 1/2 in the coefficient (arXiv 2501.12599; arXiv 2509.24203, "k2").
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
-    return weighted_mean((log_prob - old_log_prob.detach()).square(), weight)
+    return decision_mean((log_prob - old_log_prob.detach()).square(), weight)
 
 
 def reference_penalty(
@@ -41,5 +42,5 @@ def reference_penalty(
     if (config.estimator == "exact") != (exact is not None):
         raise ValueError(f"a reference penalty with estimator '{config.estimator}' got exact = {exact is not None}")
     kl = exact if exact is not None else kl_estimate(log_prob, reference_log_prob.detach(), config.estimator)
-    mean = weighted_mean(kl, weight)
+    mean = decision_mean(kl, weight)
     return config.coefficient * mean, mean.detach()

@@ -1,4 +1,4 @@
-"""Entropy as a bonus, and the temperature that holds it at a target."""
+"""The temperature that holds a policy's entropy at a target."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from polopt.core.batch import same_shape, weighted_mean
-
-
-def entropy_loss(entropy: Tensor, weight: Tensor) -> Tensor:
-    """-(weight * entropy).sum(): add it, times a coefficient, to a policy loss. Shapes are equal, or ValueError."""
-    return -weighted_mean(entropy, weight)
+from polopt.core.batch import same_shape
 
 
 class EntropyTemperature(nn.Module):

@@ -1,7 +1,8 @@
 """Mirror descent: stay near the previous policy, in KL(new || old) or in a Tsallis divergence (arXiv 2005.09814).
 
-All are weighted sums over decisions, to be multiplied by 1 / step size. The frozen old policy gets no gradient through
-its parameters, only (where actions are reparameterized) through the action.
+All are weighted sums over decisions (the steps of a chain are averaged, see `spread`), to be multiplied by 1 / step
+size. The frozen old policy gets no gradient through its parameters, only (where actions are reparameterized) through
+the action.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polopt.core.batch import Batch, same_shape, weighted_mean
+from polopt.core.batch import Batch, decision_mean, same_shape, spread, weighted_mean
 
 
 class Divergence(Protocol):
@@ -30,8 +31,8 @@ def reparameterized_proximity(log_prob: Tensor, old_log_prob: Tensor, weight: Te
 
     Both log-densities must be differentiable in the action: the gradient goes through it in both terms.
     """
-    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, weight=weight)
-    return (weight * (log_prob - old_log_prob)).sum()
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
+    return decision_mean(log_prob - old_log_prob, weight)
 
 
 def sampled_proximity(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, q: float = 1.0) -> Tensor:
@@ -40,10 +41,10 @@ def sampled_proximity(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, q:
     log_p(x) = (x^(1-p) - 1) / (1 - p), the logarithm at p = 1; ratio = new / old. The gradient goes through both
     factors; without the ratio it would push away from the old policy. q = 1 is KL(new || old).
     """
-    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, weight=weight)
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
     old_log_prob = old_log_prob.detach()
     ratio = (log_prob - old_log_prob).exp()
-    return (weight * ratio * (_q_log(log_prob, 2 - q) - _q_log(old_log_prob, 2 - q))).sum()
+    return (spread(weight, log_prob) * ratio * (_q_log(log_prob, 2 - q) - _q_log(old_log_prob, 2 - q))).sum()
 
 
 def _q_log(log_x: Tensor, p: float) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from polopt.core.batch import align_left, average, same_shape, weigh, weighted_mean
+from polopt.core.batch import align_left, average, decision_mean, same_shape, spread, weigh, weighted_mean
 
 
 def test_weights_sum_to_one_over_what_exists():
@@ -49,6 +49,20 @@ def test_alignment_is_on_the_left():
     for wrong in (torch.ones(2), torch.ones(5, 2, 3), torch.ones(5, 2, 2, 1)):
         with pytest.raises(ValueError, match="is not a prefix of"):
             align_left(wrong, like)
+
+
+def test_decisions_share_the_weight_of_their_row():
+    weight = torch.tensor([[0.25, 0.75]])
+    steps = torch.tensor([[[1.0, 2.0, 6.0], [2.0, 2.0, 5.0]]])  # means 3 and 3
+    assert spread(weight, steps).shape == (1, 2, 1)
+    torch.testing.assert_close(spread(weight, steps).flatten(), torch.tensor([1 / 12, 1 / 4]))
+    assert float(decision_mean(steps, weight)) == pytest.approx(3.0)
+    assert float(decision_mean(steps > 4, weight)) == pytest.approx(1 / 3)  # a share
+    assert spread(weight, weight) is weight
+    each = weight.unsqueeze(-1).expand(1, 2, 3)  # every step has a weight of its own: a sum
+    assert float(decision_mean(steps, each)) == pytest.approx(9.0)
+    with pytest.raises(ValueError, match="is not a prefix of"):
+        decision_mean(torch.ones(3, 2), torch.ones(2))
 
 
 def test_average_of_metrics():

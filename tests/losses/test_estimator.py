@@ -194,7 +194,8 @@ def test_shapes_are_aligned_on_the_left_only():
     advantage = torch.arange(25, dtype=torch.float64).reshape(5, 5)
     loss = policy_gradient(log_prob, torch.ones(5, 5), advantage, torch.ones(5), keep=torch.ones(5, 5))
     (gradient,) = torch.autograd.grad(loss, log_prob)
-    np.testing.assert_array_equal(gradient.numpy(), -np.broadcast_to(advantage.numpy()[:, :, None], (5, 5, 5)))
+    expected = -np.broadcast_to(advantage.numpy()[:, :, None], (5, 5, 5)) / 25  # 25 decisions share the weight of a row
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-6)
     flat = torch.zeros(4, requires_grad=True)
     with pytest.raises(ValueError, match="prefix"):
         policy_gradient(flat, torch.ones(4), torch.ones(4, 1), torch.ones(4))
@@ -202,6 +203,50 @@ def test_shapes_are_aligned_on_the_left_only():
         surrogate_loss(Surrogate(), flat, torch.zeros(4, 1), torch.ones(4), torch.ones(4))
     with pytest.raises(ValueError, match="prefix"):
         surrogate_loss(Surrogate(), flat, torch.zeros(4), torch.ones(4, 1), torch.ones(4))
+
+
+def chain_case(steps):
+    """Decisions [6, steps] that share the advantage and the weight [6] of their row."""
+    new, old, _, _ = random_case((6, steps), seed=2)
+    return new, old, torch.tensor(np.random.default_rng(3).normal(size=6)), torch.full((6,), 1 / 6, dtype=torch.float64)
+
+
+def test_the_steps_of_a_chain_count_as_their_mean():
+    """The mean over rows and steps of PPO's objective, as on chains of denoising steps (arXiv 2409.00588)."""
+    new, old, advantage, weight = chain_case(10)
+    loss, metrics = surrogate_loss(Surrogate(), new, old, advantage, weight)
+    (gradient,) = torch.autograd.grad(loss, new)
+    rho, column = (new - old).exp(), advantage[:, None]
+    (expected,) = torch.autograd.grad(-torch.minimum(rho * column, rho.clamp(0.8, 1.2) * column).mean(), new)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
+    ratios = rho.detach().numpy()
+    assert metrics["clip_fraction"].item() == pytest.approx(((ratios < 0.8) | (ratios > 1.2)).mean())
+    assert metrics["approx_kl"].item() == pytest.approx((ratios - 1 - np.log(ratios)).mean())
+    assert metrics["approx_kl_k1"].item() == pytest.approx(-np.log(ratios).mean())
+
+
+def test_equal_chains_of_any_length_have_the_gradient_of_one_step():
+    new, old, advantage, weight = chain_case(1)
+    sums = []
+    for steps in (1, 10):
+        row = new.detach().requires_grad_()
+        loss, metrics = surrogate_loss(Surrogate(), row.expand(6, steps), old.expand(6, steps), advantage, weight)
+        sums.append([torch.autograd.grad(loss, row)[0], *metrics.values()])
+    torch.testing.assert_close(sums[0], sums[1])
+
+
+def test_all_out_of_the_range_is_a_share_of_one():
+    far, one = torch.full((3, 10), 2.0), torch.ones(3)
+    _, metrics = surrogate_loss(Surrogate(), far, torch.zeros(3, 10), one, one / 3)
+    assert metrics["clip_fraction"].item() == pytest.approx(1.0)
+
+
+def test_a_weight_of_every_step_is_a_sum_over_them():
+    new, old, advantage, weight = chain_case(10)
+    everyone = weight[:, None].expand(6, 10)
+    summed, averaged = (surrogate_loss(Surrogate(), new, old, advantage, each)[0] for each in (everyone, weight))
+    gradients = [torch.autograd.grad(loss, new)[0] for loss in (summed, averaged)]
+    torch.testing.assert_close(gradients[0], 10 * gradients[1])
 
 
 def test_dropped_decisions_may_have_any_ratio():

@@ -394,3 +394,24 @@ def test_it_learns_cartpole(tmp_path):
     run = polopt.train("ppo", "CartPole-v1", steps=24_576, out=tmp_path / "run", **settings)
     assert run.evaluations[0]["eval/return"] < 150
     assert run.final["eval/return"] >= 200
+
+
+def test_every_denoising_step_of_a_diffusion_policy_counts_as_a_decision_of_its_own():
+    """The objective of arXiv 2409.00588: the mean over environment steps and denoising steps, one advantage for all."""
+    method = make("Pendulum-v1", policy="diffusion", **{"policy.steps": 10}, **ONE_STEP, envs=2)
+    batch = method.evaluate_window(method.collect())
+    assert batch["log_prob"].shape == (2, 8, 10)
+    with torch.no_grad():
+        for parameter in method.policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    loss, metrics = method.policy_loss(batch)
+    ratio = (method.policy.log_prob(batch) - batch["log_prob"]).exp()
+    advantage = batch["advantage"].unsqueeze(-1)
+    expected = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    torch.testing.assert_close(gradient(loss, method.policy), gradient(expected, method.policy), rtol=1e-4, atol=1e-6)
+    outside = ((ratio < 0.8) | (ratio > 1.2)).double().mean()
+    assert 0 < float(metrics["clip_fraction"]) <= 1
+    assert float(metrics["clip_fraction"]) == pytest.approx(float(outside), abs=1e-6)
+    stds = method.policy.stds.clamp_min(0.1).numpy()
+    entropy = np.log(stds) + 0.5 * math.log(2 * math.pi * math.e)
+    assert float(metrics["entropy"]) == pytest.approx(entropy.mean(), rel=1e-5)

@@ -36,7 +36,7 @@ def test_shapes(lead, steps, schedule):
     assert record["log_prob"].shape == (*lead, steps)
     recorded = batch.clone().update(record)
     assert policy.log_prob(recorded).shape == (*lead, steps)
-    assert policy.entropy(recorded).shape == tuple(lead)
+    assert policy.entropy(recorded).shape == (*lead, steps)
     assert policy.imitation_loss(batch).shape == tuple(lead)
     action, log_prob = policy.rsample(batch["obs"], 3)
     assert log_prob is None
@@ -85,8 +85,8 @@ def test_the_chain_is_ddpm_by_hand(float64):
         score = (-0.5 * ((after - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
         assert batch["log_prob"][:, index].numpy() == pytest.approx(score, rel=1e-9)
     stds = policy.stds.clamp_min(0.05).numpy()
-    entropy = 2 * (np.log(stds) + 0.5 * np.log(2 * math.pi * math.e)).sum()
-    assert policy.entropy(batch).numpy() == pytest.approx(np.full(5, entropy))
+    entropy = 2 * (np.log(stds) + 0.5 * np.log(2 * math.pi * math.e))
+    assert policy.entropy(batch).numpy() == pytest.approx(np.tile(entropy, (5, 1)))
 
 
 def test_the_imitation_loss_is_the_error_of_the_noise(float64):

@@ -95,6 +95,15 @@ def test_anchors_by_hand():
         squared_log_ratio(log_prob, old[:, None], weight)
 
 
+def test_anchors_average_the_steps_of_a_chain():
+    log_prob = torch.tensor([[-1.0, -3.0], [-2.0, -2.0]], dtype=torch.float64)
+    other = torch.tensor([[-1.5, -2.0], [-2.0, -1.0]], dtype=torch.float64)
+    weight = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    assert cloning(log_prob, weight).item() == 2.0
+    assert squared_log_ratio(log_prob, other, weight).item() == 0.75 * (0.25 + 1.0) / 2 + 0.25 * (0.0 + 1.0) / 2
+    assert reference_penalty(ReferenceKL(2.0, "k1"), log_prob, other, weight)[1].item() == 0.75 * -0.25 + 0.25 * -0.5
+
+
 def test_reference_penalty_by_hand():
     log_prob = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-1.5, -1.0], dtype=torch.float64, requires_grad=True)

@@ -73,6 +73,17 @@ def test_exact_proximity_asks_new_first():
     assert exact_proximity(Stub("new"), Stub("old"), batch).item() == 2.5
 
 
+@pytest.mark.parametrize("q", [1.0, 1.5])
+def test_the_steps_of_a_chain_count_as_their_mean(q):
+    new, old = torch.randn(2, 2, 5, 4, dtype=torch.float64).unbind(0)
+    weight = torch.rand(2, 5, dtype=torch.float64)
+    whole = sampled_proximity(new, old, weight, q)
+    steps = [sampled_proximity(new[..., k], old[..., k], weight, q) for k in range(4)]
+    torch.testing.assert_close(whole, sum(steps) / 4)
+    whole = reparameterized_proximity(new, old, weight)
+    torch.testing.assert_close(whole, (weight * (new - old).mean(-1)).sum())
+
+
 def test_shapes_must_be_equal():
     for f in (reparameterized_proximity, sampled_proximity):
         with pytest.raises(ValueError, match="equal"):

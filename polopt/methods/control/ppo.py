@@ -30,7 +30,7 @@ from torch import Tensor
 
 from polopt.bases.method import Method, Smoke
 from polopt.config import Constant, Cosine, Linear, param
-from polopt.core.batch import Batch, average, weigh, weighted_mean
+from polopt.core.batch import Batch, average, decision_mean, weigh, weighted_mean
 from polopt.data.minibatches import minibatches
 from polopt.data.rollouts import Rollouts
 from polopt.losses import Surrogate
@@ -224,7 +224,7 @@ class PPO(Method):
             weight,
             clip_scale=config.clip_schedule(self.progress),
         )
-        entropy = weighted_mean(entropy, weight)
+        entropy = decision_mean(entropy, weight)
         if config.entropy_coefficient:  # without it there is nothing to go back through
             loss = loss - config.entropy_coefficient * entropy
         if self.kl_penalty is not None:

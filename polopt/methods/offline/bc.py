@@ -18,7 +18,7 @@ from torch import Tensor
 from polopt.bases.method import Method, Smoke
 from polopt.bases.offline import recorded_data
 from polopt.config import Constant, Cosine, Linear, param
-from polopt.core.batch import Batch, weigh
+from polopt.core.batch import Batch, decision_mean, weigh
 from polopt.core.errors import UsageError
 from polopt.data.demonstrations import Samples
 from polopt.losses.regression import imitation
@@ -89,7 +89,7 @@ class BC(Method):
         loss = imitation(self.policy.imitation_loss(batch, batch.get("noise", None)), batch["weight"])
         metrics = {"imitation_loss": loss}
         if self.config.entropy_coefficient > 0:
-            entropy = (batch["weight"] * self.policy.entropy(batch)).sum()
+            entropy = decision_mean(self.policy.entropy(batch), batch["weight"])
             return loss - self.config.entropy_coefficient * entropy, metrics | {"entropy": entropy}
         return loss, metrics
 
