@@ -146,7 +146,7 @@ def load(name: str) -> Any:
 
 @functools.cache
 def locations() -> dict[str, Location]:
-    """Every entry with its place, read from the text of the method files: a class that says `slug = "..."`.
+    """Every entry with its place, read from the text of the method files: see `slugs_in`.
 
     Raises TypeError when two classes have the same slug.
     """
@@ -161,15 +161,21 @@ def locations() -> dict[str, Location]:
 
 
 def slugs_in(source: str) -> list[tuple[str, str]]:
-    """The (slug, class name) pairs that a method file declares."""
-    pattern = r'^(?P<top>\w+) *(?P<name>\w*)|^    slug(?:: [^=]+)? = ["\'](?P<slug>[\w-]+)["\']'
-    pairs, name = [], ""
+    """The (slug, class name) pairs of the entries in a method file: classes that say a slug, and no `entry = False`."""
+    pattern = (
+        r'^(?P<top>\w+) *(?P<name>\w*)|^    slug(?:: [^=]+)? = ["\'](?P<slug>[\w-]+)["\']'
+        r"|^    (?P<no>entry)(?:: [^=]+)? = False\b"
+    )
+    slugs: dict[str, str] = {}
+    helpers, name = set(), ""
     for match in re.finditer(pattern, source, re.MULTILINE):
         if match["top"]:
             name = match["name"] if match["top"] == "class" else ""
+        elif name and match["no"]:
+            helpers.add(name)
         elif name:
-            pairs.append((match["slug"], name))
-    return pairs
+            slugs[name] = match["slug"]
+    return [(slug, name) for name, slug in slugs.items() if name not in helpers]
 
 
 def verdict(name: str) -> dict[str, Any]:

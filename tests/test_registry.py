@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 
 import polopt
 from polopt import registry
+from polopt.bases.method import Method
 from polopt.cli.catalogue import methods_text, show_text
 from polopt.cli.describe import describe
 from polopt.core.errors import UsageError
@@ -154,11 +156,36 @@ class MDPO(PPO):
 class OffPolicyMDPO(SAC):
     slug: ClassVar[str] = "mdpo-off"
 
+class Teacher(SAC):
+    slug = "teacher"
+    entry = False
+
+class Student(Teacher):
+    entry: ClassVar[bool] = False
+    slug = "student"
+
+class Both(Student):
+    slug = "both"
+
 def f():
     slug = "no"
     return {"slug": "no"}
 """
-    assert registry.slugs_in(source) == [("mdpo", "MDPO"), ("mdpo-off", "OffPolicyMDPO")]
+    assert registry.slugs_in(source) == [("mdpo", "MDPO"), ("mdpo-off", "OffPolicyMDPO"), ("both", "Both")]
+
+
+def test_a_learner_is_an_entry_or_says_that_it_is_none():
+    modules = {importlib.import_module(where.module) for where in registry.locations().values()}
+    learners = [
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Method) and each.__module__ == module.__name__
+    ]
+    found = {registry.load(name) for name in registry.entries()}
+    assert found < set(learners)
+    for each in learners:
+        assert each.entry is (each in found), f"{each.__name__} has no slug of its own: it says entry = False"
 
 
 def test_every_method_file_belongs_to_the_catalogue():

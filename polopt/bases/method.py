@@ -93,6 +93,7 @@ class Method(Stateful):
         )
 
     slug: ClassVar[str]
+    entry: ClassVar[bool] = True  # False of a class in a method file that nobody trains by name; not inherited
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     default_steps: ClassVar[int] = 100_000
     eval_episodes: ClassVar[int] = 10
@@ -107,6 +108,10 @@ class Method(Stateful):
     policy: Any  # an Actor; what it promises is in `requires`
     source: Source
     stage_name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.entry = cls.__dict__.get("entry", True)
 
     def __init__(self, config: Any, task: Task, *, ledger: Ledger | None = None, policy: Actor | None = None) -> None:
         self.config = config

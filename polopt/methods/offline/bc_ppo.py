@@ -30,6 +30,7 @@ from polopt.tasks.base import Task
 class WarmPPO(PPO):
     """PPO whose policy rests while a fresh critic catches up."""
 
+    entry = False
     saved = ("warmed",)
     warmed = 0
 

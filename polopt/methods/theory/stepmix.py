@@ -124,6 +124,7 @@ class Conservative(Method):
         baseline: str = param("deterministic", "assumed", choices=tuple(BASELINES))
         baseline_noise: float = param(0.4, "assumed", low=0, high=1, help="share of random actions of the baseline")
 
+    entry = False
     saved = ("conservatism", "total_regret")
     unit = "episodes"
     default_steps = 10_000
