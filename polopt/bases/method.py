@@ -8,9 +8,9 @@ There are no hooks: "before collecting" is the first line of `collect`, "after t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from polopt.evaluation.returns import evaluate_returns
 from polopt.optim import Optimizer
 from polopt.policies.base import Actor, require
 from polopt.tasks.base import Task
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class Method(Stateful):
         config: an instance of this class's `Config`.
         task: what it learns on; the rows of the task are the copies that it collects from.
         ledger: where experience is counted; a fresh one by default.
-        policy: trains this policy instead of building one from the config (stages share theirs).
+        parts: modules to use in place of building them, by name: {"policy": ..., "critic": ...}. A policy or a critic
+            can so be trained by several learners, one after the other (`polopt.bases.staged`).
 
     Raises:
         UsageError: when the policy cannot serve the method, or the task's spaces do not fit.
+        TypeError: when a part is given that the method does not ask for.
     """
 
     @dataclass(frozen=True)
@@ -113,15 +117,19 @@ class Method(Stateful):
         super().__init_subclass__()
         cls.entry = cls.__dict__.get("entry", True)
 
-    def __init__(self, config: Any, task: Task, *, ledger: Ledger | None = None, policy: Actor | None = None) -> None:
+    def __init__(
+        self, config: Any, task: Task, *, ledger: Ledger | None = None, parts: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
         self.task = task
         self.spec = task.spec
         self.ledger = ledger or Ledger()
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-        self._given_policy = policy
+        self._given = dict(parts or {})
         self._progress = 0.0
         self.build(task)
+        if self._given:
+            raise TypeError(f"{self.slug} has no part '{next(iter(self._given))}' that could be given to it")
         self.check_policy()
 
     def build(self, task: Task) -> None:
@@ -157,9 +165,13 @@ class Method(Stateful):
         """Undiscounted returns of the policy: `return`, `return_std`, `length`. Whatever overrides it gives `score`."""
         return evaluate_returns(self.policy, task, episodes, greedy=greedy)
 
-    def make_policy(self, config: Any, **parts: Any) -> Actor:
-        """The policy that was given to the constructor, or else `config.build(spec, **parts)`."""
-        return self._given_policy or config.build(self.spec, **parts)
+    def part(self, name: str, make: Callable[..., P], *args: Any, **options: Any) -> P:
+        """The part that was given to the constructor under this name, or else `make(*args, **options)`."""
+        return self._given.pop(name) if name in self._given else make(*args, **options)
+
+    def make_policy(self, config: Any, **options: Any) -> Actor:
+        """The policy that was given to the constructor, or else `config.build(spec, **options)`."""
+        return self.part("policy", config.build, self.spec, **options)
 
     def make_optimizer(self, *modules: nn.Module | nn.Parameter, **options: Any) -> Optimizer:
         """An `Optimizer` over these modules that splits batches into the config's micro-batches."""

@@ -29,8 +29,12 @@ class Staged(Method):
 
     Subclasses define `stage(index)`, a pure function of saved state (no search, no I/O) that returns None after the
     last stage, and may define `finish(index)` for the work between; its results go into `saved` attributes or shared
-    modules. On resume the saved scalars come first, then the stage is rebuilt, then its parts, then random state. A new
+    modules. Modules that stages share are built before `super().build(task)` and handed to each learner as `parts`. On
+    resume the saved scalars come first, then the stage is rebuilt, then its parts, then random state. A new
     source makes a stage; a learning-rate change does not.
+
+    When the whole is built, each stage (of each name) is built once and dropped, so that a setting or a policy that a
+    later stage refuses is refused before the first one trains.
     """
 
     saved = ("stage_index", "stage_start", "stage_progress_start")
@@ -43,6 +47,14 @@ class Staged(Method):
         self.stage_start = self.ledger.counts()
         self.stage_progress_start = 0.0
         self._enter(self.stage(0))
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        with torch.random.fork_rng(devices=[]):  # what is drawn here leaves no trace
+            index, names = 1, {self.stage_name}
+            while (stage := self.stage(index)) is not None and stage.name not in names:
+                names.add(stage.name)
+                index += 1
 
     def stage(self, index: int) -> Stage | None:
         """The stage with this index, built anew, or None when there is none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,10 +12,16 @@ from torch import nn
 
 from polopt.bases.method import Method
 from polopt.bases.staged import Stage, Staged
+from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
+from polopt.methods.control.ppo import PPO
+from polopt.networks import Network
+from polopt.policies import Autoregressive
 from polopt.policies.wrappers import Uniform
+from polopt.regularizers import KLPenalty
 from polopt.tasks import make_task
+from polopt.values.critics import StateValue
 
 
 class Learner(Method):
@@ -114,3 +122,85 @@ def test_compiling_reaches_the_stages_to_come(monkeypatch):
     run(method, 6)
     assert compiled == ["eager"] * 3
     assert list(method.losses()) == []
+
+
+class Pair(Staged):
+    """Two PPOs, one after the other, that train one policy and one critic; the second with other settings."""
+
+    slug = "pair"
+    later: ClassVar[dict[str, Any]] = {}
+
+    def build(self, task: Any) -> None:
+        self.policy = self.config.policy.build(task.spec, network=self.config.network)
+        self.critic = StateValue(task.spec, self.config.network)
+        super().build(task)
+
+    def stage(self, index: int) -> Stage | None:
+        if index == 2:
+            return None
+        config = replace(self.config, **(self.later if index else {}))
+        parts = {"policy": self.policy, "critic": self.critic}
+        learner = PPO(config, self.task, ledger=self.ledger, parts=parts)
+        return Stage(f"stage{index}", learner, {} if index else {"updates": 1})
+
+
+SMALL = PPO.Config(envs=2, window=4, minibatches=1, epochs=1, network=Network((8,), "tanh"))
+
+
+def pair(task: str = "CartPole-v1", *, policy: Any = None, **later: Any) -> Pair:
+    torch.manual_seed(0)
+    cls = type("PairOf", (Pair,), {"later": later})
+    return cls(replace(SMALL, policy=policy or SMALL.policy), make_task(task, num=2))
+
+
+def test_stages_share_a_policy_and_a_critic():
+    method = pair()
+    moved: list[list[torch.Tensor]] = []
+    for _ in range(2):
+        learner: Any = method.learner
+        assert learner.policy is method.policy
+        assert learner.critic is method.critic
+        own = [*method.policy.parameters(), *method.critic.parameters()]
+        assert [id(each) for each in learner.optimizer.parameters] == [id(each) for each in own]
+        moved.append([parameter.detach().clone() for parameter in own])
+        run(method, 1)
+    assert method.stage_name == "stage1"
+    moved.append([parameter.detach().clone() for parameter in own])
+    assert not any(torch.equal(a, b) for before, after in pairwise(moved) for a, b in zip(before, after))
+
+
+def test_a_part_that_nobody_asks_for_is_refused():
+    with pytest.raises(TypeError, match="ppo has no part 'critics'"):
+        PPO(SMALL, make_task("CartPole-v1", num=2), parts={"critics": None})
+
+
+def test_a_wrong_later_stage_is_refused_before_the_first_one_trains():
+    pair("Pendulum-v1", policy=Autoregressive())
+    with pytest.raises(UsageError, match="ppo with an exact KL divergence needs a policy that"):
+        pair("Pendulum-v1", policy=Autoregressive(), kl_penalty=KLPenalty())
+
+
+def test_checking_the_stages_leaves_no_trace(monkeypatch):
+    checked, drawn = pair(), torch.rand(3)
+    monkeypatch.setattr(Staged, "_check_stages", lambda self: None)
+    plain = pair()
+    assert torch.equal(drawn, torch.rand(3))
+    assert torch.equal(checked.learner.generator.get_state(), plain.learner.generator.get_state())
+    for method in (checked, plain):
+        torch.manual_seed(1)
+        run(method, 3)
+    for a, b in zip(checked.policy.parameters(), plain.policy.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_stages_without_an_end_are_checked_once_each(monkeypatch):
+    built: list[int] = []
+
+    class Endless(Three):
+        def stage(self, index: int) -> Stage:
+            built.append(index)
+            return Stage("ab"[index % 2], Learner(self.config, self.task, ledger=self.ledger), {"updates": 1})
+
+    method = Endless(Method.Config(), make_task("CartPole-v1"), ledger=Ledger())
+    assert built == [0, 1, 2]
+    assert run(method, 5) == ["a", "b", "a", "b", "a"]

@@ -389,6 +389,39 @@ def test_a_recurrent_policy_solves_a_task_that_needs_memory(tmp_path):
         assert int(actor.predict(np.array([0, 0, 1], np.float32))) == cue
 
 
+def test_the_critic_may_have_a_network_of_its_own():
+    def shapes(method: Any) -> list[list[int]]:
+        return [list(parameter.shape) for parameter in method.critic.parameters() if parameter.dim() > 1]
+
+    assert shapes(make()) == [[8, 4], [1, 8]]
+    method = make(critic_network={"kind": "network", "sizes": (16, 16)})
+    assert shapes(method) == [[16, 4], [16, 16], [1, 16]]
+    assert [p.shape[0] for p in method.policy.parameters() if p.dim() > 1] == [8, 2]
+    method.update(method.collect())
+
+
+@pytest.mark.parametrize("remembers", ["network", "critic_network"])
+def test_a_policy_or_a_critic_alone_may_remember(remembers):
+    """Values of a window, computed again from its first column, are those of the steps that were taken."""
+    memory = {"network": "none", "critic_network": "none", remembers: "gru"}
+    recurrent = {f"{name}.recurrent": kind for name, kind in memory.items()}
+    method = make(critic_network="network", **{"critic_network.sizes": (8,)}, **recurrent)
+    assert (method.policy.recurrent, method.critic.recurrent) == (remembers == "network", remembers != "network")
+    batch = method.evaluate_window(method.collect())
+    value, hidden = [], method.critic.new_hidden(batch["obs"][:, 0]) if method.critic.recurrent else None
+    for column in batch.unbind(1):
+        if hidden is None:
+            value.append(method.critic.value(column))
+            continue
+        hidden = hidden * ~column["first"].unsqueeze(-1)
+        now, hidden = method.critic.step(column["obs"], hidden)
+        value.append(now)
+    torch.testing.assert_close(batch["value"], torch.stack(value, 1))
+    sizes = {len(minibatch) for minibatch in method.minibatches(batch)}
+    assert sizes == {1}  # one row of two, whole in time
+    method.update(batch)
+
+
 def test_it_learns_cartpole(tmp_path):
     settings = {"threads": 1, "loggers": (), "eval_every": 4_096, "until": "return>=200", "lr": 1e-3}
     run = polopt.train("ppo", "CartPole-v1", steps=24_576, out=tmp_path / "run", **settings)

@@ -78,6 +78,7 @@ class PPO(Method):
         normalize_obs: bool = param(False, "37 details: MuJoCo", help="running mean and std, clipped at 10")
         normalize_reward: bool = param(False, "37 details: MuJoCo", help="divide by the running std of returns")
         network: Network = param(Network((64, 64), "tanh", init="orthogonal", head_gain=0.01), "37 details: detail 2")
+        critic_network: Network | None = param(None, "polopt", help="none: the same as the policy's")
         policy: AnyPolicy = param(Auto(), "section 6.1")
 
     slug = "ppo"
@@ -163,10 +164,14 @@ class PPO(Method):
         config = self.config
         normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
         self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
-        self.critic = StateValue(self.spec, config.network, normalizer=getattr(self.policy, "normalizer", None))
+        normalizer = getattr(self.policy, "normalizer", None)
+        self.critic = self.part(
+            "critic", StateValue, self.spec, config.critic_network or config.network, normalizer=normalizer
+        )
         self.reward_normalizer = RewardNormalizer(task.num, config.discount) if config.normalize_reward else None
         self.source = Rollouts(task, config.window, self.ledger)
-        self.recurrent_behavior = Valued(self.policy, self.critic) if self.policy.recurrent else None
+        self.recurrent = self.policy.recurrent or self.critic.recurrent
+        self.recurrent_behavior = Valued(self.policy, self.critic) if self.recurrent else None
         self.adaptive_lr = config.adaptive_lr.build(config.lr) if config.adaptive_lr else None
         self.kl_penalty = config.kl_penalty.build() if config.kl_penalty else None
         self.old_policy = frozen_copy(self.policy) if self.adaptive_lr or self.kl_penalty else None
@@ -279,7 +284,7 @@ class PPO(Method):
         """The minibatches of one update, each with weights that sum to 1 and advantages standardized."""
         config = self.config
         size = -(-batch.batch_size.numel() // config.minibatches)
-        for minibatch in minibatches(batch, size, config.epochs, self.generator, self.policy.recurrent):
+        for minibatch in minibatches(batch, size, config.epochs, self.generator, self.recurrent):
             if config.advantage_over == "minibatch":
                 minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))
             yield minibatch

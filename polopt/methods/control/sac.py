@@ -85,7 +85,7 @@ class SAC(Method):
     def build(self, task: Task) -> None:
         config = self.config
         self.policy = self.make_policy(config.policy, network=config.network)
-        self.critic = self.make_critic()
+        self.critic = self.part("critic", self.make_critic)
         self.target_critic = frozen_copy(self.critic)
         self.temperature = config.entropy.build(self.spec)
         self.policy_optimizer = self.make_optimizer(self.policy, lr=config.lr)

@@ -75,7 +75,7 @@ class BCPPO(Staged):
         super().build(task)
 
     def stage(self, index: int) -> Stage | None:
-        shared: dict[str, Any] = {"ledger": self.ledger, "policy": self.policy}
+        shared: dict[str, Any] = {"ledger": self.ledger, "parts": {"policy": self.policy}}
         if index == 0 and self.config.bc_updates > 0:
             return Stage("bc", BC(self.config.bc, self.task, **shared), until={"updates": self.config.bc_updates})
         if index <= 1:

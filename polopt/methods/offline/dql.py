@@ -116,7 +116,7 @@ class DQL(Offline):
         config = self.config
         self.actor: Any = self.make_policy(config.policy, network=config.network)
         self.target_actor: Any = frozen_copy(self.actor)
-        self.critic = QEnsemble(self.spec, config.network, members=config.critics)
+        self.critic = self.part("critic", QEnsemble, self.spec, config.network, members=config.critics)
         self.target_critic = frozen_copy(self.critic)
         self.policy = self.actor
         if config.candidates > 1:
