@@ -354,9 +354,10 @@ def _rank(hint: Any) -> int:
 def _read(tokens: _Tokens, hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple or hint is tuple:
-        wanted = args if args and args[-1] is not ... else (args[0] if args else str,) * len(tokens)
-        values = [_read(_Tokens([token]), want) for token, want in zip(tokens, wanted)]
-        return MISFIT if len(wanted) != len(tokens) or MISFIT in values else tuple(values)
+        words = [word for token in tokens for word in token.split(",")]  # 64 64 or 64,64
+        wanted = args if args and args[-1] is not ... else (args[0] if args else str,) * len(words)
+        values = [_read(_Tokens([word]), want) for word, want in zip(words, wanted)]
+        return MISFIT if len(wanted) != len(words) or MISFIT in values else tuple(values)
     if origin is dict or hint is dict:
         pairs = [token.partition("=") for token in tokens]
         return {key: _literal(value) for key, _, value in pairs} if all(equals for _, equals, _ in pairs) else MISFIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +12,32 @@ from gymnasium import spaces
 
 from polopt.core.errors import UsageError
 
+# Keys that sources write themselves: no fact may have such a name.
+STORED = ("obs", "action", "reward", "terminated", "truncated", "first", "final_obs", "next_obs", "action_mask")
+STORED += ("index", "group", "origin", "weight")
+
 
 @dataclass(frozen=True)
 class Spec:
     """The spaces of one row of a task.
 
     `obs` and `action` are Gymnasium spaces without a batch dimension; `name` is the task's name in messages;
-    `info` holds what only some tasks have (the exact model of a tabular MDP, a reward threshold).
+    `info` holds what only some tasks have (the exact model of a tabular MDP, a reward threshold); `facts` are the names
+    of what the task says of every step besides the reward, with the shape of one row of each (() for a number).
+
+    Raises UsageError for a fact with the name of a key that batches have anyway.
     """
 
     obs: gymnasium.Space
     action: gymnasium.Space
     name: str = "this task"
     info: dict[str, Any] = field(default_factory=dict, compare=False)
+    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in self.facts:
+            if name in STORED:
+                raise UsageError(f"{self.name} cannot have a fact '{name}': batches have a key of that name anyway")
 
     @property
     def discrete(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from polopt.core.batch import Batch
+from polopt.core.errors import RunError
 from polopt.core.state import Stateful
+from polopt.tasks.base import Task
 
 Carry = dict[str, Tensor]
 
@@ -37,6 +40,15 @@ class Source(Stateful):
 def put(value: Any, device: torch.device) -> Any:
     """`value.to(device)`; tasks give CPU tensors, for which even asking a TensorDict takes time. Texts stay."""
     return value if device.type == "cpu" or isinstance(value, list) else value.to(device)
+
+
+def check_facts(task: Task, record: Mapping[str, Any]) -> None:
+    """Raises RunError when a task gives other facts than it declares, or one of a name that the actor records too."""
+    given, declared = task.facts.keys(), task.spec.facts.keys()
+    if given != declared:
+        raise RunError(f"{task.spec.name} declares the facts {sorted(declared)} and gives {sorted(given)}")
+    for name in given & record.keys():
+        raise RunError(f"'{name}' is a fact of {task.spec.name}, and the policy records something of that name as well")
 
 
 def add_action_mask(batch: dict[str, Any]) -> None:

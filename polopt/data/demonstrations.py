@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,14 +24,15 @@ KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first
 
 
 def record(actor: Acts, task: Task, episodes: int, *, greedy: bool = True) -> Batch:
-    """Whole episodes of `actor`, joined: a batch [B] with `KEYS`, actions as the environment got them."""
-    return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor)
+    """Whole episodes of `actor`, joined: a batch [B] with `KEYS` and the facts of the task, actions as the environment
+    got them."""
+    return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor, task.spec.facts)
 
 
-def joined(batch: Batch, actor: Acts) -> Batch:
-    """The decisions of a batch [R, T] of `Episodes`, one after the other: a batch [B] with `KEYS`."""
+def joined(batch: Batch, actor: Acts, facts: Iterable[str] = ()) -> Batch:
+    """The decisions of a batch [R, T] of `Episodes`, one after the other: a batch [B] with `KEYS` and `facts`."""
     batch = batch.clone(False).set("next_obs", batch["final_obs"])
-    flat = batch.select(*KEYS)[batch["mask"]]
+    flat = batch.select(*KEYS, *facts)[batch["mask"]]
     return flat.set("action", actor.env_action(flat["action"]))
 
 

@@ -17,11 +17,9 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
 from polopt.data.tokens import LEFT, stack
 from polopt.tasks.base import Task
-
-OUTCOMES = ("correct", "failed", "level")  # attributes [N] of elastic tasks that are stored after every step
 
 
 class Draws(Protocol):
@@ -35,8 +33,8 @@ class Played:
     """What the loop played: all its steps, and where the R episodes are in them.
 
     Attributes:
-        steps: one dict a step of the loop, values [N, ...] for the N rows of the task: all that the actor recorded,
-            obs and final_obs (unless they are texts), reward, terminated, truncated, first.
+        steps: one dict a step of the loop, values [N, ...] for the N rows of the task: all that the actor recorded, the
+            task's facts, obs and final_obs (unless they are texts), reward, terminated, truncated, first.
         begin: int64 [R], the step at which each episode began.
         length: int64 [R], its number of steps.
         row: int64 [R], the row of the task that played it.
@@ -96,8 +94,7 @@ class Episodes(Source):
 
     An elastic task (a text task) gets as many rows as there are episodes, and its parked rows cost no generation: the
     actor sees only the others, and the task is told by `record["active"]` (bool [N]). Observations that are lists of
-    texts are not stored. Of the attributes `correct`, `failed` and `level` [N] of such a task, each step stores those
-    that it has.
+    texts are not stored.
     """
 
     saved = ("taken",)
@@ -161,7 +158,6 @@ class Episodes(Source):
         elastic = getattr(task, "elastic", False)
         if elastic:
             task.num = min(total, self.rows or total)
-        outcomes = [name for name in OUTCOMES if elastic and hasattr(task, name)]
         job = torch.arange(task.num)  # what each row plays
         job[job >= total] = -1  # parked
         upcoming = min(task.num, total)
@@ -189,7 +185,10 @@ class Episodes(Source):
                 cut = busy.clone()
                 cut[busy] = length[job[busy]] >= self._max_steps
                 truncated = truncated | (cut & ~terminated)
+                if not steps:
+                    check_facts(task, record)
                 step = {
+                    **task.facts,
                     **record,
                     "obs": obs,
                     "reward": reward,
@@ -199,7 +198,6 @@ class Episodes(Source):
                     "final_obs": next_obs,
                 }
                 if elastic:
-                    step |= {name: getattr(task, name).clone() for name in outcomes}
                     step = {k: v for k, v in step.items() if k != "active" and not isinstance(v, list)}
                 steps.append(step if self._keep is None else {k: v for k, v in step.items() if k in self._keep})
                 done = terminated | truncated

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, align_left
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.modules import device_of
 from polopt.core.state import Blob, Stateful
@@ -49,6 +49,7 @@ class Replay(Stateful):
         n_step: rewards summed in a sample; with more than 1, samples get the discounted sum of up to n rewards, the
             observation after them as next_obs, and `discount` = discount^k of the k <= n rewards summed. The sum ends
             at the end of the episode and at the newest transition of the row.
+        summed: the keys that are summed so, of those that are stored; every other one is that of the first decision.
         discount: needed for n_step > 1; when given, samples carry `discount` (not zeroed at termination). A stored
             key "discount" (of chunks) takes its place.
         priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
@@ -68,6 +69,7 @@ class Replay(Stateful):
         seed: int | None = None,
         n_step: int = 1,
         discount: float | None = None,
+        summed: tuple[str, ...] = ("reward", "rewards"),
         priority: Priority | None = None,
         directory: str | Path | None = None,
         name: str = "replay",
@@ -80,6 +82,7 @@ class Replay(Stateful):
         self.capacity = capacity
         self.n_step = n_step
         self.discount = discount
+        self.summed = summed
         self.priority = priority
         self.name = name
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
@@ -185,7 +188,7 @@ class Replay(Stateful):
         ends = slots
         overrides: dict[str, Tensor] = {}
         if self.n_step > 1:
-            overrides["reward"], overrides["discount"], ends = self._n_step(index)
+            overrides, ends = self._n_step(index)
         elif self.discount is not None and "discount" not in self._columns:
             overrides["discount"] = torch.full(slots.shape, self.discount)
         batch: dict[str, Any] = {}
@@ -194,8 +197,9 @@ class Replay(Stateful):
             _nest(batch, path, storage.index_select(0, ends if last else slots))
         return {**batch, **overrides, "index": index}
 
-    def _n_step(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(sum of discounted rewards, product of the discounts, slot of the last transition summed), each [B]."""
+    def _n_step(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The sums of discounted rewards [B, ...] and the product of the discounts [B], and the slot [B] of the last
+        transition summed."""
         steps = index.unsqueeze(1) + self.rows * torch.arange(self.n_step)  # [B, n]
         slots = steps % self.capacity
         stop = self._columns["terminated"][slots] | self._columns["truncated"][slots]
@@ -204,14 +208,19 @@ class Replay(Stateful):
         counts = steps < self.added
         counts[:, 1:] &= stop[:, :-1].cumsum(1) == 0  # nothing after an end
         last = counts.sum(1, keepdim=True) - 1
-        reward = self._columns["reward"][slots]
-        discount = torch.full_like(reward, 1.0 if self.discount is None else self.discount)
         if "discount" in self._columns:
             discount = self._columns["discount"][slots]
+        else:
+            discount = torch.full_like(self._columns["reward"][slots], 1.0 if self.discount is None else self.discount)
         discount = discount.cumprod(1)
         before = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], 1)
-        total = torch.where(counts, reward * before, 0.0).sum(1)
-        return total, discount.gather(1, last).squeeze(1), slots.gather(1, last).squeeze(1)
+        sums = {"discount": discount.gather(1, last).squeeze(1)}
+        for name in self.summed:
+            if name in self._columns:
+                value = self._columns[name][slots]  # [B, n, ...]
+                weighted = torch.where(align_left(counts, value), value * align_left(before, value), 0.0)
+                sums[name] = weighted.sum(1)
+        return sums, slots.gather(1, last).squeeze(1)
 
     def _build(self, columns: dict[str, Tensor]) -> None:
         self._columns = {path: self._allocate(path, value) for path, value in columns.items()}

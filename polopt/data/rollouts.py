@@ -12,16 +12,16 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.data.base import Acts, Carry, Source, add_action_mask, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
 from polopt.tasks.base import Task
 
 
 class Rollouts(Source):
     """Windows [N, T] of `steps` = T steps in each of the N rows of a task.
 
-    Keys of a window: all that the actor records, and obs, reward, terminated, truncated, first (the decision is the
-    first of its episode), final_obs (the true successor; to be read where an episode ends and in the last column) and
-    action_mask, if the observation has one. `ledger.env_steps` grows by N a step.
+    Keys of a window: all that the actor records, the task's facts, and obs, reward, terminated, truncated, first (the
+    decision is the first of its episode), final_obs (the true successor; to be read where an episode ends and in the
+    last column) and action_mask, if the observation has one. `ledger.env_steps` grows by N a step.
 
     The actor gets observations on its own device, and the window is there too.
     """
@@ -57,6 +57,7 @@ class Rollouts(Source):
                 self._returns += reward
                 self._lengths += 1
                 step = {
+                    **task.facts,
                     **record,
                     "obs": obs,
                     "reward": reward,
@@ -66,6 +67,7 @@ class Rollouts(Source):
                     "final_obs": next_obs,
                 }
                 if not columns:
+                    check_facts(task, record)
                     columns = {name: [] for name in step}
                 for name, value in step.items():
                     columns[name].append(value)

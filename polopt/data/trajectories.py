@@ -30,7 +30,7 @@ def returns_at_least(batch: Batch, discount: float, scale: float = 1.0, shift: f
 class Trajectories(Source):
     """Plays `task.num` whole episodes a call and returns their transitions [B], with `returns` of `returns_at_least`.
 
-    The keys are `KEYS`; `next_obs` is the true successor. Rewards stay as they are: `scaling` is
+    The keys are `KEYS` and the task's facts; `next_obs` is the true successor. Rewards stay as they are: `scaling` is
     only that of the returns. It takes the place of `Rollouts` in a `ReplaySource`.
     """
 
@@ -52,7 +52,7 @@ class Trajectories(Source):
         batch = self.played.next(actor).clone(False)
         batch["next_obs"] = batch["final_obs"]  # the successor of every step
         batch["returns"] = returns_at_least(batch, self.discount, *self.scaling)
-        return batch.select(*KEYS)[batch["mask"]]
+        return batch.select(*KEYS, *self.task.spec.facts)[batch["mask"]]
 
     def episodes(self) -> list[tuple[float, int]]:
         return self.played.episodes()

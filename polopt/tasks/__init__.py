@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from polopt.core.errors import UsageError
@@ -18,6 +19,7 @@ def make_task(
     render_mode: str | None = None,
     preset: str | None = None,
     evaluation: bool = False,
+    facts: Sequence[str] = (),
     **kwargs: Any,
 ) -> Task:
     """Makes `num` rows of a task.
@@ -35,6 +37,8 @@ def make_task(
             (EnvPool: threads, 0 for its own choice).
         render_mode: as in Gymnasium, for `task.render()`.
         preset: "image" (gray, 84 x 84, 4 frames) or "atari" (the usual protocol).
+        facts: entries of a Gymnasium environment's `info` to keep beside the reward (`Task.facts`); every step must
+            have them.
         kwargs: options of the task, handed to the environment or to `Task.make`.
 
     Raises UsageError, one sentence: an unknown name with the nearest known one, a missing package with the extra that
@@ -55,11 +59,11 @@ def make_task(
     found = named_function(task) if isinstance(task, str) else task
     if isinstance(found, type) and issubclass(found, Task):
         name = task if isinstance(task, str) else found.__name__
-        given = {"workers": workers or None, "render_mode": render_mode, "preset": preset}
+        given = {"workers": workers or None, "render_mode": render_mode, "preset": preset, "facts": facts or None}
         given = {key: value for key, value in given.items() if value is not None}
         return found.make(name, num, seed, evaluation, **given, **kwargs)
     if isinstance(task, TabularMDP):
-        if kwargs or workers or render_mode or preset:
+        if kwargs or workers or render_mode or preset or facts:
             raise UsageError("a tabular MDP is made already: it has no options, workers, presets or pictures")
         return TabularTask(task, num, seed, evaluation)
 
@@ -74,7 +78,7 @@ def make_task(
         if is_text(source):  # its options could name reward functions, which are code
             raise UsageError(f"{task} names the text task {source}, which no dataset is recorded on")
         preset = preset or options.pop("preset", None)
-        made = make_task(source, num, seed, workers, render_mode, preset, evaluation, **{**options, **kwargs})
+        made = make_task(source, num, seed, workers, render_mode, preset, evaluation, facts, **{**options, **kwargs})
         made.spec.info.update(dataset=task, references=recorded.references(task))
         return made
 
@@ -83,7 +87,7 @@ def make_task(
     if not isinstance(task, str) and not callable(task) and not _is_made(task):
         raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}")
     maker = Maker(task, kwargs, preset, render_mode, evaluation)
-    return GymTask(maker, num=num, seed=seed, workers=workers, evaluation=evaluation, name=maker.name)
+    return GymTask(maker, num, seed, workers, evaluation, maker.name, facts)
 
 
 def _is_made(task: Any) -> bool:

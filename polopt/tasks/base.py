@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -27,6 +28,8 @@ class Task(Stateful):
         first: bool [N], rows whose episode has not been stepped yet (also after a resume that had to reset).
         exact_restore: True when a restored state continues bitwise as the saved run would have.
         restore_note: one sentence that says why it does not; empty when it does.
+        facts: what else is true of the step just taken, [N, ...] by the names of `spec.facts`: costs, the parts of a
+            vector reward, rewards of agents. Fresh tensors at every step, that every source stores under their names.
     """
 
     spec: Spec
@@ -35,6 +38,7 @@ class Task(Stateful):
     first: Tensor
     exact_restore: bool = True
     restore_note: str = ""
+    facts: Mapping[str, Tensor] = MappingProxyType({})
     elastic: bool = False
     """True when `num` may be set at any time; the next reset must then be one of all rows. Sources give such a task
     `record["active"]` (bool [N]), and it steps only the rows where that is True."""

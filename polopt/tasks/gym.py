@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
+from polopt.tasks.facts import Shapes, legal, probe
 from polopt.tasks.restorable import Row
 
 TRAIN, EVALUATE, TRAIN_INDEX, EVALUATE_INDEX = range(4)
@@ -40,8 +42,11 @@ class GymTask(Task):
     (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A], flattened),
     Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise UsageError.
 
+    `facts` are entries of the environment's `info` that every step must have: numbers, or arrays of one shape; they are
+    served as floats.
+
     Raises RunError naming the task, the row and the step of the episode when the environment raises, or gives a
-    non-finite reward or observation, or one that does not fit its space.
+    non-finite reward, observation or fact, or one that does not fit its space or has another shape than at first.
 
     Workers are started by "forkserver" ("spawn" on Windows): a fork of a process with threads (torch's, a progress
     bar's) may hang. Functions and classes of the script itself are sent by value (cloudpickle).
@@ -55,12 +60,14 @@ class GymTask(Task):
         workers: int = 0,
         evaluation: bool = False,
         name: str = "this task",
+        facts: Sequence[str] = (),
     ) -> None:
         self.num = num
         self.seed = seed
         self.evaluation = evaluation
         self._make = make
         self._name = name
+        self._facts: Shapes = probe(make, facts, name) if facts else {}
         self._vector: Any
         self._vector, info = self._make_vector(workers)
         self._broken = False
@@ -68,7 +75,7 @@ class GymTask(Task):
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        self.spec = Spec(obs=served(space), action=action, name=name, info=info)
+        self.spec = Spec(obs=served(space), action=action, name=name, info=info, facts=self._facts)
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -82,7 +89,7 @@ class GymTask(Task):
 
     def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any]]:
         """The rows, and what is registered about the environment."""
-        rows = [Row(self._make, row) for row in range(self.num)]
+        rows = [Row(self._make, row, self._facts) for row in range(self.num)]
         return _vectorize(rows, workers, self._name), rows[0].info
 
     # Stepping
@@ -126,6 +133,8 @@ class GymTask(Task):
         if not finite.all():
             row = int((~finite).argmax())
             raise self._fault(f"its reward is {reward[row]}", row)
+        if self._facts:
+            self.facts = unpacked(info["facts"], self._facts)
         self._ended = terminated | truncated
         self._any_ended = bool(self._ended.any())
         self.first = self._none_first
@@ -325,6 +334,12 @@ def as_floats(raw: np.ndarray) -> Tensor:
     return torch.from_numpy(raw).to(dtype, copy=True)
 
 
+def unpacked(packed: np.ndarray, shapes: Shapes) -> dict[str, Tensor]:
+    """The tensors [N, *shape] in rows [N, K] of `facts.pack`."""
+    parts = as_floats(packed).split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(len(part), *shape) for (name, shape), part in zip(shapes.items(), parts)}
+
+
 def served(space: spaces.Space) -> spaces.Space:
     """The space of the tensors that the task gives: MultiBinary becomes a Box, unless it is an action mask."""
     if isinstance(space, spaces.Dict):
@@ -438,24 +453,13 @@ def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list
     obs, _ = env.reset(seed=seed)
     trace, played = [obs], []
     for step in range(PROBE_STEPS if actions is None else len(actions)):
-        action = _legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
+        action = legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
         obs, reward, terminated, truncated, _ = env.step(action)
         trace += [reward, terminated, truncated, np.array(obs) if not isinstance(obs, dict) else dict(obs)]
         played.append(action)
         if terminated or truncated:
             break
     return trace, played
-
-
-def _legal(space: Any, obs: Any, rng: np.random.Generator) -> Any:
-    space.seed(int(rng.integers(2**31)))
-    mask = obs.get("action_mask") if isinstance(obs, dict) else None
-    if mask is None:
-        return space.sample()
-    mask = np.asarray(mask, dtype=np.int8)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.sample(mask=tuple(np.split(mask, np.cumsum(space.nvec)[:-1])))
-    return space.sample(mask=mask)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -78,8 +78,8 @@ class PooledTask(GymTask):
     @classmethod
     def make(cls, name: str, num: int, seed: int, evaluation: bool, workers: int = 0, **options: Any) -> Task:
         """Rows of EnvPool that train, or of Gymnasium's environment that evaluate."""
-        if "preset" in options or "render_mode" in options:
-            raise UsageError(f"{name} has no presets and no pictures")
+        if {"preset", "render_mode", "facts"} & options.keys():
+            raise UsageError(f"{name} has no presets, pictures or info")
         name = name.removeprefix(PREFIX)
         if evaluation:
             maker = Maker(name, options, evaluation=True)

@@ -15,16 +15,23 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from polopt.tasks.facts import Shapes, pack
+
 STEP = "(observation, reward, terminated, truncated, info)"
 Check = Callable[[Any], str]  # "" when the observation is right, otherwise what is wrong with it
 
 
 class Restorable(gymnasium.Wrapper):
-    """Row `row` of a vector environment. `info` is empty, or {"fault": one clause} when something went wrong."""
+    """Row `row` of a vector environment.
 
-    def __init__(self, env: gymnasium.Env, row: int) -> None:
+    `info` is empty, {"facts": one array} when entries of the info are kept (`facts`: their shapes), or {"fault": one
+    clause} when something went wrong.
+    """
+
+    def __init__(self, env: gymnasium.Env, row: int, facts: Shapes) -> None:
         super().__init__(env)
         self.row = row
+        self.facts = facts
         self.plan: list[Any] = []  # set by the task before it calls `replay`
         self._check = checker(env.observation_space)
         self._blank = blank(env.observation_space)
@@ -47,14 +54,20 @@ class Restorable(gymnasium.Wrapper):
             result = self.env.step(action)
             if len(result) != 5:
                 return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
-            obs, reward, terminated, truncated, _ = result
+            obs, reward, terminated, truncated, info = result
             reward = float(reward)
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
         problem = self._check(obs)
         if problem:
             return self._failed_step(f"its step returned {problem}")
-        return obs, reward, bool(terminated), bool(truncated), {}
+        kept = {}
+        if self.facts:
+            try:
+                kept = {"facts": pack(info, self.facts)}
+            except ValueError as error:
+                return self._failed_step(f"its step returned {error}")
+        return obs, reward, bool(terminated), bool(truncated), kept
 
     def replay(self) -> tuple[Any, str]:
         """Steps through `plan`; returns the last observation (None for an empty plan) and a fault or ""."""
@@ -80,9 +93,10 @@ class Row:
     `info` holds what is registered about the environment, once a row was made in this process.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env], row: int) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env], row: int, facts: Shapes) -> None:
         self.make = make
         self.row = row
+        self.facts = facts
         self.parent = os.getpid()
         self.info: dict[str, Any] = {}
 
@@ -92,7 +106,7 @@ class Row:
         env = self.make()
         if env.spec is not None:
             self.info = {"horizon": env.spec.max_episode_steps, "reward_threshold": env.spec.reward_threshold}
-        return Restorable(env, self.row)
+        return Restorable(env, self.row, self.facts)
 
 
 def checker(space: spaces.Space) -> Check:

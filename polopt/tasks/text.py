@@ -108,7 +108,8 @@ class TextTask(Task):
         self.heldout = heldout
         info = {"turns": self.turns, "conversational": self.conversational}
         text = spaces.Text(MAX_TEXT)
-        self.spec = Spec(obs=text, action=spaces.Text(MAX_TEXT), name=name, info=info)
+        facts = dict.fromkeys(("correct", "failed", "level"), ())
+        self.spec = Spec(obs=text, action=spaces.Text(MAX_TEXT), name=name, info=info, facts=facts)
         self.obs: list[Any] | None = None
         self.first = torch.ones(num, dtype=torch.bool)
         self.correct = torch.zeros(num, dtype=torch.bool)
@@ -154,6 +155,10 @@ class TextTask(Task):
     @property
     def level(self) -> Tensor:
         return torch.tensor([problem.level for problem in self._problems], dtype=torch.int64)
+
+    @property
+    def facts(self) -> Mapping[str, Tensor]:  # type: ignore[override]
+        return {"correct": self.correct, "failed": self.failed, "level": self.level}
 
     @property
     def index(self) -> Tensor:

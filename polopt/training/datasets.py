@@ -193,7 +193,7 @@ class _Recorder:
             torch.manual_seed(seeding.derive(self.planned.options.seed, STREAMS[kind]))
             source = Episodes(task, ROWS)
             while size < count:
-                parts.append(joined(source.next(actor), actor).cpu())
+                parts.append(joined(source.next(actor), actor, task.spec.facts).cpu())
                 size += len(parts[-1])
         data = _cat(parts)
         ends = lengths(data).cumsum(0)

@@ -20,6 +20,7 @@ class RunOptions(Config):
     device: str = param("cpu", "polopt", help="cpu, cuda, cuda:1, ... or auto")
     dtype: str = param("float32", "polopt", choices=("float32", "float64"))
     workers: int = param(0, "polopt", low=0, help="worker processes for the environments; 0 steps them in process")
+    facts: tuple[str, ...] = param((), "polopt", help="entries of the environment's info to keep beside the reward")
     threads: int | None = param(None, "polopt", low=1, help="torch threads; by default torch's own choice")
     compile: bool = param(
         False, "polopt", help="compile losses and optimizer steps, or passes through a language model"

@@ -76,6 +76,8 @@ class Plan:
         check_names(self.options.loggers)
         if self.options.eval_episodes is None:
             self.options = replace(self.options, eval_episodes=self.cls.eval_episodes)
+        if "facts" in self.task_options:
+            raise UsageError("--task.facts is written --facts: no environment is given it")
         for name in RESERVED & self.task_options.keys():
             raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
 
@@ -135,6 +137,7 @@ class Plan:
             seed=seeding.derive(self.options.seed, stream),
             workers=workers,
             evaluation=stream != seeding.TRAIN_TASK,
+            facts=self.options.facts,
             **self.task_options,
         )
 

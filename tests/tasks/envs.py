@@ -161,3 +161,21 @@ def counter(length: int = 3, end: str = "terminated") -> gymnasium.Env:
 
 def not_an_env() -> str:
     return "hello"
+
+
+class Costly(Counter):
+    """Its info tells of every step: cost (10 start + t), energy [t, -t], words. At step 3 it may do as `fault` says."""
+
+    def __init__(self, length: int = 3, fault: str = "") -> None:
+        super().__init__(length)
+        self.fault = fault
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        info: dict[str, Any] = {"cost": 10 * self.start + self.time, "energy": np.array([self.time, -self.time])}
+        info["words"] = "far"
+        if self.time == 3 and self.fault == "missing":
+            del info["cost"]
+        if self.time == 3 and self.fault in ("shape", "nan", "words"):
+            info["energy"] = {"shape": np.ones(3), "nan": np.array([0.0, np.nan]), "words": "none"}[self.fault]
+        return obs, reward, terminated, truncated, info
