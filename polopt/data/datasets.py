@@ -140,9 +140,10 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
             count = len(episode.rewards)
             if not count:
                 continue
-            columns["obs"].append(_cut(episode.observations, 0, count))
-            columns["next_obs"].append(_cut(episode.observations, 1, count + 1))
-            columns["action"].append(_cut(episode.actions, 0, count))
+            columns["obs"].append(_cut(episode.observations, 0, count, f"the observations of {count} decisions"))
+            after = _cut(episode.observations, 1, count + 1, f"the observations of {count} decisions")
+            columns["next_obs"].append(after)
+            columns["action"].append(_cut(episode.actions, 0, count, f"the actions of {count} decisions"))
             columns["reward"].append(np.asarray(episode.rewards, dtype=np.float64))
             columns["terminated"].append(np.asarray(episode.terminations, dtype=bool))
             columns["truncated"].append(np.asarray(episode.truncations, dtype=bool))
@@ -166,8 +167,9 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
         raise UsageError(f"the dataset {name} is damaged: an observation{error.where} is not finite") from None
     data["action"] = read_action(_join(columns["action"]))
     data["reward"] = torch.from_numpy(_join(columns["reward"])).to(torch.get_default_dtype())
-    if not torch.isfinite(data["reward"]).all():
-        raise UsageError(f"the dataset {name} is damaged: a reward is not finite")
+    for key, what in (("reward", "a reward"), ("action", "an action")):
+        if not torch.isfinite(data[key]).all():
+            raise UsageError(f"the dataset {name} is damaged: {what} is not finite")
     size, last = sum(counts), np.cumsum(counts) - 1
     data |= {key: torch.from_numpy(_join(columns[key])) for key in ENDS}
     data["truncated"][last] |= ~data["terminated"][last]
@@ -279,12 +281,12 @@ def _environment_name(name: str) -> str:
     return source if isinstance(source, str) else source.id
 
 
-def _cut(value: Any, low: int, high: int) -> Any:
+def _cut(value: Any, low: int, high: int, what: str) -> Any:
     """Elements low .. high - 1. Raises ValueError when there are fewer."""
     if isinstance(value, Mapping):
-        return {key: _cut(part, low, high) for key, part in value.items()}
+        return {key: _cut(part, low, high, what) for key, part in value.items()}
     if len(value) < high:
-        raise ValueError(f"an episode of {high} decisions holds {len(value)} of them")
+        raise ValueError(f"{what} are {high} and not {len(value)}")
     return value[low:high]
 
 

@@ -59,6 +59,9 @@ def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
             f"the demonstrations at {path} were recorded on {metadata.get('task', 'another task')}, whose spaces "
             f"differ from those of {spec.name}"
         )
+    for key, value in flat.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UsageError(f"the demonstrations at {path} hold a value of '{key}' that is not finite")
     nested = TensorDict(flat, batch_size=[len(flat["action"])]).unflatten_keys("/")
     return nested.apply(lambda value: value.to(torch.get_default_dtype()) if value.is_floating_point() else value)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks.numbers import last_number
 from polopt.tasks.text import Message, Problem, Prompt, TextTask, completion_text
 
 PREFIX = "datasets/"
@@ -33,7 +33,8 @@ class Prompts(TextTask):
     Args:
         pool: the first so many prompts only; at most as many as there are.
         heldout: a share below 1; False for none; the name of a split of a dataset; or a second JSONL file.
-        match: "line": the last line must be the answer; "number": the last number of the text must be the answer.
+        match: "line": the last line must be the answer; "number": the last number of the text must equal that of the answer
+            exactly, however either is written: 1,000, 1000.0 and 2000/2 are equal.
         split: split of a dataset.
         subset: configuration of a dataset.
     """
@@ -62,6 +63,10 @@ class Prompts(TextTask):
         columns = {key for row in self._rows for key in row.columns}
         self.verifiable = any(row.answer is not None for row in self._rows)
         self.scores = self.rewards is not None or self.verifiable
+        if match == "number":
+            for row in self._rows:
+                if row.answer is not None and last_number(row.answer) is None:
+                    raise UsageError(f"match number needs answers with a number; {name} has the answer {row.answer!r}")
         if self.rewards is not None:
             self.rewards.check(columns | {"answer", "solution", "level"})
         elif not self.verifiable and not any(row.solution or "chosen" in row.columns for row in self._rows):
@@ -79,8 +84,8 @@ class Prompts(TextTask):
         if problem.answer is None:
             return 0.0
         if self.match == "number":
-            numbers = [found.replace(",", "") for found in re.findall(r"-?[0-9][0-9,]*(?:\.[0-9]+)?", text)]
-            return float(bool(numbers) and numbers[-1] == problem.answer.strip().replace(",", ""))
+            number = last_number(text)
+            return float(number is not None and number == last_number(problem.answer))
         lines = text.strip().splitlines() or [""]
         return float(problem.answer.strip() in (text.strip(), lines[-1].strip()))
 
@@ -120,7 +125,7 @@ def read_jsonl(path: str | Path) -> list[Problem]:
     """One problem per line of a file of JSON objects; blank lines are skipped. Raises UsageError naming the line."""
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         folder = file.parent
         others = [str(folder / other.name) for other in folder.glob("*.jsonl")] if folder.is_dir() else []

@@ -22,6 +22,7 @@ from polopt.data.demonstrations import record
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 
+h5py = pytest.importorskip("h5py")
 minari = pytest.importorskip("minari")
 BOX = Spec(spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Box(-2.0, 1.0, (1,), np.float32), "boxes")
 
@@ -190,13 +191,25 @@ def test_damaged_datasets(folder, what, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["obs", "reward"])
+@pytest.mark.parametrize("key", ["obs", "reward", "action"])
 def test_numbers_that_are_none(key):
     part = episode(3)
     part[key][1] = np.nan
     write_dataset("nan-v0", [part], BOX)
-    with pytest.raises(UsageError, match=r"the dataset nan-v0 is damaged: an? .* is not finite"):
+    what = {"obs": "an observation", "reward": "a reward", "action": "an action"}[key]
+    with pytest.raises(UsageError, match=rf"the dataset nan-v0 is damaged: {what}.* is not finite"):
         load_dataset("nan-v0")
+
+
+def test_an_episode_needs_one_observation_more_than_it_has_decisions(folder):
+    write_dataset("short-v0", [episode(3)], BOX)
+    with h5py.File(folder / "short-v0" / "data" / "main_data.hdf5", "r+") as file:
+        stored = file["episode_0/observations"]
+        values = stored[:3]
+        del file["episode_0/observations"]
+        file["episode_0"].create_dataset("observations", data=values)
+    with pytest.raises(UsageError, match="the dataset short-v0 is damaged: the observations of 3 decisions are 4"):
+        load_dataset("short-v0")
 
 
 def test_an_unknown_id_names_the_nearest(monkeypatch):
@@ -207,7 +220,7 @@ def test_an_unknown_id_names_the_nearest(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.setattr("polopt.data.datasets.getproxies", dict)
+    monkeypatch.setattr("polopt.tasks.recorded.getproxies", dict)
     said = r"there is no dataset walks/thre-v0 here, and no network to download it; did you mean 'walks/three-v0'\?"
     for ask in (load_dataset, make_task):
         with pytest.raises(UsageError, match=said):
@@ -226,7 +239,7 @@ def test_a_remote_id_is_downloaded(monkeypatch):
             raise ValueError("Couldn't find any version")
         write_dataset(name, THREE, BOX, env_spec=polopt_spec())
 
-    monkeypatch.setattr("polopt.data.datasets.getproxies", lambda: {"https": "x"})
+    monkeypatch.setattr("polopt.tasks.recorded.getproxies", lambda: {"https": "x"})
     monkeypatch.setattr(minari, "download_dataset", fetch)
     assert make_task("theirs/walk-v0").spec.name == "Pendulum-v1"
     assert len(load_dataset("theirs/walk-v0").data) == 9

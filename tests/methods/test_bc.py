@@ -13,6 +13,9 @@ import torch
 import polopt
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
+from polopt.data.demonstrations import load_demonstrations, record, save_demonstrations
+from polopt.policies.wrappers import Uniform
+from polopt.tasks import make_task
 from polopt.training import api
 from polopt.training.folder import Run, write_config
 from polopt.training.loop import Trainer
@@ -86,8 +89,6 @@ def test_a_recurrent_network_is_refused():
 
 def test_it_clones_a_policy(tmp_path):
     """An expert that pushes where the pole falls is recorded, and cloned from the file."""
-    from polopt.data.demonstrations import record, save_demonstrations
-    from polopt.tasks import make_task
 
     class Expert:
         def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
@@ -188,3 +189,13 @@ def test_random_demonstrations_are_the_same_at_a_resume_within_the_first_stage(t
     weights = [path for path in states[0] if path.startswith("method.policy.")]
     assert weights
     assert all(torch.equal(states[0][path], states[1][path]) for path in weights)
+
+
+@pytest.mark.parametrize("key", ["obs", "action", "reward"])
+def test_demonstrations_that_are_not_finite_are_refused(key, tmp_path):
+    task = make_task("Pendulum-v1")
+    data = record(Uniform(task.spec), task, 1, greedy=False)[:4]
+    data[key].view(-1)[1] = torch.nan
+    save_demonstrations(tmp_path / "nan.safetensors", data, task.spec)
+    with pytest.raises(UsageError, match=rf"nan.safetensors hold a value of '{key}' that is not finite"):
+        load_demonstrations(tmp_path / "nan.safetensors", task.spec)

@@ -54,6 +54,36 @@ def test_the_last_number_may_be_the_answer(tmp_path: Path) -> None:
     assert [task.verify(problem, text) for text in ("so 3 gives 1,200.", "1200 or 7", "", "-1200")] == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "text", "right"),
+    [
+        (3.0, "so it is 3", 1),
+        ("0.5", "0.50", 1),
+        ("0.5", "1/2", 1),
+        (1000, "1000.0", 1),
+        ("#### 1,000", "1000", 1),
+        (7, "-7", 0),
+        ("-7", "7", 0),
+        ("1/3", "0.333", 0),
+    ],
+)
+def test_numbers_are_compared_as_numbers(answer, text, right, tmp_path: Path) -> None:
+    task = made(write(tmp_path / "a.jsonl", [{"prompt": "?", "answer": answer}]), match="number")
+    assert task.verify(task.problem(0), text) == right
+
+
+def test_an_answer_without_a_number_cannot_be_matched_as_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "?", "answer": 3}, {"prompt": "!", "answer": "Rome"}])
+    with pytest.raises(UsageError, match="match number needs answers with a number; .* has the answer 'Rome'"):
+        made(path, match="number")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "?", "answer": "3"}])
+    Path(path).write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    assert made(path).problem(0).prompt == "?"
+
+
 def test_messages_and_their_solutions(tmp_path: Path) -> None:
     rows = [
         {"messages": [*CHAT, {"role": "assistant", "content": "2"}], "answer": "2"},
