@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.batch import align_left, same_shape
+from polopt.core.numeric import bounded_exp
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def engine_gap(log_prob: Tensor, engine_log_prob: Tensor, mask: Tensor) -> dict[
     return {
         "engine_gap": difference.abs().sum() / count,
         "engine_gap_max": difference.abs().amax(),
-        "engine_ratio": torch.where(mask, difference.exp(), 0.0).sum() / count,
+        "engine_ratio": torch.where(mask, bounded_exp(difference), 0.0).sum() / count,
     }
 
 
@@ -38,4 +39,4 @@ def truncated_importance(log_prob: Tensor, engine_log_prob: Tensor, mask: Tensor
         difference = align_left(difference.sum(1), difference).expand_as(difference)
     elif level != "token":
         raise ValueError(f"engine weights are per 'token' or 'sequence', not '{level}'")
-    return difference.exp().clamp_max(cap)
+    return bounded_exp(difference).clamp_max(cap)

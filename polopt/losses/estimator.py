@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.batch import align_left, same_shape, spread
+from polopt.core.numeric import bounded_exp
 
 Level = tuple[Tensor, Tensor]
 
@@ -31,6 +32,7 @@ def ratio(log_prob: Tensor, denominator: Tensor | Literal["current", "one"], lev
     sum over them of coefficient * (log_prob - denominator). `ids` is int64, counted from 0 within each row; both are
     shaped like `log_prob`. ids 0 with coefficient mask / length is the sequence ratio of GSPO (arXiv 2507.18071), with
     coefficient mask the product of the token ratios.
+    Beyond e^20 a ratio grows linearly in its logarithm (`bounded_exp`), so that no metric and no gradient overflows.
     Raises ValueError when shapes differ.
     """
     log_prob = log_prob.detach()
@@ -45,7 +47,7 @@ def ratio(log_prob: Tensor, denominator: Tensor | Literal["current", "one"], lev
         difference = log_prob - denominator.detach()
     if level is not None:
         difference = _pool(difference, *level)
-    return difference.exp()
+    return bounded_exp(difference)
 
 
 def _pool(difference: Tensor, ids: Tensor, coefficient: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from polopt.core.batch import same_shape
+from polopt.core.numeric import bounded_exp, bounded_expm1
 
 KINDS = ("reverse-kl", "forward-kl", "jensen-shannon", "alpha")
 
@@ -32,10 +32,10 @@ def slope(log_ratio: Tensor, kind: str = "reverse-kl", alpha: float = 0.5) -> Te
     if kind == "reverse-kl":
         return log_ratio
     if kind == "forward-kl":
-        return -torch.expm1(-log_ratio)
+        return -bounded_expm1(-log_ratio)
     if kind == "jensen-shannon":
         return math.log(2) - softplus(-log_ratio)
-    return -torch.expm1(-alpha * log_ratio) / alpha
+    return -bounded_expm1(-alpha * log_ratio) / alpha
 
 
 def divergence(log_prob: Tensor, reference_log_prob: Tensor, kind: str = "reverse-kl", alpha: float = 0.5) -> Tensor:
@@ -47,15 +47,15 @@ def divergence(log_prob: Tensor, reference_log_prob: Tensor, kind: str = "revers
     _check(kind, alpha)
     same_shape(log_prob=log_prob, reference_log_prob=reference_log_prob)
     d = log_prob - reference_log_prob
-    inverse = (-d).exp()
+    inverse = bounded_exp(-d)
     if kind == "reverse-kl":
-        return torch.expm1(-d) + d
+        return bounded_expm1(-d) + d
     if kind == "forward-kl":
-        return -torch.expm1(-d) - d * inverse
+        return -bounded_expm1(-d) - d * inverse
     if kind == "jensen-shannon":
         half = softplus(d) - math.log(2)  # log((u + 1) / 2)
         return d - (1 + inverse) * half
-    return ((-alpha * d).exp() - (1 - alpha) - alpha * inverse) / (alpha * (alpha - 1))
+    return (bounded_exp(-alpha * d) - (1 - alpha) - alpha * inverse) / (alpha * (alpha - 1))
 
 
 def divergence_loss(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.batch import Batch, decision_mean, same_shape, spread, weighted_mean
+from polopt.core.numeric import bounded_exp
 
 
 class Divergence(Protocol):
@@ -43,7 +44,7 @@ def sampled_proximity(log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, q:
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
     old_log_prob = old_log_prob.detach()
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = bounded_exp(log_prob - old_log_prob)
     return (spread(weight, log_prob) * ratio * (_q_log(log_prob, 2 - q) - _q_log(old_log_prob, 2 - q))).sum()
 
 

@@ -33,8 +33,8 @@ class Prompts(TextTask):
     Args:
         pool: the first so many prompts only; at most as many as there are.
         heldout: a share below 1; False for none; the name of a split of a dataset; or a second JSONL file.
-        match: "line": the last line must be the answer; "number": the last number of the text must equal that of the answer
-            exactly, however either is written: 1,000, 1000.0 and 2000/2 are equal.
+        match: "line": the last line must be the answer; "number": the last number of the text must equal that of the
+            answer exactly, however either is written: 1,000, 1000.0 and 2000/2 are equal.
         split: split of a dataset.
         subset: configuration of a dataset.
     """

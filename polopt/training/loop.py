@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,7 @@ from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
 
 Row = dict[str, Any]
+MINIMIZED = re.compile(r"(^|[/_])(loss|surrogate|grad_norm)$")  # metrics that are fatal when they are not finite
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,14 +122,21 @@ class Trainer(Stateful):
 
     def save(self) -> None:
         """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
+        self._check_parameters()
+        self._tick()
+        self.checkpoints.save(self.count, gather(self) | random_state())
+
+    def _check_parameters(self) -> int:
+        """How many parameters there are. Raises RunError naming the first that is not finite."""
+        count = 0
         for name, module in self.method.modules():
             for path, parameter in module.named_parameters():
+                count += 1
                 if not torch.isfinite(parameter).all():
                     raise RunError(
                         f"{name}.{path} is not finite at {self.count:,} {self.method.unit}{self._last_good()}"
                     )
-        self._tick()
-        self.checkpoints.save(self.count, gather(self) | random_state())
+        return count
 
     def export(self) -> None:
         """Writes the policy in the format of its own library to model/, if it has one (language models do)."""
@@ -161,9 +171,12 @@ class Trainer(Stateful):
         names = list(self._sums)
         means = torch.stack([self._sums[n].double() / self._counts[n] for n in names]).tolist() if names else []
         for name, value in zip(names, means):
-            if not math.isfinite(value):
+            if math.isfinite(value):
+                row[name] = value
+            elif MINIMIZED.search(name) or not self._check_parameters():
                 raise RunError(f"{name} became {value} at {self.count:,} {method.unit}{self._last_good()}")
-            row[name] = value
+            else:  # the update was sound: only the number about it has overflowed
+                warnings.warn(f"{name} became {value} at {self.count:,} {method.unit}: left empty", stacklevel=2)
         self._sums, self._counts = {}, {}
         episodes = method.source.episodes() if hasattr(method.source, "episodes") else []
         if episodes:

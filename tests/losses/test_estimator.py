@@ -259,6 +259,20 @@ def test_dropped_decisions_may_have_any_ratio():
     assert metrics["surrogate"].item() == 0.5
 
 
+@pytest.mark.parametrize("name", Surrogate.named)
+def test_a_log_ratio_of_a_hundred_keeps_everything_finite(name):
+    surrogate = Surrogate.named[name]
+    for shift in (100.0, -100.0):
+        log_prob = torch.full((2, 3), -101.0 if shift < 0 else -1.0, requires_grad=True)
+        old = log_prob.detach() - shift
+        for advantage in (torch.ones(2), -torch.ones(2)):
+            loss, metrics = surrogate_loss(surrogate, log_prob, old, advantage, torch.full((2, 3), 1 / 6))
+            (grad,) = torch.autograd.grad(loss, log_prob)
+            assert torch.isfinite(loss)
+            assert torch.isfinite(grad.square().sum())
+            assert all(torch.isfinite(value) for value in metrics.values()), (name, metrics)
+
+
 def test_clip_bounds_are_inclusive():
     ratios = torch.tensor([0.75, 0.75, 1.25, 1.25, 2.0, 2.0], dtype=torch.float64)
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +55,12 @@ def test_refusals():
         kl_estimate(torch.zeros(4), torch.zeros(4, 1))
     with pytest.raises(ValueError, match="'k1', 'k2' and 'k3'"):
         kl_estimate(torch.zeros(4), torch.zeros(4), "k4")
+
+
+def test_an_action_that_the_policy_has_lost_keeps_k3_and_its_gradient_finite():
+    log_prob = torch.tensor([-100.0, -1.0], requires_grad=True)
+    value = kl_estimate(log_prob, torch.tensor([0.0, 0.0]), "k3")
+    (slope,) = torch.autograd.grad(value.sum(), log_prob)
+    assert torch.isfinite(value).all()
+    assert slope[0] == pytest.approx(1 - math.exp(20), rel=1e-5)  # still up, towards the reference
+    assert slope[1] == pytest.approx(1 - math.e, rel=1e-5)

@@ -74,7 +74,7 @@ def test_numbers_are_compared_as_numbers(answer, text, right, tmp_path: Path) ->
 
 def test_an_answer_without_a_number_cannot_be_matched_as_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "?", "answer": 3}, {"prompt": "!", "answer": "Rome"}])
-    with pytest.raises(UsageError, match="match number needs answers with a number; .* has the answer 'Rome'"):
+    with pytest.raises(UsageError, match=r"match number needs answers with a number; .* has the answer 'Rome'"):
         made(path, match="number")
 
 

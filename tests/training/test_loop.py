@@ -205,6 +205,21 @@ def test_a_loss_that_is_not_finite_is_named_with_the_last_good_checkpoint(tmp_pa
     )
 
 
+@pytest.mark.filterwarnings("ignore:approx_kl became")
+def test_a_metric_that_overflows_ends_no_run_that_is_sound(tmp_path, monkeypatch):
+    from polopt.methods.control.ppo import PPO
+
+    original = PPO.update
+
+    def overflowing(self: Any, batch: Any) -> Any:
+        return original(self, batch) | {"approx_kl": torch.tensor(math.inf)}
+
+    monkeypatch.setattr(PPO, "update", overflowing)
+    with pytest.warns(UserWarning, match="approx_kl became inf at 16 env_steps: left empty"):
+        run = train("ppo", tmp_path / "run")
+    assert all("approx_kl" not in row and math.isfinite(row["value_loss"]) for row in run.rows[1:])
+
+
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     rows = polopt.iterate("bc", TINY["bc"][0], out=tmp_path / "run", **settings("bc", log_every=1))
 
