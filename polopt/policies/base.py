@@ -121,6 +121,16 @@ class Reparameterized(Actor):
         """Action [B, A] and its log-density [B] at `obs` [B, ...], or None for policies without a density; with `n`,
         that many samples each: [n, B, A] and [n, B]."""
 
+    def decide(self, batch: Batch) -> Batch:
+        """This policy's own decisions at `batch["obs"]`, through which gradients flow, for other policies to score.
+
+        A batch of `obs`, `action`, `log_prob` (if the policy has a density) and what policies of its family read
+        besides.
+        """
+        action, log_prob = self.rsample(batch["obs"])
+        decisions = batch.select("obs").set("action", action)
+        return decisions if log_prob is None else decisions.set("log_prob", log_prob)
+
 
 class Imitates(Actor):
     """Promise: can be trained on given actions."""

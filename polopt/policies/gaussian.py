@@ -173,8 +173,8 @@ class SquashedGaussianPolicy(DiagonalGaussian):
     log pi(a) = sum_j log N(u_j) - log(1 - tanh(u_j)^2) (Haarnoja et al. 2018, arXiv 1812.05905, appendix C).
     Reads `obs` and `action` [..., A], and `pre_action` if present: `act` records u under that key, because atanh of a
     stored action loses digits near +-1. Where tanh(pre_action) is the action, the value is exact; for any other action
-    u is atanh(action), so a replaced action is never scored by a stale `pre_action`. The gradient with respect to the
-    action goes through atanh, and is zero at +-1.
+    u is atanh(action), so a replaced action is never scored by a stale `pre_action`. The gradient goes through
+    `pre_action` where that has one (`decide`), elsewhere through the atanh of the action, which is zero at +-1.
     """
 
     family = "squashed Gaussian policy"
@@ -194,16 +194,23 @@ class SquashedGaussianPolicy(DiagonalGaussian):
 
     def entropy_at(self, mean: Tensor, log_std: Tensor) -> Tensor:
         """An unbiased estimate from one reparameterized sample per row: -log pi(a), a ~ pi. It has no closed form."""
-        return -self._sample(mean, log_std, None)[1]
+        return -self._sample(mean, log_std)[1]
 
     def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, Tensor]:
-        return self._sample(*self.split(self.memoryless(obs)), n)
+        value, log_prob = self._sample(*self.split(self.memoryless(obs)), n)
+        return value.tanh(), log_prob
 
-    def _sample(self, mean: Tensor, log_std: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+    def decide(self, batch: Batch) -> Batch:
+        value, log_prob = self._sample(*self.split(self.memoryless(batch["obs"])))
+        own = {"action": value.tanh(), "pre_action": value, "log_prob": log_prob}
+        return batch.select("obs").update(own)
+
+    def _sample(self, mean: Tensor, log_std: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """u [..., A] before the tanh, and the log-density [...] of tanh(u)."""
         draw = draw_normal(mean, n)
         value = mean + log_std.exp() * draw
         log_prob = -0.5 * draw.square() - log_std - HALF_LOG_TWO_PI - tanh_log_slope(value)
-        return value.tanh(), log_prob.sum(-1)
+        return value, log_prob.sum(-1)
 
     def env_action(self, action: Tensor) -> Tensor:
         return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
@@ -218,12 +225,16 @@ def squashed_log_prob(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def unsquash(action: Tensor, pre_action: Tensor | None) -> Tensor:
-    """u with tanh(u) = action: `pre_action` where it belongs to the action, atanh elsewhere; gradient of atanh."""
+    """u with tanh(u) = action: `pre_action` where it belongs to the action, atanh elsewhere.
+
+    The gradient is that of `pre_action` if it has one, and otherwise that of atanh.
+    """
     value = safe_atanh(action)
     if pre_action is None:
         return value
     belongs = (pre_action.tanh() - action).abs() <= 16.0 * torch.finfo(action.dtype).eps
-    return torch.where(belongs, pre_action.detach() + (value - value.detach()), value)
+    exact = pre_action if pre_action.requires_grad else pre_action + (value - value.detach())
+    return torch.where(belongs, exact, value)
 
 
 def draw_normal(like: Tensor, n: int | None) -> Tensor:

@@ -27,7 +27,7 @@ class Learned(Config):
         "alpha",
         "equation 18",
         choices=("alpha", "log-alpha"),
-        help="what multiplies the entropy gap in the loss; the official code takes log-alpha",
+        help="what multiplies the entropy gap in the loss; the official code took log-alpha until 2020",
     )
     lr: float | None = param(None, "table 1", above=0, help="learning rate; none: that of the policy")
 

@@ -127,8 +127,8 @@ def test_must_2_kl_is_new_against_old(float64):
     found = gradient(value, method.policy.parameters())[0]
     np.testing.assert_allclose(found, numeric(loss, moved), atol=1e-8)
     new = softmax(moved)
-    assert metrics["proximity"].item() == pytest.approx((visits[:, None] * new * np.log(new / old)).sum())
-    assert metrics["proximity"].item() != pytest.approx((visits[:, None] * old * np.log(old / new)).sum(), rel=0.01)
+    assert metrics["divergence"].item() == pytest.approx((visits[:, None] * new * np.log(new / old)).sum())
+    assert metrics["divergence"].item() != pytest.approx((visits[:, None] * old * np.log(old / new)).sum(), rel=0.01)
 
 
 def test_kl_of_gaussians_by_hand():
@@ -291,6 +291,28 @@ def test_must_4_gradient_goes_through_the_action_in_all_three_terms(c, critic, f
     assert value.item() == pytest.approx(loss(at))
     np.testing.assert_allclose(found, numeric(loss, at), atol=1e-7)
     assert all(not p.requires_grad for p in method.old_policy.parameters())
+
+
+def test_must_4_a_saturated_policy_is_at_no_distance_from_itself():
+    """In float32, where actions beyond |u| = 9 round to +-1: with pi_k = pi the divergence of samples is 0, and its
+    gradient with respect to the mean, E[(u - mean) / std^2] of the samples, is the noise over the std."""
+    method = plan("mdpo-off", "Pendulum-v1", warmup=16, batch_size=64, moment_penalty=0.0, replay_size=100).build()
+    with torch.no_grad():
+        for policy in (method.policy, method.old_policy):
+            for parameter in policy.net.parameters():
+                parameter.zero_()
+            head = next(p for p in policy.net.parameters() if p.shape == (2,))
+            head.copy_(torch.tensor([9.0, 0.0]))  # mean 9, std 1
+    batch = weigh(method.collect())
+    state = torch.get_rng_state()
+    own = method.policy.decide(batch)
+    assert float(method.policy_loss(batch)[1]["divergence"].detach()) == pytest.approx(0.0, abs=1e-4)
+    torch.set_rng_state(state)
+    noise = torch.randn(64, 1).mean().item()
+    gap = (batch["weight"] * (own["log_prob"] - method.old_policy.log_prob(own))).sum()
+    head = next(p for p in method.policy.net.parameters() if p.shape == (2,))
+    (gradient,) = torch.autograd.grad(gap, head)
+    assert gradient[0].item() == pytest.approx(noise, rel=1e-3)
 
 
 def test_must_4_old_policy_has_weight_lambda_minus_c(float64):

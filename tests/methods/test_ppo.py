@@ -317,6 +317,27 @@ def test_the_penalty_is_doubled_or_halved(kl, factor):
     assert float(method.kl_penalty.value) == pytest.approx(3.0 * factor)
 
 
+@pytest.mark.parametrize(("kl", "steps"), [(0.014, 8), (0.016, 1)])
+def test_epochs_end_at_one_and_a_half_times_the_target(kl, steps):
+    """Spinning Up's rule, and Stable-Baselines3's."""
+    method = make(target_kl=0.01, epochs=4)
+    calls = []
+    method.optimizer.minimize = lambda *args: calls.append(1) or {"approx_kl": torch.tensor(kl)}
+    method.update(method.collect())
+    assert len(calls) == steps
+
+
+def test_the_value_term_of_the_legged_preset_is_the_mean_squared_error(float64):
+    """rsl_rl: value_loss_coef 1.0 on the mean of (V - returns)^2 where nothing is clipped, without the 1/2."""
+    small = SMALL | {"preset": "legged", "value_clip": None, "entropy_coefficient": 0.0, "network.sizes": (8,)}
+    method = api.plan("ppo", "Pendulum-v1", seed=1, **small).build()
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    whole = gradient(method.total_loss(minibatch)[0], method.critic)
+    errors = method.critic.value(minibatch) - minibatch["returns"]
+    torch.testing.assert_close(whole, gradient(errors.square().mean(), method.critic))
+
+
 def test_epochs_end_when_the_kl_exceeds_its_target():
     steps = {}
     for target in (None, 1e-9):

@@ -193,6 +193,41 @@ def test_rsample_density_matches_log_prob_and_gradients_flow(config, n):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+def test_decisions_are_the_samples_of_rsample(config):
+    policy = make_policy(config)
+    obs = torch.randn(5, 3)
+    torch.manual_seed(1)
+    action, log_prob = policy.rsample(obs)
+    torch.manual_seed(1)
+    own = policy.decide(TensorDict({"obs": obs, "reward": torch.zeros(5)}, batch_size=5))
+    assert "reward" not in own.keys()
+    torch.testing.assert_close((own["obs"], own["action"], own["log_prob"]), (obs, action, log_prob), rtol=0, atol=0)
+
+
+def test_decisions_of_a_saturated_policy_are_scored_exactly_with_their_gradient():
+    """In float32 tanh(u) is 1 from u = 9 on. Scored by N(1, 1) before the tanh, u = m + s x with m = -10 and 10 and
+    s = 2 has log N(u; 1, 1) - log(1 - tanh(u)^2), whose gradient in m is -(u - 1) + 2 tanh(u)."""
+    torch.set_default_dtype(torch.float32)
+    policy, other = (SquashedGaussian().build(SPEC, Network(sizes=())) for _ in range(2))
+    with torch.no_grad():
+        for each, bias in ((policy, [-10.0, 10.0, math.log(2), math.log(2)]), (other, [1.0, 1.0, 0.0, 0.0])):
+            for parameter in each.parameters():
+                parameter.zero_()
+            next(p for p in each.parameters() if p.shape == (4,)).copy_(torch.tensor(bias))
+    own = policy.decide(TensorDict({"obs": torch.zeros(6, 3)}, batch_size=6))
+    u = own["pre_action"].detach().double().numpy()
+    assert (abs(u) > 9).any()
+    score = other.log_prob(own)
+    log_slope = 2 * (np.log(2) - u - np.logaddexp(0, -2 * u))
+    want = (-0.5 * (u - 1) ** 2 - 0.5 * np.log(2 * np.pi) - log_slope).sum(-1)
+    np.testing.assert_allclose(score.detach().numpy(), want, rtol=1e-5)
+    bias = next(p for p in policy.parameters() if p.shape == (4,))
+    (gradient,) = torch.autograd.grad(score.sum(), bias, retain_graph=True)
+    np.testing.assert_allclose(gradient[:2].numpy(), (1 - u + 2 * np.tanh(u)).sum(0), rtol=1e-5)
+    torch.testing.assert_close(policy.log_prob(own), own["log_prob"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_rsample_is_the_path_and_not_the_score(config):
     """With the noise fixed, the gradient of a sample is that of the deterministic map noise -> action."""
     policy = make_policy(config)

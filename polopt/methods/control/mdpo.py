@@ -6,7 +6,8 @@ Iteration k is a step of mirror descent: the linearized return minus a divergenc
 iteration started is maximized, and that only roughly, by m gradient steps with pi_k frozen.
 
     proximal    pi_{k+1} ~ argmax_pi  E_{s ~ rho_k}[ E_{a ~ pi}[A_k(s, a)] - KL(pi || pi_k) / t_k ]     NEW first
-    solution    pi_k exp(t_k A_k) / Z, which m = `inner_steps` (on-policy) or `refresh` (off-policy) steps approach
+    solution    pi_k exp(t_k A_k) / Z, which m = `inner_steps` (on-policy) or `refresh` (off-policy) steps approach: the
+                first counts gradient steps on one window, the second environment steps, as the released code does
     t_k         max(1 - k / K, 1 / K) / `proximity` in iteration k of K;  max(...) is `step_size`, pi_k `old_policy`
 
 On-policy, with the whole window in every inner step and nothing clipped; the critic learns by itself afterwards:
@@ -83,7 +84,7 @@ class MDPO(PPO):
     slug = "mdpo"
     saved = ("iterations",)
     requires = (Density,)
-    headline = ("entropy", "proximity", "step_size", "explained_variance")
+    headline = ("entropy", "divergence", "step_size", "explained_variance")
     default_steps = 1_000_000
     presets = {"classic": RAW | {"window": 512, "minibatches": 4, "lr": 1e-3}}
     limits = (
@@ -126,7 +127,7 @@ class MDPO(PPO):
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().policy_loss(batch)
         divergence = self.divergence(batch)
-        return loss + self.config.proximity / self.step_size * divergence, metrics | {"proximity": divergence}
+        return loss + self.config.proximity / self.step_size * divergence, metrics | {"divergence": divergence}
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().value_loss(batch)
@@ -160,7 +161,7 @@ class OffPolicyMDPO(SAC):
 
     slug = "mdpo-off"
     saved = ("refreshes",)
-    headline = ("entropy", "proximity", "q", "critic_loss")
+    headline = ("entropy", "divergence", "q", "critic_loss")
     presets = {"pendulum": SAC.presets["pendulum"] | {"refresh": 200}}
     limits = (
         Limit(
@@ -206,9 +207,9 @@ class OffPolicyMDPO(SAC):
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, weight, temperature = self.config, batch["weight"], self.temperature.value
-        action, log_prob = self.policy.rsample(batch["obs"])
-        old_log_prob = self.old_policy.log_prob(batch.select("obs").set("action", action))
-        q = self.action_values(batch["obs"], action)
+        own = self.policy.decide(batch)
+        log_prob, old_log_prob = own["log_prob"], self.old_policy.log_prob(own)
+        q = self.action_values(batch["obs"], own["action"])
         q = q[0] if config.policy_critic == "first" else reduce_members(q, config.policy_critic)
         # lambda log pi - Q + (c - lambda) (log pi - log pi_k) = c log pi + (lambda - c) log pi_k - Q
         divergence = reparameterized_proximity(log_prob, old_log_prob, weight)
@@ -218,7 +219,7 @@ class OffPolicyMDPO(SAC):
             moments = (mean.square() + log_std.square()).mean(-1)
             loss = loss + config.moment_penalty * weighted_mean(moments, weight)
         entropy = weighted_mean(-log_prob, weight)
-        return loss, {"policy_loss": loss, "entropy": entropy, "proximity": divergence}
+        return loss, {"policy_loss": loss, "entropy": entropy, "divergence": divergence}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().update(batch)

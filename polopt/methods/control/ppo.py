@@ -72,7 +72,9 @@ class PPO(Method):
         lr_schedule: Constant | Linear | Cosine = param(Linear(), "37 details: detail 4")
         adaptive_lr: AdaptiveKL | None = param(None, "arXiv 2109.11978", help="learning rate from KL(old || new)")
         kl_penalty: KLPenalty | None = param(None, "section 4", help="adds coefficient * KL(old || new)")
-        target_kl: float | None = param(None, "Spinning Up", above=0, help="ends the epochs when approx_kl exceeds it")
+        target_kl: float | None = param(
+            None, "Spinning Up", above=0, help="ends the epochs after a step whose approx_kl exceeds 1.5 times this"
+        )
         adam_eps: float = param(1e-5, "37 details: detail 3", above=0)
         max_grad_norm: float | None = param(0.5, "37 details: detail 10", above=0)
         normalize_obs: bool = param(False, "37 details: MuJoCo", help="running mean and std, clipped at 10")
@@ -136,7 +138,7 @@ class PPO(Method):
             "lr_schedule": "constant",
             "adaptive_lr": "adaptive-kl",
             "advantage_over": "batch",
-            "value_coefficient": 1.0,
+            "value_coefficient": 2.0,  # rsl_rl's is 1.0, on a loss without the 1/2
             "max_grad_norm": 1.0,
             "network.sizes": (512, 256, 128),
             "network.activation": "elu",
@@ -273,8 +275,8 @@ class PPO(Method):
                 with torch.no_grad():
                     self.optimizer.lr = self.adaptive_lr.update(self.kl_from_old(minibatch))
             steps.append(self.optimizer.minimize(self.total_loss, minibatch))
-            if config.target_kl is not None and steps[-1]["approx_kl"] > config.target_kl:  # the one look at a number
-                break
+            if config.target_kl is not None and steps[-1]["approx_kl"] > 1.5 * config.target_kl:
+                break  # the one look at a number
         if self.kl_penalty is not None:
             with torch.no_grad():
                 self.kl_penalty.update(self.kl_from_old(batch))

@@ -15,11 +15,11 @@ With replay batch (s, a, r, s'), next action a' ~ pi(.|s') of the CURRENT policy
     targets     Q_targ <- tau Q + (1 - tau) Q_targ
 
 Differs from its base, the first SAC (arXiv 1801.01290), in having no value network and a learned temperature
-(`--entropy fixed` keeps it constant, `--reward-scale` is that paper's knob).
+(`--entropy fixed` keeps it constant, `--reward-scale` is that paper's knob: 5 there, 20 for Humanoid).
 
 Departs from the paper in: densities and the target entropy are in the units in which the policy acts, [-1, 1], whatever
-the bounds of the action space. The released code averages the two critics in the policy loss where the paper takes
-the minimum: `--policy-critic mean`.
+the bounds of the action space. The authors' softlearning has averaged the two critics in the policy loss since its
+TensorFlow 2 release (March 2020), where the paper and the code before take the minimum: `--policy-critic mean`.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class SAC(Method):
         updates_per_step: int = param(1, "table 1", low=1, help="gradient steps per environment step")
         critics: int = param(2, "section 5", low=1, help="members of the critic ensemble")
         policy_critic: str = param("min", "equation 7", choices=("min", "mean"), help="reduction in the policy loss")
-        reward_scale: float = param(1.0, "table 1", above=0)
+        reward_scale: float = param(1.0, "official code", above=0, help="multiplies the rewards")
         n_step: int = param(1, "polopt", low=1, help="steps of reward before bootstrapping")
         entropy: Learned | Fixed = param(Learned(), "section 5")
         network: Network = param(Network(sizes=(256, 256), activation="relu"), "table 1")
