@@ -21,6 +21,7 @@ from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
 from polopt.core.state import Stateful
 from polopt.data.base import Source
+from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
 from polopt.optim import Optimizer
 from polopt.policies.base import Actor, require
@@ -164,6 +165,10 @@ class Method(Stateful):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         """Undiscounted returns of the policy: `return`, `return_std`, `length`. Whatever overrides it gives `score`."""
         return evaluate_returns(self.policy, task, episodes, greedy=greedy)
+
+    def figures(self) -> dict[str, Figure]:
+        """What there is to see of what was learned, by title: drawn by reports as the last evaluation left it."""
+        return {}
 
     def part(self, name: str, make: Callable[..., P], *args: Any, **options: Any) -> P:
         """The part that was given to the constructor under this name, or else `make(*args, **options)`."""

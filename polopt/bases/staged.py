@@ -11,6 +11,7 @@ from torch import Tensor
 from polopt.bases.method import Method
 from polopt.core.batch import Batch
 from polopt.data.base import Source
+from polopt.evaluation.figures import Figure
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
 
@@ -80,6 +81,9 @@ class Staged(Method):
 
     def rebuilt(self) -> None:
         self._enter(self.stage(self.stage_index))
+
+    def figures(self) -> dict[str, Figure]:
+        return self.learner.figures()
 
     @property
     def behavior(self) -> Actor:

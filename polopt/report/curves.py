@@ -26,7 +26,7 @@ def learning_curve(run: RunData) -> tuple[str, str]:
     """SVG of the evaluations of one run, and a caption that says what the band is; where they are returns, with the
     returns of training episodes."""
     steps, values = run.evaluations()
-    with _figure(8.2, 4.7, run.unit) as (axes, svg):
+    with canvas(8.2, 4.7, run.unit) as (axes, svg):
         _, training = drawn = run.series("train/return" if run.judged_by == Score() else "")
         if len(training):
             axes.plot(*drawn, color=FAINT, linewidth=1, label="training episodes")
@@ -38,7 +38,7 @@ def learning_curve(run: RunData) -> tuple[str, str]:
             axes.plot(steps, values, color=SERIES[0], linewidth=2, marker=marker, markersize=4, label="evaluation")
         axes.set_ylabel(run.judged_by.text)
         _stage_lines(axes, run)
-        _legend(axes, len(values) + len(training))
+        legend(axes, len(values) + len(training))
     return svg[0], caption
 
 
@@ -62,7 +62,7 @@ def _evaluation_band(run: RunData, values: Array) -> tuple[Array, Array, str]:
 def small_multiple(run: RunData, name: str, color: int = 0) -> str:
     """SVG of one column."""
     steps, values = run.series(name)
-    with _figure(3.5, 1.9, run.unit, small=True) as (axes, svg):
+    with canvas(3.5, 1.9, run.unit, small=True) as (axes, svg):
         marker = "o" if len(values) == 1 else None
         axes.plot(steps, values, color=SERIES[color % len(SERIES)], linewidth=1.4, marker=marker, markersize=4)
         if len(values) and np.ptp(values) == 0:
@@ -70,10 +70,34 @@ def small_multiple(run: RunData, name: str, color: int = 0) -> str:
     return svg[0]
 
 
+def by_learner(run: RunData) -> dict[str, dict[str, str]]:
+    """The columns "LEARNER/NAME" of methods with several learners: NAME to learner to column."""
+    found: dict[str, dict[str, str]] = {}
+    for column in run.columns:
+        learner, slash, name = column.partition("/")
+        if slash and learner not in ("eval", "train") and len(run.series(column)[1]):
+            found.setdefault(name, {})[learner] = column
+    return found
+
+
+def learner_curves(run: RunData, columns: Mapping[str, str]) -> str:
+    """SVG of one number of several learners; a learner has the same color in every picture of the run."""
+    order = list(dict.fromkeys(learner for each in by_learner(run).values() for learner in each))
+    with canvas(5.7, 2.9, run.unit) as (axes, svg):
+        for learner, column in columns.items():
+            color = SERIES[order.index(learner) % len(SERIES)]
+            steps, values = run.series(column)
+            axes.plot(
+                steps, values, color=color, linewidth=1.6, label=learner, marker="o" if len(values) == 1 else None
+            )
+        legend(axes, len(columns))
+    return svg[0]
+
+
 def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:
     """SVG of evaluations per label: interquartile mean over seeds, band, each seed as a thin line."""
     count = 0
-    with _figure(11.6, 4.6, unit) as (axes, svg):
+    with canvas(11.6, 4.6, unit) as (axes, svg):
         for index, (label, runs) in enumerate(groups.items()):
             color = SERIES[index % len(SERIES)]
             curves = [run.evaluations() for run in runs]
@@ -87,7 +111,7 @@ def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tup
                 name = f"{label} ({total.n} seed{'s' if total.n > 1 else ''})"
                 axes.plot(total.steps, total.center, color=color, linewidth=2.2, label=name)
         axes.set_ylabel(f"evaluation: {next(iter(groups.values()))[0].judged_by.text}")
-        _legend(axes, count)
+        legend(axes, count)
     if not count:
         return svg[0], "No evaluation has been recorded yet."
     return svg[
@@ -97,7 +121,7 @@ def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tup
 
 def interval_chart(rows: Sequence[tuple[str, dict[str, Any], Sequence[float | None]]]) -> str:
     """SVG of final scores: a dot and interval per label, single seeds as small marks."""
-    with _figure(11.6, 0.75 + 0.42 * len(rows), None) as (axes, svg):
+    with canvas(11.6, 0.75 + 0.42 * len(rows)) as (axes, svg):
         for index, (_, iqm, scores) in enumerate(rows):
             color = SERIES[index % len(SERIES)]
             kept = [value for value in scores if value is not None]
@@ -124,7 +148,7 @@ def _stage_lines(axes: Any, run: RunData) -> None:
             )  # fmt: skip
 
 
-def _legend(axes: Any, count: int) -> None:
+def legend(axes: Any, count: int) -> None:
     if count:
         axes.legend(loc="best", frameon=False, labelcolor=INK)
 
@@ -153,7 +177,9 @@ def axes_style(ink: str, faint: str, grid: str) -> Any:
 
 
 @contextmanager
-def _figure(width: float, height: float, unit: str | None, *, small: bool = False) -> Iterator[tuple[Any, list[str]]]:
+def canvas(
+    width: float, height: float, unit: str | None = None, *, small: bool = False
+) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on, and a list that holds the SVG afterwards. No global state of matplotlib is touched."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

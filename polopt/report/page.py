@@ -14,7 +14,15 @@ from typing import Any
 import polopt
 from polopt.core.errors import RunError, UsageError
 from polopt.evaluation.score import Score
-from polopt.report.curves import comparison_curves, interval_chart, learning_curve, small_multiple
+from polopt.report.curves import (
+    by_learner,
+    comparison_curves,
+    interval_chart,
+    learner_curves,
+    learning_curve,
+    small_multiple,
+)
+from polopt.report.figures import shown, shown_together
 from polopt.report.runs import COUNTS, LAST, RunData, flatten, labels, last, read_runs
 from polopt.report.tables import comparison
 
@@ -48,6 +56,8 @@ def run_page(run: RunData) -> str:
     judged = run.judged_by
     apart = {*COUNTS, "seconds", judged.column, f"{judged.column}_std"}
     apart |= {"train/return"} if judged == Score() else set()
+    learners = by_learner(run)
+    apart |= {column for columns in learners.values() for column in columns.values()}
     names = [name for name in run.columns if name not in apart and len(run.series(name)[1])]
     return _template().render(
         title=f"{run.method} on {run.task}",
@@ -60,6 +70,8 @@ def run_page(run: RunData) -> str:
         caption=caption,
         video=_video(run),
         samples=_samples([("", run)]),
+        figures=shown(run),
+        learners=[(name, learner_curves(run, columns)) for name, columns in learners.items()],
         metrics=[
             (name, small_multiple(run, name, index), _number(last(run.columns[name])))
             for index, name in enumerate(names)
@@ -93,6 +105,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
             {
                 "task": task, "facts": facts, "curve": curve, "caption": caption, "chart": chart, "seeds": seeds,
                 "per_seed": per_seed, "pairs": pairs, "order": list(facts["methods"]),
+                "figures": shown_together(groups),
                 "videos": _videos([(label, run) for label, run in named if run.task == task]),
             }
         )  # fmt: skip

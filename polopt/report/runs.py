@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from polopt.core.errors import RunError, UsageError, nearest
+from polopt.evaluation.figures import Figure, from_json
 from polopt.evaluation.score import Score
 from polopt.evaluation.statistics import Array
 
@@ -88,6 +89,14 @@ class RunData:
         """The final score: the mean of the last three evaluations; NaN without one."""
         values = self.evaluations()[1][-LAST:]
         return float(values.mean()) if len(values) else float("nan")
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """What the method showed at its last evaluation; nothing where the file is absent or damaged."""
+        try:
+            return from_json(json.loads((self.folder / "figures.json").read_text())["figures"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
+            return {}
 
     @cached_property
     def video(self) -> Path | None:

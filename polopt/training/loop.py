@@ -21,6 +21,7 @@ from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
+from polopt.evaluation.figures import to_json
 from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
@@ -185,6 +186,7 @@ class Trainer(Stateful):
         if evaluate:
             scores = method.evaluate(self._eval_task, self.eval_episodes)
             row |= {f"eval/{name}": value for name, value in scores.items()}
+            self._keep_figures()
             self._keep_samples()
             value = self.score.of(scores, method.slug)
             if math.isfinite(value) and (self.best is None or value > self.best):
@@ -198,6 +200,13 @@ class Trainer(Stateful):
         for logger in self._loggers:
             logger.log(row, self.count)
         return row
+
+    def _keep_figures(self) -> None:
+        """Keeps what the method shows after this evaluation: figures.json."""
+        figures = self.method.figures()
+        if figures:
+            entry = {"step": self.count, "figures": to_json(figures)}
+            files.replace(self.checkpoints.folder.parent / "figures.json", json.dumps(entry).encode())
 
     def _keep_samples(self) -> None:
         """Keeps what the first and the last evaluation showed: samples.json."""

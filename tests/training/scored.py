@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from polopt.core.batch import Batch
+from polopt.evaluation.figures import Figure, Points
 from polopt.methods.control.ppo import PPO
 from polopt.tasks.base import Task
 
@@ -19,6 +22,14 @@ class Volume(PPO):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         weights = torch.cat([value.detach().flatten() for value in self.policy.parameters()])
         return {"hypervolume": 0.5 + 0.5 * torch.sin(20.0 * weights.sum()).item(), "return": -5.0}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = super().update(batch)
+        return metrics | {"leader/entropy": metrics["entropy"], "student/entropy": 2 * metrics["entropy"]}
+
+    def figures(self) -> dict[str, Figure]:
+        x = torch.arange(4.0) + self.ledger.updates
+        return {"front": Points(x, -x, x_label="speed", y_label="thrift", front=True)}
 
 
 class Regretful(Volume):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from polopt.claims.arms import measure
 from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.evaluation.score import Score, common
+from polopt.methods.control.ppo import PPO
 from polopt.report import comparison, read_run, write_report
 from polopt.report.compare import compare
 from polopt.training.folder import Run
-from tests.training.runs import TINY
+from tests.training.runs import TINY, settings
 from tests.training.scored import METHODS, Volume
 
 SETTINGS = TINY["ppo"][1] | {"seed": 3, "loggers": (), "eval_episodes": 1, "eval_every": 16, "lr": 0.02}
@@ -119,12 +121,38 @@ def test_the_page_follows_the_score(tmp_path):
     assert ">return<" not in page
 
 
+def test_what_a_method_shows_is_kept_and_drawn(tmp_path):
+    run = train("volume", tmp_path / "run")
+    kept = json.loads((run.folder / "figures.json").read_text())
+    assert kept["step"] == 96
+    assert kept["figures"]["front"]["x"] == [6.0, 7.0, 8.0, 9.0]  # as it was after the last of six updates
+    assert read_run(run.folder).figures["front"].y == [-6.0, -7.0, -8.0, -9.0]
+    page = write_report([run.folder], tmp_path / "page.html").read_text()
+    for text in (
+        "<h3>front</h3>",
+        ">speed<",
+        ">thrift<",
+        "<h2>Learners</h2>",
+        "<h3>entropy</h3>",
+        ">leader<",
+        ">student<",
+    ):
+        assert text in page
+    assert "leader/entropy" not in page  # drawn once, with the other learner
+
+
+def test_a_staged_method_shows_what_its_stage_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPO, "figures", Volume.figures)
+    run = polopt.train("bc-ppo", "CartPole-v1", out=tmp_path / "run", **settings("bc-ppo"))
+    assert read_run(run.folder).figures.keys() == {"front"}
+
+
 def test_different_scores_are_compared_by_one_that_both_have(tmp_path):
-    settings = {key: value for key, value in SETTINGS.items() if key != "seed"}
+    given = {key: value for key, value in SETTINGS.items() if key != "seed"}
     with pytest.raises(UsageError, match=r"judged by different numbers \(volume by 'hypervolume', ppo by 'return'\)"):
-        compare(["volume", "ppo"], "CartPole-v1", seeds=1, out=tmp_path / "out", **settings)
+        compare(["volume", "ppo"], "CartPole-v1", seeds=1, out=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
-    both = compare(["volume", "ppo"], "CartPole-v1", seeds=1, out=tmp_path / "out", score="return", **settings)
+    both = compare(["volume", "ppo"], "CartPole-v1", seeds=1, out=tmp_path / "out", score="return", **given)
     folders = [run.folder for run in both.runs]
     assert "CartPole-v1: return" in both.table
     assert comparison(folders, "return")["tasks"]["CartPole-v1"]["methods"]["volume"]["scores"] == [-5.0]
