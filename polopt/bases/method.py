@@ -9,7 +9,7 @@ There are no hooks: "before collecting" is the first line of `collect`, "after t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from polopt.policies.base import Actor, require
 from polopt.tasks.base import Task
 
 P = TypeVar("P")
+C = TypeVar("C", bound=configs.Config)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ class Smoke:
     steps: int
     config: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
+
+
+HELD = ("envs", "micro_batch")
+"""What the config of a learner that a method holds does not offer: the holder's count for both."""
+
+
+def learner_param(default: configs.Config, source: str, *, without: tuple[str, ...] = (), help: str = "") -> Any:
+    """A field of a method's config for the config of a learner that it holds: see `Method.learner_config`.
+
+    `without` names further fields that the holder decides, such as those of parts that it hands to the learner: they
+    are no options, and a config that changes one is refused.
+    """
+    return param(default, source, without=(*HELD, *without), help=help)
 
 
 class Method(Stateful):
@@ -173,6 +187,10 @@ class Method(Stateful):
     def part(self, name: str, make: Callable[..., P], *args: Any, **options: Any) -> P:
         """The part that was given to the constructor under this name, or else `make(*args, **options)`."""
         return self._given.pop(name) if name in self._given else make(*args, **options)
+
+    def learner_config(self, config: C, **given: Any) -> C:
+        """The config of a learner that this method holds, made whole: with this method's `HELD`, and what is given."""
+        return replace(config, **{name: getattr(self.config, name) for name in HELD}, **given)
 
     def make_policy(self, config: Any, **options: Any) -> Actor:
         """The policy that was given to the constructor, or else `config.build(spec, **options)`."""

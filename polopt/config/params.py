@@ -28,6 +28,7 @@ class Param:
     unit: str | None = None
     choices: tuple[Any, ...] | None = None
     help: str | None = None
+    without: tuple[str, ...] = ()
 
     def range(self) -> str:
         """The legal values in words, e.g. "above 0 and at most 1"; "" when every value of the type is legal."""
@@ -65,14 +66,17 @@ def param(
     unit: str | None = None,
     choices: tuple[Any, ...] | None = None,
     help: str | None = None,
+    without: tuple[str, ...] = (),
 ) -> Any:
     """Returns a dataclass field with a default and where it comes from ("table 1", "official code", "assumed").
 
     `low` and `high` belong to the legal range, `above` and `below` do not; on a tuple they hold for each element.
+    `without` names fields of a part that whoever holds the part decides: they are no options there, and are not written
+    down, and a config in which one of them is changed is refused.
     """
     if not source:
         raise TypeError("a param needs a source: where does its default come from?")
-    metadata = {"param": Param(source, low, high, above, below, unit, choices, help)}
+    metadata = {"param": Param(source, low, high, above, below, unit, choices, help, without)}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -81,6 +85,12 @@ def param(
 def param_of(item: dataclasses.Field[Any]) -> Param | None:
     """The `Param` of a dataclass field, None where the field was declared without `param`."""
     return item.metadata.get("param")
+
+
+def without_of(item: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The fields of the part in this field that are decided by who holds it."""
+    info = param_of(item)
+    return info.without if info else ()
 
 
 class InvalidValue(UsageError):
@@ -120,6 +130,10 @@ class Config:
             info = param_of(item)
             if info is not None and not info.allows(fitted):
                 raise InvalidValue(item.name, f"must be {info.range()}, not {spell(fitted)}")
+            if isinstance(fitted, Config):
+                for name in without_of(item):
+                    if getattr(fitted, name, None) != getattr(type(fitted)(), name, None):
+                        raise InvalidValue(f"{item.name}.{name}", "does nothing here")
 
     @classmethod
     def from_value(cls, value: Any) -> Config | None:

@@ -27,6 +27,7 @@ from polopt.config.params import (
     kind,
     members,
     spell,
+    without_of,
 )
 from polopt.config.serialize import fields_of, import_callable
 from polopt.core.errors import UsageError, nearest
@@ -185,11 +186,17 @@ class _Reader:
         return name, presets[name]
 
     def part(
-        self, config: Config, given: Mapping[str, _Node], path: tuple[str, ...], others: Sequence[Any] = ()
+        self,
+        config: Config,
+        given: Mapping[str, _Node],
+        path: tuple[str, ...],
+        others: Sequence[Any] = (),
+        without: Sequence[str] = (),
     ) -> Config:
         """The config with what was given for its fields; `others` are the classes that could stand in its place."""
         hints, given = hints_of(type(config)), dict(given)
-        names = [item.name for item in fields(config)]
+        items = {item.name: item for item in fields(config) if item.name not in without}
+        names = list(items)
         if path and "preset" in given and "preset" not in names:
             _, overrides = self.preset(given.pop("preset"), type(config).presets)
             config = _Reader({"": config}, {}, cli=False).read(_tree_of_dict(overrides))[0][""]
@@ -203,19 +210,22 @@ class _Reader:
                 if positive in given:
                     raise UsageError(f"{node.typed} contradicts {given[positive].typed}")
                 changes[positive] = False
+            elif key in without:
+                once = f": there is one {self.spell((key,))} for all" if key in self.owner else ""
+                raise UsageError(f"{_first(node)} does nothing here{once}")
             elif key not in names:
                 owners = [kind(cls) for cls in others if any(item.name == key for item in fields(cls))]
                 if owners:
                     raise self.belongs(node.typed, path, owners, kind(type(config)))
                 raise self.unknown(_first(node), key, path, names)
             else:
-                changes[key] = self.field(getattr(config, key), hints[key], node, here)
+                changes[key] = self.field(getattr(config, key), hints[key], node, here, without_of(items[key]))
         try:
             return dataclasses.replace(config, **changes)
         except InvalidValue as error:
             raise error.renamed(self.spell((*path, error.name))) from None
 
-    def field(self, value: Any, hint: Any, node: _Node, path: tuple[str, ...]) -> Any:
+    def field(self, value: Any, hint: Any, node: _Node, path: tuple[str, ...], without: Sequence[str] = ()) -> Any:
         """The value of one field: first the choice or value given for it, then what was given for its parts."""
         options = [option for option in members(hint) if is_config(option)]
         children = dict(node.children)
@@ -231,7 +241,8 @@ class _Reader:
         if not children:
             return value
         if isinstance(value, Config):
-            return self.part(value, children, path, [option for option in options if option is not type(value)])
+            others = [option for option in options if option is not type(value)]
+            return self.part(value, children, path, others, without)
         if isinstance(value, dict):
             return value | {key: self.plain(child, (*path, key)) for key, child in children.items()}
         first, child = next(iter(children.items()))

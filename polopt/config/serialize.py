@@ -24,6 +24,7 @@ from polopt.config.params import (
     members,
     param_of,
     spell,
+    without_of,
 )
 from polopt.core.errors import UsageError, nearest
 
@@ -34,12 +35,17 @@ def to_dict(config: Config) -> dict[str, Any]:
     Infinities and NaN become the texts "inf", "-inf", "nan". A callable becomes {"callable": "module:function"}, or
     {"callable": repr} when no such name leads back to it.
     """
-    return {"kind": kind(type(config))} | {item.name: _encode(getattr(config, item.name)) for item in fields(config)}
+    return _encode(config)
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any, without: tuple[str, ...] = ()) -> Any:
     if isinstance(value, Config):
-        return to_dict(value)
+        own = {
+            item.name: _encode(getattr(value, item.name), without_of(item))
+            for item in fields(value)
+            if item.name not in without
+        }
+        return {"kind": kind(type(value))} | own
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, (tuple, list)):
@@ -178,11 +184,15 @@ def fields_of(cls: type[Config] | Config) -> list[Field]:
     return list(_walk(config, "", "", "", ()))
 
 
-def _walk(config: Config, prefix: str, choice: str, source: str, above: tuple[type, ...]) -> Iterator[Field]:
+def _walk(
+    config: Config, prefix: str, choice: str, source: str, above: tuple[type, ...], without: tuple[str, ...] = ()
+) -> Iterator[Field]:
     """`source` is that of the field which holds this config: a value that is not the class's own comes from there."""
     hints, usual = hints_of(type(config)), type(config)()
     above = (*above, type(config))
     for item in fields(config):
+        if item.name in without:
+            continue
         name, value, info = prefix + item.name.replace("_", "-"), getattr(config, item.name), param_of(item)
         hint, options = hints[item.name], [each for each in members(hints[item.name]) if is_config(each)]
         own = info.source if info else ""
@@ -204,7 +214,7 @@ def _walk(config: Config, prefix: str, choice: str, source: str, above: tuple[ty
             (info.help if info else "") or "",
         )
         if isinstance(value, Config):
-            yield from _walk(value, f"{name}.", choice, origin, above)
+            yield from _walk(value, f"{name}.", choice, origin, above, without_of(item))
         for option in options:
             if option is not type(value) and option not in above:
-                yield from _walk(option(), f"{name}.", f"{name} {kind(option)}", "", above)
+                yield from _walk(option(), f"{name}.", f"{name} {kind(option)}", "", above, without_of(item))

@@ -75,7 +75,7 @@ def test_must_3_it_costs_no_environment_steps_and_normalizes_by_the_demonstratio
 
 def test_demonstrations_must_be_named_and_there():
     for name, said in (
-        ("", "bc needs --demonstrations FILE"),
+        ("", "bc needs demonstrations: a file that 'polopt eval RUN --record FILE' writes"),
         ("nowhere.safetensors", "there are no demonstrations at"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -147,6 +147,66 @@ def test_the_policy_rests_while_the_critic_warms_up():
     assert not any(torch.equal(a, b) for a, b in zip(critic, method.learner.critic.parameters()))
     advance(method)
     assert not all(torch.equal(a, b) for a, b in zip(before, method.policy.parameters()))
+
+
+def test_the_first_real_step_of_the_policy_is_a_first_step_of_adam():
+    """Adam's first step moves a coordinate by the learning rate; with an advanced step count it is another length."""
+    method = staged(critic_warmup=2, minibatches=1, epochs=1, entropy_coefficient=0.0, max_grad_norm=None)
+    for _ in range(5):
+        advance(method)
+    optimizer = method.learner.optimizer
+    steps = [int(optimizer.torch.state[p]["step"]) if p in optimizer.torch.state else 0 for p in optimizer.parameters]
+    count = len(list(method.policy.parameters()))
+    assert steps == [0] * count + [2] * (len(steps) - count)
+    before = [p.detach().clone() for p in method.policy.parameters()]
+    advance(method)
+    moved = [(now.detach() - then).abs().max() for now, then in zip(method.policy.parameters(), before)]
+    assert float(torch.stack(moved).max()) == pytest.approx(optimizer.rate, rel=0.01)
+
+
+def test_what_the_policy_does_stays_while_it_rests():
+    method = staged(critic_warmup=3, normalize_obs=True)
+    for _ in range(3):
+        advance(method)
+    obs = method.learner.task.reset()
+    before, count = method.policy.net(obs).detach(), int(method.policy.normalizer.count)
+    assert count > 0  # of the demonstrations
+    for _ in range(3):
+        advance(method)
+        assert torch.equal(method.policy.net(obs).detach(), before)
+    advance(method)
+    assert int(method.policy.normalizer.count) == count + 16
+
+
+def test_the_learning_rate_waits_while_the_policy_rests():
+    """A policy at rest has a KL of 0, which is no reason for larger steps."""
+    method = staged(critic_warmup=2, adaptive_lr="adaptive-kl")
+    for _ in range(5):
+        advance(method)
+    assert method.learner.optimizer.lr == method.config.lr
+    advance(method)
+    assert method.learner.optimizer.lr != method.config.lr
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"bc.network.sizes": (3,)}, "bc.network.sizes does nothing here: there is one network for all"),
+        ({"bc.policy": "gaussian"}, "bc.policy does nothing here: there is one policy for all"),
+        ({"bc.normalize_obs": True}, "bc.normalize_obs does nothing here"),
+        ({"bc.envs": 2}, "bc.envs does nothing here: there is one envs for all"),
+        ({"bc.micro_batch": 2}, "bc.micro_batch does nothing here: there is one micro_batch for all"),
+    ],
+)
+def test_options_of_the_first_stage_that_would_do_nothing_are_refused(option, said):
+    with pytest.raises(UsageError, match=said):
+        api.plan("bc-ppo", "CartPole-v1", **option)
+
+
+def test_the_first_stage_takes_the_micro_batches_of_the_whole():
+    method = staged(micro_batch=4)
+    assert method.stage_name == "bc"
+    assert method.learner.optimizer.micro_batch == 4
 
 
 def test_stages_show_in_the_rows(tmp_path):

@@ -81,7 +81,7 @@ class BC(Method):
         data = recorded_data(config.demonstrations, self.task, random_episodes=config.random_episodes)
         if data is None:
             raise UsageError(
-                "bc needs --demonstrations FILE, which 'polopt eval RUN --record FILE' writes, or a dataset as --task"
+                "bc needs demonstrations: a file that 'polopt eval RUN --record FILE' writes, or a dataset as --task"
             )
         return data
 
