@@ -1,7 +1,8 @@
 """What the methods for language models share: one model, one optimizer, and how completions are sampled and scored.
 
-These are bases, not methods. `LanguageMethod` trains a causal model on a text task; `GroupMethod` also samples from it:
-prompts in groups of completions, scored by the task, used for one or more optimizer steps.
+These are bases, not methods. `LanguageMethod` trains a language policy on a text task. `CompletionMethod` also samples
+from it: prompts in groups of completions, scored by the task, used for one or more optimizer steps; it asks of the
+policy only that it acts. `GroupMethod` adds what policies allow that have a density of every token.
 
 Batches are [B], one row a completion, tokens trailing: see `polopt.data.prompt_groups`.
 """
@@ -21,19 +22,19 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled
-from polopt.evaluation.completions import evaluate_completions, show_completions
+from polopt.evaluation.completions import evaluate_completions, same_draws, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
 from polopt.optim import frozen_copy, polyak_update
-from polopt.policies import CausalLM
-from polopt.policies.base import Actor
+from polopt.policies import AnyLanguagePolicy, CausalLM
+from polopt.policies.base import Actor, Density
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.anchors import reference_penalty
 from polopt.tasks.base import Task
 
 
 class LanguageMethod(Method):
-    """Trains a causal language model.
+    """Trains a language policy.
 
     Evaluations give `return` and `accuracy` where the task can score completions, and keep transcripts in `samples`. A
     method that learns from data says in `evaluate_data` how well it fits the data that is held out.
@@ -45,7 +46,7 @@ class LanguageMethod(Method):
         model: str = param(
             "", "polopt", help="a folder, a hub id, a run of polopt, or the size of a new one: tiny, 0.5m, 1m, 3m, 10m"
         )
-        policy: CausalLM = param(CausalLM(), "polopt", help="how it is loaded, adapted and sampled")
+        policy: AnyLanguagePolicy = param(CausalLM(), "polopt", help="how it is loaded, adapted and sampled")
         lr: float = param(1e-6, "official code", above=0)
         lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
         max_grad_norm: float | None = param(1.0, "official code", above=0)
@@ -92,7 +93,8 @@ class LanguageMethod(Method):
         fit: dict[str, float] = {}
         count = episodes if task.size is None else min(episodes, task.size)
         try:
-            fit = self.evaluate_data(task, count)
+            with same_draws():
+                fit = self.evaluate_data(task, count)
         except UsageError:  # prompts for evaluation need not have the data that training needs
             if not task.scores:
                 raise
@@ -108,25 +110,17 @@ class LanguageMethod(Method):
         return {}
 
 
-class GroupMethod(LanguageMethod):
-    """Samples `samples_per_prompt` completions of `batch_prompts` prompts and learns from their rewards."""
+class CompletionMethod(LanguageMethod):
+    """Samples `samples_per_prompt` completions of `batch_prompts` prompts and learns from their rewards.
+
+    A completion is one decision here, so its `weight` is [B]. Subclasses say how completions are scored.
+    """
 
     @dataclass(frozen=True)
     class Config(LanguageMethod.Config):
         batch_prompts: int = param(96, "official code", low=1, unit="prompts", help="per batch")
         samples_per_prompt: int = param(8, "official code", low=1, unit="completions")
         updates_per_batch: int = param(1, "official code", low=1, help="optimizer steps per batch, on parts of it")
-        aggregate: str = param(
-            "token",
-            "official code",
-            choices=("token", "sequence", "constant", "sum"),
-            help="what counts the same in the loss: tokens, sequences, or a constant length",
-        )
-        reference_kl: ReferenceKL | None = param(None, "official code", help="penalty against the model at the start")
-        engine_correction: str = param(
-            "none", "polopt", choices=("none", "token", "sequence"), help="importance weights, trainer over sampler"
-        )
-        engine_cap: float = param(2.0, "polopt", above=0, help="largest of these weights")
 
     unit = "completions"
     default_steps = 100_000
@@ -142,7 +136,6 @@ class GroupMethod(LanguageMethod):
     def build(self, task: Task) -> None:
         super().build(task)
         config = self.config
-        self.reference_policy = frozen_copy(self.policy) if config.reference_kl else None
         self.behavior_policy = config.policy.behavior(self.sampled_policy())
         self.source = PromptGroups(
             task, config.batch_prompts, config.samples_per_prompt, sampler=self.make_sampler(task), ledger=self.ledger
@@ -168,17 +161,62 @@ class GroupMethod(LanguageMethod):
         return Shuffled(task.size) if task.size is not None else Sequential()
 
     def optimizer_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in `updates_per_batch` parts, in random order, each with the `weight` [B, T] of its tokens."""
+        """The batch in `updates_per_batch` parts, in random order, each with its `weight`."""
         parts = self.config.updates_per_batch
         order = torch.randperm(len(batch), generator=self.generator).to(batch["mask"].device)
         for rows in (order if parts > 1 else order.sort().values).chunk(parts):
             yield self.weigh(batch[rows])
 
     def weigh(self, batch: Batch) -> Batch:
+        """A shallow copy with `weight` [B]: the mean over the completions of this optimizer step of which a token was
+        sampled, each counting as much as its `row_weight` [B] says, if there is one."""
+        batch = batch.clone(False)
+        batch["weight"] = token_weights(batch["mask"].any(1), "token", rows=batch.get("row_weight", None))
+        return batch
+
+    def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """What was sampled: reward, accuracy, lengths, what was cut or failed."""
+        scored = (~batch["failed"]).to(torch.get_default_dtype())
+        share = scored / scored.sum().clamp_min(1.0)
+        return {
+            "reward": (share * batch["reward"]).sum(),
+            "accuracy": (share * batch["correct"]).sum(),
+            "completion_length": (share * batch["mask"].sum(1)).sum(),
+            "truncated": (share * batch["truncated"]).sum(),
+            "failed": 1.0 - scored.mean(),
+        }
+
+
+class GroupMethod(CompletionMethod):
+    """A `CompletionMethod` whose decisions are tokens: the policy has a density of each, so `weight` is [B, T]."""
+
+    @dataclass(frozen=True)
+    class Config(CompletionMethod.Config):
+        aggregate: str = param(
+            "token",
+            "official code",
+            choices=("token", "sequence", "constant", "sum"),
+            help="what counts the same in the loss: tokens, sequences, or a constant length",
+        )
+        reference_kl: ReferenceKL | None = param(None, "official code", help="penalty against the model at the start")
+        engine_correction: str = param(
+            "none", "polopt", choices=("none", "token", "sequence"), help="importance weights, trainer over sampler"
+        )
+        engine_cap: float = param(2.0, "polopt", above=0, help="largest of these weights")
+
+    requires = (Density,)
+
+    def build(self, task: Task) -> None:
+        super().build(task)
+        self.reference_policy = frozen_copy(self.policy) if self.config.reference_kl else None
+
+    def weigh(self, batch: Batch) -> Batch:
         """A shallow copy with `weight` [B, T], aggregated over this optimizer step and corrected for the engine."""
         config = self.config
         batch = batch.clone(False)
-        weight = token_weights(batch["mask"], config.aggregate, config.policy.max_tokens)
+        weight = token_weights(
+            batch["mask"], config.aggregate, config.policy.max_tokens, rows=batch.get("row_weight", None)
+        )
         batch["weight"] = weight * self.engine_weights(batch)
         return batch
 
@@ -209,13 +247,5 @@ class GroupMethod(LanguageMethod):
         return penalty, {"reference_kl": mean}
 
     def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """What was sampled: reward, accuracy, lengths, what was cut or failed, and the sampler's mismatch."""
-        scored = (~batch["failed"]).to(torch.get_default_dtype())
-        share = scored / scored.sum().clamp_min(1.0)
-        return {
-            "reward": (share * batch["reward"]).sum(),
-            "accuracy": (share * batch["correct"]).sum(),
-            "completion_length": (share * batch["mask"].sum(1)).sum(),
-            "truncated": (share * batch["truncated"]).sum(),
-            "failed": 1.0 - scored.mean(),
-        } | engine_gap(batch["log_prob"], batch["engine_log_prob"], batch["mask"])
+        """What was sampled, and the sampler's mismatch."""
+        return super().batch_metrics(batch) | engine_gap(batch["log_prob"], batch["engine_log_prob"], batch["mask"])

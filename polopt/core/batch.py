@@ -19,17 +19,26 @@ def weigh(batch: Batch) -> Batch:
     """Adds `weight` = mask / number of decisions, the mean over the decisions of one optimizer step.
 
     Written once per optimizer step, before micro-batches are split, so that a weighted sum over the pieces equals the
-    weighted sum over the whole. Returns a shallow copy; `batch` keeps its keys.
+    weighted sum over the whole. `row_weight`, if the batch has it, at least 0 and shaped like the mask or like leading
+    dimensions of it, says how much rows count beside the others: one of 0 might as well not be there, one of 2 as well
+    be there twice. Returns a shallow copy; `batch` keeps its keys. Raises ValueError for another shape.
     """
     batch = batch.clone(False)
-    mask = batch.get("mask", None)
-    if mask is None:
+    mask, rows = batch.get("mask", None), batch.get("row_weight", None)
+    if mask is None and rows is None:
         count = batch.batch_size.numel()
         batch["weight"] = torch.full(batch.batch_size, 1.0 / max(count, 1), device=batch.device)
     else:
-        weight = mask.to(torch.get_default_dtype())
-        batch["weight"] = weight / weight.sum().clamp_min(1.0)
+        ones = torch.ones(batch.batch_size, device=batch.device)
+        weight = ones if mask is None else mask.to(ones.dtype)
+        weight = weight if rows is None else weight * align_left(rows, weight)
+        batch["weight"] = weight / positive(weight.sum())
     return batch
+
+
+def positive(total: Tensor) -> Tensor:
+    """`total`, and 1 where it is 0: what a sum of weights is divided by."""
+    return torch.where(total > 0, total, 1.0)
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:

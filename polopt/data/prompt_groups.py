@@ -4,7 +4,7 @@ A batch is [B], B = prompts * samples, with the rows of a group adjacent and tok
 
     prompt, prompt_mask     [B, P]  what the episode began with, padded on the left
     completion, attention   [B, T]  all turns and the feedback between them in order, without holes, padded on the right
-    mask                    [B, T]  the token was sampled by the actor: all False in rows that failed
+    mask                    [B, T]  the token was decided by the actor: all False in rows that failed
     turn                    [B, T]  int64, the turn a token was sampled in; feedback belongs to the turn that answers it
     log_prob, ...           [B, T]  per token: `log_prob`, `engine_log_prob`, and whatever else the actor recorded per
                                     token, zero where `mask` is False
@@ -33,15 +33,16 @@ from polopt.data.tokens import LEFT, pack, stack, used
 from polopt.tasks.base import Task
 
 OF_STEPS = ("reward", "terminated", "truncated", "first", "correct", "failed", "level")
-OF_TOKENS = ("prompt", "prompt_mask", "action", "mask")
+OF_TOKENS = ("prompt", "prompt_mask", "action", "mask", "attention")
 
 
 def join_tokens(played: Played) -> Batch:
     """Joins the turns of each episode into one row; the keys are those of the module's description.
 
     Reads what a language policy records: prompt, prompt_mask [N, P] (what is new for this turn, padded on the left)
-    and action, mask [N, T] (what was sampled, padded on the right). Other recorded keys with the shape of `action` are
-    per token; the rest is per turn, and the batch has what the last turn of the row recorded.
+    and action, mask [N, T] (what was decided). What is in `action` besides, behind the end for one, is kept where the
+    actor recorded `attention` [N, T] as well, and cut where it did not. Other recorded keys with the shape of `action`
+    are per token; the rest is per turn, and the batch has what the last turn of the row recorded.
     """
     steps, device = played.steps, played.device
     when, exists = (value.to(device) for value in played.when())  # [B, M]
@@ -51,31 +52,34 @@ def join_tokens(played: Played) -> Batch:
     def column(name: str, left: bool = False) -> Any:
         return stack([step[name] for step in steps], left).to(device)
 
-    tokens = {name: column(name, left=name in LEFT) for name in OF_TOKENS}  # [steps, N, ...]
+    tokens = {name: column(name, left=name in LEFT) for name in OF_TOKENS if name in steps[0]}  # [steps, N, ...]
+    tokens.setdefault("attention", tokens["mask"])
     shapes = [step["action"].shape for step in steps]
     recorded = [name for name in steps[0] if name not in OF_STEPS + OF_TOKENS]
     per_token = [name for name in recorded if all(step[name].shape[:2] == s for step, s in zip(steps, shapes))]
     pieces: dict[str, list[Tensor]] = {name: [] for name in ("completion", "attention", "mask", "turn", *per_token)}
 
-    def add(turn: int, ids: Tensor, attention: Tensor, sampled: bool) -> None:
-        attention = attention & exists[:, turn].unsqueeze(1)
-        pieces["completion"].append(ids * attention)
-        pieces["attention"].append(attention)
-        pieces["mask"].append(attention & sampled)
-        pieces["turn"].append(turn * attention.long())
+    def add(turn: int, ids: Tensor, there: Tensor, decided: Tensor | None = None) -> None:
+        """One turn of all rows, or, where nothing was decided, the feedback before it."""
+        there = there & exists[:, turn].unsqueeze(1)
+        mask = torch.zeros_like(there) if decided is None else decided & there
+        pieces["completion"].append(ids * there)
+        pieces["attention"].append(there)
+        pieces["mask"].append(mask)
+        pieces["turn"].append(turn * there.long())
         for name in per_token:
             value = columns[name][when[:, turn], row]
-            if sampled:
-                pieces[name].append(value * align_left(attention, value))
-            else:
+            if decided is None:
                 pieces[name].append(value.new_zeros(*ids.shape, *value.shape[2:]))
+            else:
+                pieces[name].append(value * align_left(mask, value))
 
     columns = {name: column(name) for name in per_token}
     for turn in range(exists.shape[1]):
         at = when[:, turn], row
         if turn:
-            add(turn, tokens["prompt"][at], tokens["prompt_mask"][at], False)
-        add(turn, tokens["action"][at], tokens["mask"][at], True)
+            add(turn, tokens["prompt"][at], tokens["prompt_mask"][at])
+        add(turn, tokens["action"][at], tokens["attention"][at], tokens["mask"][at])
     batch: dict[str, Any] = pack({name: torch.cat(parts, 1) for name, parts in pieces.items()})
 
     prompt, prompt_mask = tokens["prompt"][when[:, 0], row], tokens["prompt_mask"][when[:, 0], row]

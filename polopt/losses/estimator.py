@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polopt.core.batch import align_left, same_shape, spread
+from polopt.core.batch import align_left, positive, same_shape, spread
 from polopt.core.numeric import bounded_exp
 
 Level = tuple[Tensor, Tensor]
@@ -127,20 +127,25 @@ def shape(log_prob: Tensor, gamma: float) -> Tensor:
     return gamma / (log_prob.detach().exp() + gamma).square()
 
 
-def token_weights(mask: Tensor, kind: str, length: float | None = None) -> Tensor:
+def token_weights(mask: Tensor, kind: str, length: float | None = None, rows: Tensor | None = None) -> Tensor:
     """Weights [B, ...] of tokens for one optimizer step, from `mask` (bool [B, ...], True = sampled token).
 
     "token": every token counts the same, sum 1 (DAPO). "sequence": every sequence counts the same and is the mean over
     its tokens, sum 1 (GRPO). "constant": sum over tokens / `length`, mean over sequences (Dr. GRPO); `length` defaults
     to the number of positions of a row. "sum": sum over tokens, mean over sequences.
-    Rows without any token are not counted as sequences. Computed once on the whole step, before it is cut into
-    micro-batches: 1 x 8 == 8 x 1.
+    Rows without any token are not counted as sequences. `rows` [B], at least 0, says how much each row counts beside
+    the others: with 0 it might as well not be there, with 2 it might as well be there twice.
+    Computed once on the whole step, before it is cut into micro-batches: 1 x 8 == 8 x 1.
     """
     weight = mask.to(torch.get_default_dtype())
-    if kind == "token":
-        return weight / weight.sum().clamp_min(1.0)
     tokens = weight.reshape(mask.shape[0], -1).sum(1)
-    sequences = (tokens > 0).sum().clamp_min(1)
+    sequence = (tokens > 0).to(weight.dtype)
+    if rows is not None:
+        same_shape(rows=rows, tokens=tokens)
+        weight, sequence = weight * align_left(rows, weight), sequence * rows
+    if kind == "token":
+        return weight / positive(weight.sum())
+    sequences = positive(sequence.sum())
     if kind == "sequence":
         return weight / align_left(tokens.clamp_min(1.0), weight) / sequences
     if kind == "constant":

@@ -65,6 +65,21 @@ def test_decisions_share_the_weight_of_their_row():
         decision_mean(torch.ones(3, 2), torch.ones(2))
 
 
+def test_rows_count_as_much_as_their_weight_says():
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    batch = TensorDict({"mask": mask, "row_weight": torch.tensor([1.0, 0.5, 0.0])}, batch_size=[3])
+    torch.testing.assert_close(weigh(batch)["weight"], torch.tensor([[0.4, 0.4], [0.2, 0.0], [0.0, 0.0]]))
+    assert "weight" not in batch.keys()
+    rows = TensorDict({"row_weight": torch.tensor([3.0, 0.0, 0.2])}, batch_size=[3])  # a sum below 1 is one, too
+    torch.testing.assert_close(weigh(rows)["weight"], torch.tensor([3.0, 0.0, 0.2]) / 3.2)
+    small = TensorDict({"row_weight": torch.tensor([0.1, 0.1])}, batch_size=[2])
+    torch.testing.assert_close(weigh(small)["weight"], torch.tensor([0.5, 0.5]))
+    none = TensorDict({"row_weight": torch.zeros(2)}, batch_size=[2])
+    assert torch.equal(weigh(none)["weight"], torch.zeros(2))
+    with pytest.raises(ValueError, match="is not a prefix of"):
+        weigh(TensorDict({"mask": mask, "row_weight": torch.ones(3, 1)}, batch_size=[3]))
+
+
 def test_average_of_metrics():
     steps = [{"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, {"a": torch.tensor(3.0), "b": torch.tensor(1.0)}]
     assert {name: float(value) for name, value in average(steps).items()} == {"a": 2.0, "b": 0.5}

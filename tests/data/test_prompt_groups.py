@@ -141,6 +141,38 @@ def test_empty_completions_leave_one_position() -> None:
     assert batch["reward"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_stands_behind_the_first_end_is_the_actors_decision(kept: bool) -> None:
+    class Canvas(Typist):
+        """Writes "!!" behind the end, and decides nothing there."""
+
+        def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
+            record, carry = super().act(obs, carry)
+            mask, action = record["mask"], record["action"]
+            wide = torch.zeros(len(mask), mask.shape[1] + 2, dtype=torch.int64)
+            wide[:, : mask.shape[1]] = action
+            length = mask.sum(1, keepdim=True)
+            wide = wide.scatter(1, torch.cat((length, length + 1), 1), ord("!"))
+            there = torch.arange(wide.shape[1]) < length + 2
+            record |= {"action": wide, "mask": there & (torch.arange(wide.shape[1]) < length)}
+            record |= dict.fromkeys(("log_prob", "engine_log_prob"), wide / 100)
+            return record | ({"attention": there} if kept else {}), carry
+
+        def env_action(self, action: torch.Tensor) -> list[str]:
+            return [row.split(chr(EOS))[0] for row in ("".join(map(chr, codes)) for codes in action.tolist())]
+
+    ledger = Ledger()
+    actor = Canvas({"q0": "a", "q1": "bcd", "0": "fg"})
+    batch = PromptGroups(Turns(most=2), 2, 1, ledger=ledger).next(actor)  # one turn and two
+    rows = [text(ids, mask) for ids, mask in zip(batch["completion"], batch["attention"])]
+    assert rows == (["a.!!", "bcd.!!0fg.!!"] if kept else ["a.", "bcd.0fg."])
+    decided = [text(ids, mask) for ids, mask in zip(batch["completion"], batch["mask"])]
+    assert decided == ["a.", "bcd.fg."]
+    torch.testing.assert_close(batch["log_prob"], batch["completion"] / 100 * batch["mask"])
+    assert batch["reward"].tolist() == [1, 5]
+    assert ledger.tokens == 2 + 4 + 3
+
+
 def test_new_prompts_each_time_and_the_same_after_a_resume() -> None:
     def build() -> PromptGroups:
         return PromptGroups(Turns(pool=7), 3, 2, sampler=Shuffled(7))

@@ -322,3 +322,22 @@ def test_surrogate_loss_compiles_in_one_graph(name):
     eager, expected = loss(new)
     torch.testing.assert_close(torch.autograd.grad(compiled, new), torch.autograd.grad(eager, new))
     torch.testing.assert_close(metrics, expected)
+
+
+def test_weights_of_tokens_in_rows_that_count_differently():
+    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [False] * 3])
+    rows = torch.tensor([2.0, 1.0, 0.0, 9.0])  # the last has no token
+    wanted = {
+        "token": [[0.4, 0.4, 0], [0.2, 0, 0]],
+        "sequence": [[1 / 3, 1 / 3, 0], [1 / 3, 0, 0]],
+        "constant": [[2 / 30, 2 / 30, 0], [1 / 30, 0, 0]],
+        "sum": [[2 / 3, 2 / 3, 0], [1 / 3, 0, 0]],
+    }
+    for kind, values in wanted.items():
+        weight = token_weights(mask, kind, 10.0, rows=rows)
+        torch.testing.assert_close(weight, torch.tensor([*values, [0.0] * 3, [0.0] * 3]))
+        assert torch.equal(token_weights(mask, kind, 10.0, rows=torch.ones(4)), token_weights(mask, kind, 10.0))
+        small = token_weights(mask, kind, 10.0, rows=rows / 100)  # only what they are beside each other counts
+        torch.testing.assert_close(small, weight)
+    with pytest.raises(ValueError, match="shapes must be equal: rows"):
+        token_weights(mask, "token", rows=torch.ones(4, 1))

@@ -25,6 +25,7 @@ from polopt.data.demonstrated import Demonstrated, demonstrated
 from polopt.data.samplers import Sequential, Shuffled
 from polopt.losses.estimator import token_weights
 from polopt.losses.regression import imitation
+from polopt.policies.base import with_noise
 from polopt.tasks.base import Task
 
 
@@ -49,12 +50,12 @@ class SFT(LanguageMethod):
         self.source = Demonstrated(task, self.config.batch_size, sampler)
 
     def imitation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = imitation(self.policy.imitation_loss(batch), batch["weight"])
+        loss = imitation(self.policy.imitation_loss(batch, batch.get("noise", None)), batch["weight"])
         return loss, {"loss": loss}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.clone(False)
-        batch["weight"] = token_weights(batch["mask"], self.config.aggregate)
+        batch = with_noise(self.policy, batch)
+        batch["weight"] = token_weights(batch["mask"], self.config.aggregate, rows=batch.get("row_weight", None))
         return self.optimizer.minimize(self.imitation_loss, batch)
 
     @torch.no_grad()
