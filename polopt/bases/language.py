@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polopt.bases.method import Method
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.state import held
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled
 from polopt.evaluation.completions import evaluate_completions, same_draws, show_completions
@@ -76,9 +77,9 @@ class LanguageMethod(Method):
             kind="adamw",
         )
 
-    def compile(self, **options: Any) -> None:
+    def compile_own(self, **options: Any) -> None:
         """Compiles the passes through the models. The losses around them have sizes that depend on the data."""
-        for _, module in self.modules():
+        for _, module in held(self, nn.Module):
             module.compile(**options)
 
     def initialized(self) -> None:

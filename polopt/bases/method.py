@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from polopt import config as configs
 from polopt.config import param
+from polopt.config.params import kind
 from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
-from polopt.core.state import Stateful
+from polopt.core.state import Stateful, held
 from polopt.data.base import Source
 from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
@@ -27,6 +28,7 @@ from polopt.optim import Optimizer
 from polopt.policies.base import Actor, require
 from polopt.tasks.base import Task
 
+M = TypeVar("M", bound="Method")
 P = TypeVar("P")
 C = TypeVar("C", bound=configs.Config)
 
@@ -85,6 +87,13 @@ def learner_param(default: configs.Config, source: str, *, without: tuple[str, .
     return param(default, source, without=(*HELD, *without), help=help)
 
 
+class _ClassName:
+    """The name in messages of a class without a slug, such as the learner of a stage: that of the class."""
+
+    def __get__(self, instance: object, owner: type) -> str:
+        return kind(owner)
+
+
 class Method(Stateful):
     """Base of all methods: holds the parts, and names what differs from method to method.
 
@@ -111,7 +120,7 @@ class Method(Stateful):
             None, "polopt", low=1, help="rows per backward pass; smaller needs less memory and changes nothing else"
         )
 
-    slug: ClassVar[str]
+    slug: ClassVar[str] = _ClassName()  # type: ignore[assignment]
     entry: ClassVar[bool] = True  # False of a class in a method file that nobody trains by name; not inherited
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     default_steps: ClassVar[int] = 100_000
@@ -127,6 +136,9 @@ class Method(Stateful):
     policy: Any  # an Actor; what it promises is in `requires`
     source: Source
     stage_name: str = ""
+    device: torch.device | str | None = None  # of `to`; this and the two below are for learners to come: see `adopt`
+    compiled: dict[str, Any] | None = None  # options of `compile`
+    prepared: bool = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -158,10 +170,11 @@ class Method(Stateful):
 
     def prepare(self) -> None:
         """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its
-        saved state is loaded; not when a policy is only loaded."""
+        saved state is loaded; not when a policy is only loaded. Learners that it holds are prepared after it."""
 
     def initialized(self) -> None:
-        """Called when the weights of another run were loaded (`--init`): a reference is that policy from here on."""
+        """Called when the weights of another run were loaded (`--init`): a reference is that policy from here on.
+        Learners that it holds are told likewise."""
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Evaluates, improves, restrains; returns 0-d tensors. Runs for seconds at most and never syncs the device."""
@@ -212,12 +225,59 @@ class Method(Stateful):
     @progress.setter
     def progress(self, value: float) -> None:
         self._progress = value
-        for optimizer in self.optimizers():
-            optimizer.progress = value
+        for _, part in held(self, Method, Optimizer):
+            part.progress = value
+
+    def learners(self) -> Iterator[tuple[str, Method]]:
+        """This method (path "") and all that it holds, outermost first, each once: attributes, and what is inside
+        lists, tuples and dicts. Progress, devices, compiling, the checks before a save and finished episodes follow it.
+        """
+        seen: set[int] = set()
+
+        def walk(path: str, method: Method) -> Iterator[tuple[str, Method]]:
+            if id(method) not in seen:
+                seen.add(id(method))
+                yield path, method
+                for name, learner in held(method, Method):
+                    yield from walk(f"{path}.{name}" if path else name, learner)
+
+        return walk("", self)
+
+    def _parts(self, kind: type[P]) -> Iterator[tuple[str, P]]:
+        """Attributes of a kind, of this method and of all that it holds, by path, each once."""
+        seen: set[int] = set()
+        for path, learner in self.learners():
+            for name, part in held(learner, kind):
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    yield f"{path}.{name}" if path else name, part
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules of this method and of all that it holds, by path, each once."""
+        return self._parts(nn.Module)
 
     def optimizers(self) -> Iterator[Optimizer]:
-        """The optimizers that are attributes of this method."""
-        yield from (value for value in vars(self).values() if isinstance(value, Optimizer))
+        """The optimizers of this method and of all that it holds, each once."""
+        return (optimizer for _, optimizer in self._parts(Optimizer))
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """The sources of this method and of all that it holds, with the path of the learner that each serves (""
+        for this method itself), each once."""
+        seen: set[int] = set()
+        for path, learner in self.learners():
+            own = [learner.source] if hasattr(learner, "source") else []  # of a staged method: that of its stage
+            for source in (*own, *(source for _, source in held(learner, Source))):
+                if id(source) not in seen:
+                    seen.add(id(source))
+                    yield path, source
+
+    def episodes(self) -> dict[str, list[tuple[float, int]]]:
+        """(return, length) of the training episodes that ended since the last call, by the path of their learner."""
+        ended: dict[str, list[tuple[float, int]]] = {}
+        for path, source in self.sources():
+            if episodes := source.episodes():
+                ended.setdefault(path, []).extend(episodes)
+        return ended
 
     def losses(self) -> Iterator[str]:
         """Names of the loss methods."""
@@ -225,16 +285,36 @@ class Method(Stateful):
 
     def to(self, device: torch.device | str) -> None:
         """Moves every module; sources follow their actor, and environments and storage stay on the CPU."""
+        for _, learner in self.learners():
+            learner.device = device
         for _, module in self.modules():
             module.to(device)
 
     def compile(self, **options: Any) -> None:
+        """Compiles what this method and all that it holds compute; `options` go to `torch.compile`."""
+        for _, learner in self.learners():
+            learner.compiled = options
+            learner.compile_own(**options)
+
+    def compile_own(self, **options: Any) -> None:
         """Compiles every `*_loss`, and every step that an optimizer takes on one; what is around them stays Python."""
         for name in self.losses():
             setattr(self, name, torch.compile(getattr(self, name), **options))
-        for optimizer in self.optimizers():
+        for _, optimizer in held(self, Optimizer):
             optimizer.compile(**options)
 
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """The modules that are attributes of this method, by name."""
-        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, nn.Module))
+    def adopt(self, learner: M) -> M:
+        """Makes a learner that is built while this one trains ready as this one is: moved, compiled and prepared."""
+        if self.device is not None:
+            learner.to(self.device)
+        if self.compiled is not None:
+            learner.compile(**self.compiled)
+        if self.prepared:
+            learner.prepare_all()
+        return learner
+
+    def prepare_all(self) -> None:
+        """`prepare` of this method and of all that it holds."""
+        for _, learner in self.learners():
+            learner.prepare()
+            learner.prepared = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,9 +38,6 @@ class Staged(Method):
     """
 
     saved = ("stage_index", "stage_start", "stage_progress_start")
-    device: torch.device | str | None = None  # of `to`, for the stages to come
-    compiled: dict[str, Any] | None = None  # options of `compile`, likewise
-    prepared: bool = False  # likewise
 
     def build(self, task: Task) -> None:
         self.stage_index = 0
@@ -66,18 +62,8 @@ class Staged(Method):
 
     def _enter(self, stage: Stage | None) -> None:
         assert stage is not None
-        self.learner = stage.method
+        self.learner = self.adopt(stage.method)
         self.stage_name, self.stage_until = stage.name, stage.until
-        if self.device is not None:
-            self.learner.to(self.device)
-        if self.compiled is not None:
-            self.learner.compile(**self.compiled)
-        if self.prepared:
-            self.learner.prepare()
-
-    def prepare(self) -> None:
-        self.prepared = True
-        self.learner.prepare()
 
     def rebuilt(self) -> None:
         self._enter(self.stage(self.stage_index))
@@ -118,22 +104,10 @@ class Staged(Method):
     @progress.setter
     def progress(self, value: float) -> None:
         """A stage with a length anneals over that length, the last one over what is left of the budget."""
-        self._progress = value
+        Method.progress.__set__(self, value)
         if self.stage_until:
             unit, limit = next(iter(self.stage_until.items()))
             part = (self.ledger[unit] - self.stage_start[unit]) / limit
         else:
             part = (value - self.stage_progress_start) / (1.0 - self.stage_progress_start)
         self.learner.progress = min(max(part, 0.0), 1.0 - 1e-9)
-
-    def losses(self) -> Any:
-        return iter(())
-
-    def to(self, device: torch.device | str) -> None:
-        self.device = device
-        super().to(device)
-        self.learner.to(device)
-
-    def compile(self, **options: Any) -> None:
-        self.compiled = options
-        self.learner.compile(**options)

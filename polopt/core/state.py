@@ -7,6 +7,7 @@ saved once by identity: a normalizer shared by policy and critic appears under i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,10 +42,35 @@ class Stateful:
         return {}
 
     def load_extra_state(self, state: dict[str, Leaf]) -> None:
-        """Takes back what `extra_state` gave; a Blob comes back as a dict of tensors."""
+        """Takes back what `extra_state` gave, also when that was nothing; a Blob comes back as a dict of tensors.
+
+        What it is given stays as it is: tensors that are written into later, and lists, are copied.
+        """
 
     def rebuilt(self) -> None:
         """Called when `saved` has been loaded and before children are: build here what depends on saved scalars."""
+
+
+def held(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
+    """The attributes of `root` that are of these kinds, also inside lists, tuples and dicts: (path, item), each item
+    once. As in a checkpoint, names that begin with an underscore are left out; nothing looks inside an item."""
+    seen: set[int] = set()
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, kinds):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield path, value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from walk(item, f"{path}.{key}")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                yield from walk(item, f"{path}.{index}")
+
+    for name, value in list(vars(root).items()):
+        if not name.startswith("_"):
+            yield from walk(value, name)
 
 
 def _names(item: Stateful) -> tuple[str, ...]:
@@ -137,13 +163,12 @@ def restore(root: object, flat: dict[str, Leaf], prefix: str = "", *, strict: bo
         if isinstance(item, Stateful) and strict:
             for name in _names(item):
                 if has(f"{path}#{name}"):
-                    setattr(item, name, flat[f"{path}#{name}"])
+                    setattr(item, name, copy.deepcopy(flat[f"{path}#{name}"]))  # a list may grow later
                     used.append(f"{path}#{name}")
             item.rebuilt()
             extra = {key[len(path) + 1 :]: leaf for key, leaf in flat.items() if key.startswith(f"{path}@")}
-            if extra:
-                item.load_extra_state(extra)
-                used.extend(f"{path}@{name}" for name in extra)
+            item.load_extra_state(extra)
+            used.extend(f"{path}@{name}" for name in extra)
         if isinstance(item, nn.Module):
             for name, tensor in _tensors(item):
                 key = _join(path, name)

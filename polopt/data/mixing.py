@@ -134,8 +134,10 @@ class Mixed(Source):
         return {} if self._rest is None else dict(self._rest.flatten_keys("/").items())
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        size = [len(next(iter(state.values())))]
-        self._rest = TensorDict(state, batch_size=size).unflatten_keys("/")
+        self._rest = None
+        if state:
+            size = [len(next(iter(state.values())))]
+            self._rest = TensorDict(state, batch_size=size).unflatten_keys("/")
 
 
 class Paired(Source):

@@ -281,8 +281,11 @@ class Replay(Stateful):
         return Blob(self._keys[shard], tensors)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._highest = state["highest"]
+        self._highest = state.get("highest", 1.0)
         self._keys = {}
+        self._tree = SumTree(self.capacity) if self.priority else None
+        if not state:
+            return  # saved while it was empty
         pieces: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             kind, _, rest = name.partition(".")

@@ -196,7 +196,7 @@ class Optimizer(Stateful):
         moments: dict[int, dict[str, Any]] = {}
         for path, value in state.items():
             index, name = path.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
+            moments.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
         self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
 

@@ -295,7 +295,7 @@ def demonstrate(
 
 
 def _check_budget(method: Method, steps: int) -> None:
-    warmup = getattr(method.source, "warmup", 0)
+    warmup = max((getattr(source, "warmup", 0) for _, source in method.sources()), default=0)
     if method.unit == "env_steps" and warmup >= steps:
         raise UsageError(
             f"--steps {steps:,} ends within the {warmup:,} random steps of the warm-up: nothing would be learned; "
@@ -312,4 +312,5 @@ def _initialize(method: Method, folder: Path) -> None:
     used = restore(method, state, strict=False)
     if not any(state[path].dim() > 1 for path in used):  # a bias or two fits almost anywhere
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
-    method.initialized()
+    for _, learner in method.learners():
+        learner.initialized()

@@ -48,11 +48,11 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Leaf], *, kind: str = "step", keep: int = 2) -> Path:
         """Writes a checkpoint, and only then removes all but the newest `keep`. Raises RunError if the disk refuses."""
         files.make_folder(self.folder / "blobs")
-        tensors = {name: leaf.cpu().contiguous() for name, leaf in state.items() if isinstance(leaf, Tensor)}
+        tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
         blobs = {name: leaf.key for name, leaf in state.items() if isinstance(leaf, Blob)}
         digests = {leaf.key: self._save_blob(leaf) for leaf in state.values() if isinstance(leaf, Blob)}
         values = {name: leaf for name, leaf in state.items() if not isinstance(leaf, (Tensor, Blob))}
-        data = save(tensors)
+        data = _encode(tensors)
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -119,7 +119,7 @@ class Checkpoints:
         digest = path.with_suffix(".sha256")
         if path.exists() and digest.exists():
             return digest.read_text()
-        data = save({name: tensor.cpu().contiguous() for name, tensor in blob.tensors().items()})
+        data = _encode(blob.tensors())
         files.replace(digest, _digest(data).encode())
         files.replace(path, data)
         return _digest(data)
@@ -136,6 +136,18 @@ class Checkpoints:
             if path.stem not in used:
                 files.remove(path)
                 files.remove(path.with_suffix(".sha256"))
+
+
+def _encode(tensors: dict[str, Tensor]) -> bytes:
+    """The tensors as safetensors, which refuses tensors that share memory: all but the first of these are copied."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return save(apart)
 
 
 def _digest(data: bytes) -> str:

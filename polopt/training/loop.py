@@ -179,10 +179,10 @@ class Trainer(Stateful):
             else:  # the update was sound: only the number about it has overflowed
                 warnings.warn(f"{name} became {value} at {self.count:,} {method.unit}: left empty", stacklevel=2)
         self._sums, self._counts = {}, {}
-        episodes = method.source.episodes() if hasattr(method.source, "episodes") else []
-        if episodes:
-            row["train/return"] = sum(ret for ret, _ in episodes) / len(episodes)
-            row["train/length"] = sum(length for _, length in episodes) / len(episodes)
+        for learner, episodes in method.episodes().items():
+            name = f"train/{learner}/" if learner else "train/"
+            row[f"{name}return"] = sum(ret for ret, _ in episodes) / len(episodes)
+            row[f"{name}length"] = sum(length for _, length in episodes) / len(episodes)
         if evaluate:
             scores = method.evaluate(self._eval_task, self.eval_episodes)
             row |= {f"eval/{name}": value for name, value in scores.items()}

@@ -158,7 +158,7 @@ class Plan:
             if device.type != "cpu":
                 method.to(device)
             if prepare:
-                method.prepare()
+                method.prepare_all()
         except BaseException:
             task.close()
             raise

@@ -116,7 +116,7 @@ def test_a_stage_comes_back_from_its_state(after):
 
 def test_compiling_reaches_the_stages_to_come(monkeypatch):
     compiled: list[str] = []
-    monkeypatch.setattr(Learner, "compile", lambda self, **options: compiled.append(options["backend"]))
+    monkeypatch.setattr(Learner, "compile_own", lambda self, **options: compiled.append(options["backend"]))
     method = make()
     method.compile(backend="eager")
     run(method, 6)

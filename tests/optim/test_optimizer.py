@@ -146,6 +146,36 @@ def test_saved_and_restored_it_goes_on_bitwise(kind):
     assert torch.equal(module.weight, other.weight)
 
 
+def test_what_an_optimizer_was_given_back_stays_as_it_is():
+    module, data = net(), batch()
+    optimizer = Optimizer(module, lr=0.1)
+    optimizer.minimize(squared(module), data)
+    state = gather(optimizer)
+    given = {path: leaf.clone() if torch.is_tensor(leaf) else leaf for path, leaf in state.items()}
+    before = copy.deepcopy(given)
+    restore(optimizer, given)
+    optimizer.minimize(squared(module), data)
+    assert before.keys() == given.keys()
+    assert all(torch.equal(torch.as_tensor(given[path]), torch.as_tensor(leaf)) for path, leaf in before.items())
+    assert not torch.equal(gather(optimizer)["@0.exp_avg"], before["@0.exp_avg"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_state_of_a_fresh_optimizer_clears_the_moments_of_another(compiled, float64):
+    """Its next step is then the first one of Adam, whose length is the learning rate."""
+    module, fresh = net(), gather(Optimizer(net(), lr=0.1))
+    optimizer = Optimizer(module, lr=0.1)
+    if compiled:
+        optimizer.compile(backend=Graphs())
+    for _ in range(3):
+        optimizer.minimize(squared(module), batch())
+    restore(optimizer, fresh)
+    assert gather(optimizer).keys() == fresh.keys()
+    before = module.weight.detach().clone()
+    optimizer.minimize(squared(module), batch())
+    torch.testing.assert_close((module.weight - before).abs(), torch.full((1, 2), 0.1), rtol=1e-5, atol=0.0)
+
+
 def test_frozen_copies_share_normalizers():
     normalizer = Normalizer(spaces.Box(-1, 1, (2,)))
     module = nn.Sequential(normalizer, net())

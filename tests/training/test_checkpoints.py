@@ -310,3 +310,17 @@ def test_another_network_does_not_fit_and_says_so(tmp_path, capsys):
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert "step-000000012 does not fit" in said
         assert "policy" in said
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    """As leaves of their own and inside a block: a row and its column of one matrix, and the same tensor twice."""
+    whole = torch.arange(6.0).reshape(2, 3)
+    leaves = {"one": whole[0], "other": whole[:, 0], "same": whole, "again": whole}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, leaves | {"block": Blob("key", lambda: dict(leaves))})
+    state = checkpoints.load(1)
+    for found in (state, state["block"]):
+        assert torch.equal(found["one"], torch.tensor([0.0, 1.0, 2.0]))
+        assert torch.equal(found["other"], torch.tensor([0.0, 3.0]))
+        assert torch.equal(found["same"], whole)
+        assert torch.equal(found["again"], whole)

@@ -90,8 +90,10 @@ class LastVisits(Stateful):
         return {"index": index, **self.get(index)} if len(index) else {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        rows = TensorDict({name: state[name] for name in KEPT}, [len(state["index"])])
-        self.put(rows.set("index", state["index"]))
+        self._rows = {}
+        if state:
+            rows = TensorDict({name: state[name] for name in KEPT}, [len(state["index"])])
+            self.put(rows.set("index", state["index"]))
 
 
 class SingleStreamPO(GroupMethod):
