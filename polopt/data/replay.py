@@ -159,8 +159,9 @@ class Replay(Stateful):
         if not self.added:
             raise RunError("the replay is empty")
         importance = None
-        if self._tree is None:
+        if self._tree is None or self._tree.total == 0:  # where all have priority 0, each is as good as another
             slots = torch.randint(len(self), (batch_size,), generator=self.generator)
+            importance = None if self._tree is None else torch.ones(batch_size)
         else:
             assert self.priority is not None
             slots, probability = self._tree.sample(batch_size, self.generator)
@@ -172,12 +173,17 @@ class Replay(Stateful):
         return TensorDict(batch, batch_size=[batch_size])
 
     def update_priorities(self, index: Tensor, priority: Tensor) -> None:
-        """Sets the priorities (absolute TD errors) of the transitions `index`; those that are gone are ignored."""
+        """Sets the priorities (absolute TD errors) of the transitions `index`; those that are gone are ignored.
+
+        Raises RunError for a priority that is not finite.
+        """
         if self._tree is None or self.priority is None:
             raise UsageError("this replay samples uniformly: it has no priorities")
         alive = index >= self.added - self.capacity
         value = priority.detach().to("cpu", torch.float64)[alive].abs() + self.priority.floor
         value = value**self.priority.exponent
+        if not torch.isfinite(value).all():
+            raise RunError(f"a priority of the replay is {float(value[~torch.isfinite(value)][0])}")
         if len(value):
             self._highest = max(self._highest, float(value.max()))
             self._tree[index[alive] % self.capacity] = value
@@ -321,6 +327,11 @@ class SumTree:
     def leaves(self) -> Tensor:
         return self.levels[0]
 
+    @property
+    def total(self) -> Tensor:
+        """The sum of all weights, 0-d."""
+        return self.levels[-1].sum()
+
     def __setitem__(self, index: Tensor, weight: Tensor) -> None:
         self.levels[0][index] = weight
         for level, above in zip(self.levels, self.levels[1:]):
@@ -329,7 +340,7 @@ class SumTree:
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices [count], stratified over the total weight, and their probabilities."""
-        total = self.levels[-1].sum()
+        total = self.total
         draw = torch.rand(count, generator=generator, dtype=torch.float64)
         rest = (torch.arange(count) + draw) * (total / count)
         node = torch.zeros(count, dtype=torch.int64)

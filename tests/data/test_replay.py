@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,23 @@ def test_prioritised_frequencies_and_importance() -> None:
     torch.testing.assert_close(batch["importance"], expected / expected.max())
     # an unbiased mean: each transition counts the same after the correction
     assert (batch["importance"] * batch["reward"]).sum() / batch["importance"].sum() == pytest.approx(50, abs=1.0)
+
+
+def test_priorities_that_are_all_zero_sample_uniformly() -> None:
+    replay = Replay(10, priority=Priority(floor=0.0))
+    replay.add(transitions(range(10)))
+    replay.update_priorities(torch.arange(10), torch.zeros(10))
+    batch = replay.sample(1000)
+    assert batch["index"].unique().tolist() == list(range(10))
+    assert batch["importance"].tolist() == [1.0] * 1000
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_priority_that_is_not_finite_is_refused(wrong: float) -> None:
+    replay = Replay(10, priority=Priority())
+    replay.add(transitions(range(10)))
+    with pytest.raises(RunError, match=f"a priority of the replay is {wrong}"):
+        replay.update_priorities(torch.arange(2), torch.tensor([1.0, wrong]))
 
 
 def test_new_transitions_get_the_highest_priority_and_old_ones_are_ignored() -> None:
