@@ -78,14 +78,13 @@ def resume_verb(argv: list[str]) -> int:
     parser.add_argument("dir", type=Path)
     parser.add_argument("--extend", type=int, metavar="N", help="new total budget; schedules run over the new total")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="continue from this checkpoint, not the latest")
+    parser.add_argument("--device", help="continue on another device: its last bits will differ")
     add_own_code(parser)
     args = parser.parse_args(argv)
     from polopt.training import api
 
-    own = own_code(args)
-    return _trained(
-        lambda: api.resume(args.dir, extend=args.extend, checkpoint=args.checkpoint, progress=True, **own), args.dir
-    )
+    how = {"extend": args.extend, "checkpoint": args.checkpoint, "device": args.device, **own_code(args)}
+    return _trained(lambda: api.resume(args.dir, progress=True, **how), args.dir)
 
 
 def eval_verb(argv: list[str]) -> int:
@@ -95,6 +94,7 @@ def eval_verb(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", help="default: that of the run, or the CPU where there is none such")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
     add_own_code(parser)
     args = parser.parse_args(argv)
@@ -106,7 +106,8 @@ def eval_verb(argv: list[str]) -> int:
 
     own = own_code(args)
     episodes = args.episodes or read_plan(Run(args.dir), OwnCode.of(own)).cls.eval_episodes
-    how = {"episodes": episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic, **own}
+    how = {"episodes": episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic} | own
+    how["device"] = args.device
     if args.record is not None:
         api.demonstrate(args.dir, args.record, **how)
     scores = api.evaluate(args.dir, **how)

@@ -21,7 +21,7 @@ from polopt.training import seeding
 from polopt.training.folder import Run, new_folder, write_config
 from polopt.training.loggers import make_loggers
 from polopt.training.loop import Row, Trainer
-from polopt.training.plan import OwnCode, Plan, TaskLike, plan, read_plan, rewards_of, runtime, task_name
+from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
 
 
 def iterate(
@@ -100,6 +100,7 @@ def resume(
     *,
     extend: int | None = None,
     checkpoint: int | None = None,
+    device: str | None = None,
     progress: bool = False,
     **own: Any,
 ) -> Run:
@@ -111,6 +112,7 @@ def resume(
         folder: the run folder.
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
+        device: continue on this device; another one than before computes other last bits.
         own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
 
     Raises:
@@ -123,22 +125,30 @@ def resume(
         if extend <= planned.steps:
             raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
         planned.options = replace(planned.options, steps=extend)
+    before = planned.options.device
+    planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
+    moved = planned.options.device != before
+    if moved:
+        warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", stacklevel=2)
     steps = run.checkpoints.steps()
     if checkpoint is not None and checkpoint not in steps:
         raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps)) or 'none'}")
     if not steps:
         return finish(start(planned, run.folder), run.folder, progress=progress)
     chosen = steps[-1] if checkpoint is None else checkpoint
-    return finish(_resumed(planned, run.folder, chosen, extend is not None), run.folder, progress=progress)
+    rows = _resumed(planned, run.folder, chosen, extended=extend is not None, changed=extend is not None or moved)
+    return finish(rows, run.folder, progress=progress)
 
 
-def _resumed(planned: Plan, folder: Path, step: int, extended: bool) -> Iterator[Row]:
+def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:
     with runtime(planned.options):
         method = planned.build()
-        yield from _rows(planned, method, folder, step, rewrite=extended)
+        yield from _rows(planned, method, folder, step, extended=extended, changed=changed)
 
 
-def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewrite: bool = False) -> Iterator[Row]:
+def _rows(
+    planned: Plan, method: Method, folder: Path, step: int | None, *, extended: bool = False, changed: bool = False
+) -> Iterator[Row]:
     options = planned.options
     if options.compile:
         method.compile()
@@ -147,8 +157,9 @@ def _rows(planned: Plan, method: Method, folder: Path, step: int | None, *, rewr
     try:
         if step is not None:
             trainer.load(step)
-            if rewrite:
+            if extended:
                 trainer.stopped = False
+            if changed:
                 write_config(folder, planned.record())
         if step is None or not trainer.finished:  # a finished run is left as it is
             purge = 0 if step is None else step + 1
@@ -200,22 +211,27 @@ def load(
     folder: str | Path,
     *,
     checkpoint: str = "latest",
+    device: str | None = None,
     **own: Any,
 ) -> Actor:
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
     Args:
+        device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
         checkpoint: "latest" or "best" (by the method's score, evaluated while training).
         own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
     """
-    method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own))
+    method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     return method.policy
 
 
-def load_method(folder: Path, checkpoint: str = "latest", own: OwnCode | None = None) -> tuple[Method, Plan]:
+def load_method(
+    folder: Path, checkpoint: str = "latest", own: OwnCode | None = None, device: str | None = None
+) -> tuple[Method, Plan]:
     """Builds a run's method and loads its weights (of the best checkpoint the policy only), not its replay."""
     run = Run(folder)
     planned = read_plan(run, own or OwnCode())
+    planned.options = replace(planned.options, device=device_here(planned.options.device, device))
     kinds = {"latest": "step", "best": "best"}
     if checkpoint not in kinds:
         raise UsageError(f"there is no checkpoint '{checkpoint}'; choose latest or best")
@@ -255,13 +271,14 @@ def evaluate(
     episodes: int | None = None,
     checkpoint: str = "latest",
     stochastic: bool = False,
+    device: str | None = None,
     **own: Any,
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
 
     `episodes` None takes the method's own number: 10 in control, 64 for language models.
     """
-    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own))
+    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     episodes = episodes or type(method).eval_episodes
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
@@ -278,10 +295,11 @@ def demonstrate(
     episodes: int = 10,
     checkpoint: str = "latest",
     stochastic: bool = False,
+    device: str | None = None,
     **own: Any,
 ) -> Path:
     """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
-    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own))
+    method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -293,3 +294,25 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"--device {name} cannot be used here: {reason}") from error
     return device
+
+
+def device_here(recorded: str, wanted: str | None, *, resuming: bool = False) -> str:
+    """Where a saved policy is loaded: on the device that is wanted, or else on that of its run, or else on the CPU.
+
+    The last comes with a warning: the machine that trained it had a device that this one lacks. Raises UsageError when
+    the wanted one is not there, and in place of that warning when the run is to be resumed.
+    """
+    if wanted is not None:
+        _device(wanted)
+        return wanted
+    try:
+        _device(recorded)
+    except UsageError:
+        if resuming:
+            raise UsageError(
+                f"this run was made on {recorded}, which is not here: continue elsewhere with --device cpu, with other "
+                f"last bits"
+            ) from None
+        warnings.warn(f"this run was made on {recorded}, which is not here: loading it on the CPU", stacklevel=4)
+        return "cpu"
+    return recorded
