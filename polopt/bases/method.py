@@ -94,7 +94,28 @@ class _ClassName:
         return kind(owner)
 
 
-class Method(Stateful):
+class Settings:
+    """What a method says of itself besides its mathematics.
+
+    Where that is long, it stands in a file beside the method's, `NAME_settings.py`, as a class that the method's
+    inherits from: `class PPO(PPOSettings, Method)`.
+    """
+
+    default_steps: ClassVar[int] = 100_000
+    eval_episodes: ClassVar[int] = 10
+    headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    limits: ClassVar[tuple[Limit, ...]] = ()
+    no_limit: ClassVar[str] = ""  # the reason why there is no limit case
+    smoke: ClassVar[Smoke]
+
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        """Numbers that follow from the config and the budget; printed before a run, so that nobody has to guess."""
+        return {}
+
+
+class Method(Settings, Stateful):
     """Base of all methods: holds the parts, and names what differs from method to method.
 
     Subclasses define `Config`, `build(task)` (makes the parts as attributes), `update(batch)` and, where the paper
@@ -123,15 +144,8 @@ class Method(Stateful):
     slug: ClassVar[str] = _ClassName()  # type: ignore[assignment]
     entry: ClassVar[bool] = True  # False of a class in a method file that nobody trains by name; not inherited
     unit: ClassVar[str] = "env_steps"  # what --steps counts
-    default_steps: ClassVar[int] = 100_000
-    eval_episodes: ClassVar[int] = 10
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
-    headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    limits: ClassVar[tuple[Limit, ...]] = ()
-    no_limit: ClassVar[str] = ""  # the reason why there is no limit case
-    smoke: ClassVar[Smoke]
 
     policy: Any  # an Actor; what it promises is in `requires`
     source: Source
@@ -162,11 +176,6 @@ class Method(Stateful):
     def build(self, task: Task) -> None:
         """Makes the parts as attributes."""
         raise NotImplementedError  # abstract
-
-    @classmethod
-    def derived(cls, config: Any, steps: int) -> dict[str, int]:
-        """Numbers that follow from the config and the budget; printed before a run, so that nobody has to guess."""
-        return {}
 
     def prepare(self) -> None:
         """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its

@@ -94,7 +94,7 @@ def _parts(tree: ast.Module) -> dict[str, tuple[str, ...]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polopt."):
             package = str(node.module).split(".")[1]
-            if package in PART_PACKAGES:
+            if package in PART_PACKAGES and not str(node.module).endswith("_settings"):
                 names.setdefault(package, []).extend(alias.name for alias in node.names)
     return {package: tuple(sorted(names[package])) for package in PART_PACKAGES if package in names}
 

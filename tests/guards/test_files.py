@@ -13,7 +13,8 @@ from polopt import registry
 from tests.guards.harness import BUILT
 
 METHODS = Path(polopt.__file__).parent / "methods"
-FILES = sorted(path for path in METHODS.glob("*/*.py") if path.name != "__init__.py")
+SETTINGS = sorted(METHODS.glob("*/*_settings.py"))
+FILES = sorted(path for path in METHODS.glob("*/*.py") if path.name != "__init__.py" and path not in SETTINGS)
 TESTS = Path(__file__).parents[1] / "methods"
 SHORT = 8  # lines of a body that may be repeated
 
@@ -75,6 +76,21 @@ def test_the_file_is_short_and_in_order(path):
     forbidden = {"print", "open"}
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not called & forbidden, "no logging and no files in a method file"
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
+def test_a_settings_file_stands_beside_a_method_and_has_no_mathematics(path):
+    method = path.with_name(path.name.replace("_settings", ""))
+    assert method in FILES, f"there is no {method.name} beside {path.name}"
+    assert f".{path.stem} import" in method.read_text()
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes
+    for node in classes:
+        assert [ast.unparse(base) for base in node.bases] == ["Settings"]
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert functions <= {"derived"}, "what computes belongs into the method's file or into a part"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

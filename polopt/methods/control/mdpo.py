@@ -40,12 +40,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Limit, Smoke
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, average, weighted_mean
 from polopt.losses import Surrogate
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
+from polopt.methods.control.mdpo_settings import MDPOSettings, OffPolicyMDPOSettings
 from polopt.methods.control.ppo import PPO
 from polopt.methods.control.sac import SAC
 from polopt.optim import frozen_copy, polyak_update
@@ -56,12 +56,8 @@ from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble, StateValue
 from polopt.values.targets import reduce_members, soft_value, td_target
 
-RAW = {"normalize_obs": False, "normalize_reward": False}
-ONE_STEP = RAW | {"epochs": 1, "minibatches": 1, "max_grad_norm": None, "entropy_coefficient": 0.0}
-UNIT_TEMPERATURE = {"entropy": "fixed", "entropy.value": 1.0}  # lambda = 1, the default of c
 
-
-class MDPO(PPO):
+class MDPO(MDPOSettings, PPO):
     @dataclass(frozen=True)
     class Config(PPO.Config):
         envs: int = param(1, "official code", low=1)
@@ -84,21 +80,6 @@ class MDPO(PPO):
     slug = "mdpo"
     saved = ("iterations",)
     requires = (Density,)
-    headline = ("entropy", "divergence", "step_size", "explained_variance")
-    default_steps = 1_000_000
-    presets = {"classic": RAW | {"window": 512, "minibatches": 4, "lr": 1e-3}}
-    limits = (
-        Limit(
-            base="ppo",
-            at=ONE_STEP | {"inner_steps": 1, "value_coefficient": 0.5, "lr": 2.5e-4, "lr_schedule": "linear"},
-            apart={"inner_steps": 2},
-            because="the first step meets neither a divergence nor a clip: both are the plain policy gradient, up to "
-            "rounding (PPO shuffles the batch, and a softmax's divergence from itself has a gradient of rounding size)",
-            base_at=ONE_STEP,
-            tolerance=1e-10,
-        ),
-    )
-    smoke = Smoke("CartPole-v1", PPO.smoke.steps, PPO.smoke.config | {"inner_steps": 3})
 
     def build(self, task: Task) -> None:
         super().build(task)
@@ -149,7 +130,7 @@ class MDPO(PPO):
         return metrics | values
 
 
-class OffPolicyMDPO(SAC):
+class OffPolicyMDPO(OffPolicyMDPOSettings, SAC):
     @dataclass(frozen=True)
     class Config(SAC.Config):
         proximity: float = param(1.0, "official code", low=0, help="c = 1 / t, weight of KL(new || old)")
@@ -161,18 +142,6 @@ class OffPolicyMDPO(SAC):
 
     slug = "mdpo-off"
     saved = ("refreshes",)
-    headline = ("entropy", "divergence", "q", "critic_loss")
-    presets = {"pendulum": SAC.presets["pendulum"] | {"refresh": 200}}
-    limits = (
-        Limit(
-            base="sac",
-            at=UNIT_TEMPERATURE | {"value_network": False, "moment_penalty": 0.0, "policy_critic": "min"},
-            apart={"proximity": 0.5},
-            because="at c = lambda the old policy has no weight, and what is left is SAC at that temperature",
-            base_at=UNIT_TEMPERATURE,
-        ),
-    )
-    smoke = Smoke("Pendulum-v1", SAC.smoke.steps, SAC.smoke.config | {"refresh": 16})
     critic: Any  # the Q functions and, as their attribute `state_value`, V: one optimizer and one target for both
     target_critic: Any
 

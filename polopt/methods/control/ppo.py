@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Method, Smoke
+from polopt.bases.method import Method
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, average, decision_mean, weigh, weighted_mean
 from polopt.data.minibatches import minibatches
@@ -36,6 +36,7 @@ from polopt.data.rollouts import Rollouts
 from polopt.losses import Surrogate
 from polopt.losses.regression import value_loss
 from polopt.losses.surrogate import surrogate_loss
+from polopt.methods.control.ppo_settings import PPOSettings
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update
@@ -49,13 +50,11 @@ from polopt.values.returns import explained_variance, gae, standardize
 from polopt.values.reward_normalizer import RewardNormalizer
 
 
-class PPO(Method):
+class PPO(PPOSettings, Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         envs: int = param(4, "37 details: classic control", low=1)
-        window: int = param(
-            128, "37 details: classic control", low=1, help="steps of every environment copy per update"
-        )
+        window: int = param(128, "37 details: classic control", low=1, help="steps of every copy per update")
         epochs: int = param(4, "37 details: classic control", low=1)
         minibatches: int = param(4, "37 details: classic control", low=1, help="minibatches per epoch")
         discount: float = param(0.99, "table 3", low=0, high=1)
@@ -72,9 +71,7 @@ class PPO(Method):
         lr_schedule: Constant | Linear | Cosine = param(Linear(), "37 details: detail 4")
         adaptive_lr: AdaptiveKL | None = param(None, "arXiv 2109.11978", help="learning rate from KL(old || new)")
         kl_penalty: KLPenalty | None = param(None, "section 4", help="adds coefficient * KL(old || new)")
-        target_kl: float | None = param(
-            None, "Spinning Up", above=0, help="ends the epochs after a step whose approx_kl exceeds 1.5 times this"
-        )
+        target_kl: float | None = param(None, "Spinning Up", above=0, help="epochs end at an approx_kl 1.5 times this")
         adam_eps: float = param(1e-5, "37 details: detail 3", above=0)
         max_grad_norm: float | None = param(0.5, "37 details: detail 10", above=0)
         normalize_obs: bool = param(False, "37 details: MuJoCo", help="running mean and std, clipped at 10")
@@ -85,91 +82,14 @@ class PPO(Method):
 
     slug = "ppo"
     requires = (Scores,)
-    headline = ("entropy", "approx_kl", "clip_fraction", "explained_variance")
-    default_steps = 500_000
-    presets = {
-        "classic": {},
-        "atari": {
-            "envs": 8,
-            "surrogate.clip_low": 0.1,
-            "surrogate.clip_high": 0.1,
-            "value_clip": 0.1,
-            "network.sizes": (512,),
-            "network.activation": "relu",
-        },
-        "mujoco": {
-            "envs": 1,
-            "window": 2048,
-            "minibatches": 32,
-            "epochs": 10,
-            "lr": 3e-4,
-            "entropy_coefficient": 0.0,
-            "normalize_obs": True,
-            "normalize_reward": True,
-        },
-        "procgen": {
-            "envs": 64,
-            "window": 256,
-            "minibatches": 8,
-            "epochs": 3,
-            "lr": 5e-4,
-            "lr_schedule": "constant",
-            "discount": 0.999,
-        },
-        "isaacgym": {
-            "envs": 4096,
-            "window": 16,
-            "minibatches": 2,
-            "epochs": 4,
-            "lr": 2.6e-3,
-            "lr_schedule": "constant",
-            "entropy_coefficient": 0.0,
-            "value_clip": None,
-            "value_coefficient": 2.0,
-            "max_grad_norm": 1.0,
-            "network.sizes": (256, 256),
-        },
-        "legged": {
-            "envs": 4096,
-            "window": 24,
-            "minibatches": 4,
-            "epochs": 5,
-            "lr": 1e-3,
-            "lr_schedule": "constant",
-            "adaptive_lr": "adaptive-kl",
-            "advantage_over": "batch",
-            "value_coefficient": 2.0,  # rsl_rl's is 1.0, on a loss without the 1/2
-            "max_grad_norm": 1.0,
-            "network.sizes": (512, 256, 128),
-            "network.activation": "elu",
-        },
-        "pendulum": {
-            "envs": 8,
-            "window": 128,
-            "minibatches": 32,
-            "epochs": 10,
-            "lr": 1e-3,
-            "discount": 0.9,
-            "entropy_coefficient": 0.0,
-        },
-    }
-    no_limit = "it is the base of the others"
-    smoke = Smoke("CartPole-v1", 192, {"envs": 2, "window": 32, "minibatches": 2, "epochs": 2, "network.sizes": (16,)})
-
-    @classmethod
-    def derived(cls, config: Any, steps: int) -> dict[str, int]:
-        batch = config.envs * config.window
-        minibatch = -(-batch // config.minibatches)
-        return {"decisions per update": batch, "per minibatch": minibatch, "updates": -(-steps // batch)}
 
     def build(self, task: Task) -> None:
         config = self.config
         normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
         self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
         normalizer = getattr(self.policy, "normalizer", None)
-        self.critic = self.part(
-            "critic", StateValue, self.spec, config.critic_network or config.network, normalizer=normalizer
-        )
+        network = config.critic_network or config.network
+        self.critic = self.part("critic", StateValue, self.spec, network, normalizer=normalizer)
         self.reward_normalizer = RewardNormalizer(task.num, config.discount) if config.normalize_reward else None
         self.source = Rollouts(task, config.window, self.ledger)
         self.recurrent = self.policy.recurrent or self.critic.recurrent
@@ -186,14 +106,8 @@ class PPO(Method):
 
     def make_optimizers(self) -> None:
         config = self.config
-        self.optimizer = self.make_optimizer(
-            self.policy,
-            self.critic,
-            lr=config.lr,
-            schedule=config.lr_schedule,
-            max_grad_norm=config.max_grad_norm,
-            eps=config.adam_eps,
-        )
+        common = {"lr": config.lr, "schedule": config.lr_schedule, "eps": config.adam_eps}
+        self.optimizer = self.make_optimizer(self.policy, self.critic, max_grad_norm=config.max_grad_norm, **common)
 
     @property
     def behavior(self) -> Any:
@@ -203,18 +117,12 @@ class PPO(Method):
     def evaluate_window(self, batch: Batch) -> Batch:
         """Adds `value`, `advantage`, `returns` [N, T], computed once with the critic that starts the update."""
         batch = weigh(batch)
-        reward = batch["reward"]
+        reward, ends = batch["reward"], (batch["terminated"], batch["truncated"])
         if self.reward_normalizer is not None:
-            reward = self.reward_normalizer(reward, batch["terminated"], batch["truncated"])
+            reward = self.reward_normalizer(reward, *ends)
         batch["value"], next_value = self.critic.values(batch)
         batch["advantage"], batch["returns"] = gae(
-            reward,
-            batch["value"],
-            next_value,
-            batch["terminated"],
-            batch["truncated"],
-            self.config.discount,
-            self.config.gae_lambda,
+            reward, batch["value"], next_value, *ends, self.config.discount, self.config.gae_lambda
         )
         if self.config.advantage_over == "batch":
             batch["advantage"] = standardize(batch["advantage"], batch["weight"])
@@ -223,13 +131,9 @@ class PPO(Method):
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, weight = self.config, batch["weight"]
         log_prob, entropy = self.policy.score(batch)
+        scale = config.clip_schedule(self.progress)
         loss, metrics = surrogate_loss(
-            config.surrogate,
-            log_prob,
-            batch["log_prob"],
-            batch["advantage"],
-            weight,
-            clip_scale=config.clip_schedule(self.progress),
+            config.surrogate, log_prob, batch["log_prob"], batch["advantage"], weight, clip_scale=scale
         )
         entropy = decision_mean(entropy, weight)
         if config.entropy_coefficient:  # without it there is nothing to go back through
@@ -239,12 +143,9 @@ class PPO(Method):
         return loss, metrics | {"entropy": entropy}
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        clip = self.config.value_clip
-        if clip is not None:
-            clip = clip * self.config.clip_schedule(self.progress)
-        loss = value_loss(
-            self.critic.value(batch), batch["returns"], batch["weight"], old_value=batch["value"], clip=clip
-        )
+        clip = self.config.value_clip and self.config.value_clip * self.config.clip_schedule(self.progress)
+        value = self.critic.value(batch)
+        loss = value_loss(value, batch["returns"], batch["weight"], old_value=batch["value"], clip=clip)
         return loss, {"value_loss": loss}
 
     def total_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
