@@ -180,7 +180,8 @@ def make(
     import torch
 
     from polopt.data.datasets import load_dataset
-    from polopt.training.datasets import info, make_datasets
+    from polopt.training.dataset_facts import info
+    from polopt.training.datasets import make_datasets
 
     options: dict[str, Any] = {"threads": torch.get_num_threads(), "loggers": ()}
     made = {}

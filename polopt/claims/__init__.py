@@ -1,18 +1,9 @@
 """Claims: what a paper says, small, stated before it is tested, and how it is judged. Imports no torch."""
 
 from polopt.claims.arms import measure, train_arm
-from polopt.claims.claim import (
-    Above,
-    Below,
-    Claim,
-    Greater,
-    Narrower,
-    Ordered,
-    Trend,
-    Verdict,
-    Within,
-    judge,
-)
+from polopt.claims.claim import Claim
+from polopt.claims.expectations import Above, Below, Greater, Narrower, Ordered, Trend, Within
+from polopt.claims.judge import Verdict, judge
 
 __all__ = [
     "Above",

@@ -15,7 +15,8 @@ from typing import Any
 
 import polopt
 from polopt import registry
-from polopt.claims.claim import Claim, describe
+from polopt.claims.claim import Claim
+from polopt.claims.expectations import describe
 from polopt.core.errors import UsageError
 
 PACKAGE = Path(polopt.__file__).parent

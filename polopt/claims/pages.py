@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polopt.claims.claim import Check, Claim
+from polopt.claims.claim import Claim
+from polopt.claims.judge import Check
 from polopt.claims.results import (
     Line,
     entry,

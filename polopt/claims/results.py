@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polopt.claims.claim import Claim, Verdict, judge
+from polopt.claims.claim import Claim
+from polopt.claims.judge import Verdict, judge
 from polopt.claims.keys import PACKAGE, arm_key, code_key, expect_key
 from polopt.core import files
 from polopt.core.errors import UsageError, nearest

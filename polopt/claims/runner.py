@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import polopt
-from polopt.claims.claim import Check, Claim, Verdict, check
+from polopt.claims.claim import Claim
+from polopt.claims.judge import Check, Verdict, check
 from polopt.claims.keys import arm_key, code_key, expect_key
 from polopt.claims.results import (
     Line,

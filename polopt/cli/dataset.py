@@ -77,7 +77,7 @@ def _info(argv: list[str]) -> int:
         names = recorded.local_datasets()
         print(json.dumps(names) if args.json else "\n".join(names) or f"no dataset in {recorded.datasets_folder()}")
         return 0
-    from polopt.training.datasets import info
+    from polopt.training.dataset_facts import info
 
     _show(info(args.name), args.json)
     return 0
@@ -94,7 +94,7 @@ def _measure(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.episodes < 1 or args.seed < 0:
         raise UsageError("--episodes is at least 1, and --seed at least 0")
-    from polopt.training.datasets import measure
+    from polopt.training.dataset_facts import measure
 
     found = measure(args.name, expert=args.expert, episodes=args.episodes, seed=args.seed, store=not args.dry_run)
     _show(found, args.json)

@@ -6,15 +6,13 @@ options. The order in which they are given does not matter. Every mistake raises
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from polopt.config.help import help_text
 from polopt.config.params import (
     MISFIT,
     Config,
@@ -30,6 +28,7 @@ from polopt.config.params import (
     without_of,
 )
 from polopt.config.serialize import fields_of, import_callable
+from polopt.config.words import Words, is_number, literal, read_words, strictness
 from polopt.core.errors import UsageError, nearest
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -104,22 +103,18 @@ class _Node:
         node.value, node.typed = value, typed
 
 
-class _Tokens(list[str]):
-    """The words after an option, still to be read as the type of its field."""
-
-
 def _path(name: str) -> list[str]:
     return name.replace("-", "_").split(".")
 
 
 def _tree_of_argv(argv: Sequence[str]) -> _Node:
-    root, tokens = _Node(), _Tokens()
-    given: list[tuple[str, _Tokens]] = []
+    root, tokens = _Node(), Words()
+    given: list[tuple[str, Words]] = []
     for arg in argv:
         if arg.startswith("--") and len(arg) > 2:
             name, equals, value = arg.partition("=")
-            given.append((name, tokens := _Tokens([value] if equals else [])))
-        elif arg.startswith("-") and not _is_number(arg):
+            given.append((name, tokens := Words([value] if equals else [])))
+        elif arg.startswith("-") and not is_number(arg):
             raise UsageError(f"unknown option {arg}: options start with two dashes")
         elif not given:
             raise UsageError(f"unexpected '{arg}': options start with two dashes")
@@ -135,14 +130,6 @@ def _tree_of_dict(overrides: Mapping[str, Any], prefix: str = "") -> _Node:
     for name, value in overrides.items():
         root.add(_path(name), value, prefix + name.replace("-", "_"))
     return root
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class _Reader:
@@ -178,7 +165,7 @@ class _Reader:
         return "--" + ".".join(path).replace("_", "-") if self.cli else ".".join(path)
 
     def preset(self, node: _Node, presets: Presets) -> tuple[str, Mapping[str, Any]]:
-        name = " ".join(node.value) if isinstance(node.value, _Tokens) else str(node.value)
+        name = " ".join(node.value) if isinstance(node.value, Words) else str(node.value)
         if not presets:
             raise UsageError(f"{node.typed} {name}: there are no presets here")
         if name not in presets:
@@ -257,17 +244,17 @@ class _Reader:
     def plain(self, node: _Node, path: tuple[str, ...]) -> Any:
         if node.children:
             raise UsageError(f"{_first(node)} goes too deep: {self.spell(path)} has no parts")
-        return _literal(" ".join(node.value)) if isinstance(node.value, _Tokens) else node.value
+        return literal(" ".join(node.value)) if isinstance(node.value, Words) else node.value
 
-    def tokens(self, tokens: _Tokens, hint: Any, path: tuple[str, ...]) -> Any:
+    def tokens(self, tokens: Words, hint: Any, path: tuple[str, ...]) -> Any:
         """The words of the command line as the type of the field."""
         options, text = members(hint), " ".join(tokens)
         if type(None) in options and text.lower() == "none":
             return None
         if any(is_config(option) for option in options):
             return self.choice(text, hint, path)
-        for option in sorted(options, key=_rank):
-            value = _read(tokens, option)
+        for option in sorted(options, key=strictness):
+            value = read_words(tokens, option)
             if value is not MISFIT:
                 return value
         if not tokens:
@@ -300,7 +287,7 @@ class _Reader:
         if name in options:
             return options[name]() if isinstance(options[name], type) else options[name]
         for option in members(hint):  # such as `float | Linear`
-            if not is_config(option) and (value := _read(_Tokens([name]), option)) is not MISFIT:
+            if not is_config(option) and (value := read_words(Words([name]), option)) is not MISFIT:
                 return value
         if ":" in name and (made := _from_value(configs, import_callable(name))) is not None:
             return made
@@ -354,82 +341,3 @@ def _first(node: _Node) -> str:
 
 def _from_value(configs: Sequence[Any], value: Any) -> Config | None:
     return next((made for option in configs if (made := option.from_value(value)) is not None), None)
-
-
-def _rank(hint: Any) -> int:
-    """The order in which the members of a union are tried on a word: the strictest first."""
-    order = (bool, int, float)
-    return order.index(hint) if hint in order else 9 if hint in (str, Any) else 8 if hint is Path else 5
-
-
-def _read(tokens: _Tokens, hint: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple or hint is tuple:
-        words = [word for token in tokens for word in token.split(",")]  # 64 64 or 64,64
-        wanted = args if args and args[-1] is not ... else (args[0] if args else str,) * len(words)
-        values = [_read(_Tokens([word]), want) for word, want in zip(words, wanted)]
-        return MISFIT if len(wanted) != len(words) or MISFIT in values else tuple(values)
-    if origin is dict or hint is dict:
-        pairs = [token.partition("=") for token in tokens]
-        return {key: _literal(value) for key, _, value in pairs} if all(equals for _, equals, _ in pairs) else MISFIT
-    if hint is bool and not tokens:
-        return True
-    if len(tokens) != 1:
-        return MISFIT
-    token = tokens[0]
-    if len(members(hint)) > 1:
-        values = [value for each in sorted(members(hint), key=_rank) if (value := _read(tokens, each)) is not MISFIT]
-        return values[0] if values else MISFIT
-    if hint is type(None):
-        return None if token.lower() == "none" else MISFIT
-    if hint is bool:
-        return {"true": True, "false": False}.get(token.lower(), MISFIT)
-    if hint is float:
-        return float(token) if _is_number(token) else MISFIT
-    if hint is int:
-        return _integer(token)
-    if origin is Literal:
-        return next((arg for arg in args if str(arg) == token), MISFIT)
-    if is_callable(hint):
-        return import_callable(token)
-    if hint is Any:
-        return _literal(token)
-    return Path(token) if hint is Path else token if hint is str else MISFIT
-
-
-def _integer(token: str) -> Any:
-    try:
-        return int(token)
-    except ValueError:  # 1e6 is how people write a million steps
-        return int(float(token)) if _is_number(token) and float(token).is_integer() else MISFIT
-
-
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def help_text(groups: Mapping[str, Source], presets: Presets | None = None, prog: str = "polopt") -> str:
-    """The help: every option with type, default, legal range, unit and source, grouped by part."""
-    lines = [f"usage: {prog} [options]"]
-    if presets:
-        lines += ["", "  --preset NAME", f"      one of {', '.join(presets)}; options given beside it come after it"]
-    for group, config in groups.items():
-        title = ""
-        for each in fields_of(config):
-            heading = each.choice and f"only with --{each.choice}"
-            if "." in each.name and not heading:
-                heading = each.name.rsplit(".", 1)[0]
-            heading = heading or group or "options"
-            if heading != title:
-                title = heading
-                lines += ["", f"{title}:"]
-            about = [each.type, f"default {each.default}", each.range, each.unit, each.source and f"from {each.source}"]
-            lines.append(f"  --{each.name}")
-            lines.append("      " + "; ".join(part for part in (*about, each.help) if part))
-    return "\n".join(lines)

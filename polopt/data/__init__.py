@@ -6,8 +6,9 @@ from polopt.data.epochs import Epochs
 from polopt.data.minibatches import minibatches
 from polopt.data.mixing import Mixed, Paired, cat_rows
 from polopt.data.preferences import Preferences, pairs
+from polopt.data.priority import Priority
 from polopt.data.prompt_groups import PromptGroups
-from polopt.data.replay import Priority, Replay, ReplaySource
+from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.data.samplers import Sequential, Shuffled, Weighted
 from polopt.data.successors import successors

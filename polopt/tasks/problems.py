@@ -12,7 +12,9 @@ from fractions import Fraction
 from typing import Any
 
 from polopt.core.errors import UsageError
-from polopt.tasks.text import GeneratedTask, Message, Problem, final, levels_of, whole
+from polopt.tasks.generated import GeneratedTask, final
+from polopt.tasks.options import levels_of, whole
+from polopt.tasks.text import Message, Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks.options import flag
 from polopt.tasks.rewards import Call, Hung
-from polopt.tasks.text import Problem, TextTask, flag
+from polopt.tasks.text import Problem, TextTask
 
 PREFIX = "reasoning-gym/"
 

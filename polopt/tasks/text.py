@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Step, Task
+from polopt.tasks.options import flag, number, whole
 from polopt.tasks.rewards import Rewards, Unscored, make_rewards
 
 Message = dict[str, Any]
@@ -308,79 +307,6 @@ class TextTask(Task):
             setattr(self, name, torch.tensor(state[name], dtype=torch.bool))
 
 
-class GeneratedTask(TextTask):
-    """Problems drawn from (seed, index): a subclass gives `draw` and the range of its levels.
-
-    Levels are uniform over `levels` = (low, high), both included. With `heldout`, an eighth of all problems, chosen by
-    a checksum of `Problem.key`, belongs to evaluation and the rest to training, whatever the seeds. Where a level has
-    too few problems for that (none is found in 200 draws) the last draw is taken; without `heldout` evaluation only
-    draws with other seeds.
-
-    Args:
-        levels: (low, high), or one number for both.
-        scratchpad: solutions show their steps; otherwise they are the plain answer.
-    """
-
-    default_levels: tuple[int, int] = (1, 1)
-    level_range: tuple[int, int] = (1, 1)
-    level_name: str = "levels"
-
-    def __init__(
-        self,
-        num: int = 1,
-        seed: int = 0,
-        evaluation: bool = False,
-        name: str = "this task",
-        *,
-        levels: Any = None,
-        scratchpad: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(num, seed, evaluation, name, **options)
-        self.heldout = flag("heldout", self.heldout)
-        self.levels = levels_of("levels", levels, self.level_range) if levels is not None else self.default_levels
-        self.scratchpad = flag("scratchpad", scratchpad)
-        if self.rewards is not None:
-            self.rewards.check({"answer", "solution", "level"})
-
-    def draw(self, rng: random.Random, level: int) -> Problem:
-        """One problem of this level."""
-        raise NotImplementedError  # abstract
-
-    def problem(self, index: int) -> Problem:
-        rng = random.Random(f"{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
-        level = rng.randint(*self.levels)
-        problem = self.draw(rng, level)
-        if self.heldout:
-            for _ in range(200):
-                if (zlib.crc32(problem.key.encode()) % 8 == 0) == self.evaluation:
-                    break
-                problem = self.draw(rng, level)
-        return problem
-
-    def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
-        """(prompt, its worked solution, the worked solution of the next problem with another answer) of these ids."""
-        pairs = []
-        for index in indices:
-            problem = self.problems([index])[0]
-            others = (self.problems([index + step])[0] for step in range(1, 100))
-            other = next((other for other in others if other.answer != problem.answer), None)
-            if problem.solution is None or other is None or other.solution is None:
-                raise UsageError(
-                    f"{self.spec.name} has no wrong answer to set against the right one of problem {index}"
-                )
-            pairs.append((problem.prompt, problem.solution, other.solution))
-        return pairs
-
-    def made(self, prompt: str, steps: list[str], answer: str, level: int, key: str) -> Problem:
-        """A problem whose worked solution is `steps`, then the answer, separated by semicolons."""
-        solution = ";".join([*steps, answer]) if self.scratchpad else answer
-        return Problem(prompt, answer, solution, steps[0] if steps else None, level, key=key)
-
-    def verify(self, problem: Problem, text: str) -> float:
-        return float(final(text) == problem.answer)
-
-
 def opening(problem: Problem) -> list[Message]:
     """The messages with which a conversation about a problem begins."""
     if isinstance(problem.prompt, str):
@@ -393,51 +319,6 @@ def completion_text(value: Any) -> str | None:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     return value if isinstance(value, str) else None
-
-
-def final(text: str) -> str:
-    """What a text ends with: after the last semicolon of its last line that is not blank, without blanks around it."""
-    lines = text.strip().splitlines()
-    return lines[-1].rsplit(";", 1)[-1].strip() if lines else ""
-
-
-# Options come from the command line or from Python; each check gives one sentence.
-
-
-def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an integer of at least `low`, at most `high`. Raises UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        bound = f"of at least {low}" if high is None else f"between {low} and {high}"
-        raise UsageError(f"{name} must be a whole number {bound}, not {value!r}")
-    return value
-
-
-def number(name: str, value: Any) -> float:
-    """`value` as a finite float. Raises UsageError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
-        raise UsageError(f"{name} must be a number, not {value!r}")
-    return float(value)
-
-
-def flag(name: str, value: Any) -> bool:
-    """`value` as true or false. Raises UsageError."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{name} must be true or false, not {value!r}")
-    return value
-
-
-def levels_of(name: str, value: Any, bounds: tuple[int, int]) -> tuple[int, int]:
-    """(low, high) from a pair, one number, or a text like "1-4" or "1,4". Raises UsageError."""
-    parts = value
-    if isinstance(value, str):
-        parts = [int(part) if part.strip().isdecimal() else part for part in value.replace("-", ",").split(",")]
-    parts = [parts] if isinstance(parts, int) else parts
-    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= 2:
-        raise UsageError(f"{name} must be one whole number or two (low, high), not {value!r}")
-    low, high = whole(name, parts[0], *bounds), whole(name, parts[-1], *bounds)
-    if low > high:
-        raise UsageError(f"{name} must be (low, high) with low <= high, not {value!r}")
-    return low, high
 
 
 def _said(name: str, error: BaseException) -> str:

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from polopt import registry
 from polopt.bases.method import Method
@@ -34,7 +33,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.core.spec import Spec
 from polopt.data.base import Acts
-from polopt.data.datasets import Dataset, lengths, load_dataset, write_dataset, write_references
+from polopt.data.datasets import lengths, write_dataset
 from polopt.data.demonstrations import KEYS, joined
 from polopt.data.episodes import Episodes
 from polopt.data.rollouts import Rollouts
@@ -51,7 +50,6 @@ from polopt.training.plan import Plan, TaskLike, plan, runtime, task_name
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 STREAMS = {kind: 16 + number for number, kind in enumerate(("references", *KINDS))}
 ROWS = 10  # copies of the environment that record together
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def make_datasets(
@@ -273,95 +271,6 @@ def in_order(windows: Sequence[Batch]) -> Batch:
     rows["first"][:, 0] = True
     rows["truncated"] |= ends & ~rows["terminated"]
     return rows.reshape(-1)
-
-
-# What is in a dataset
-
-
-def info(name: str) -> dict[str, Any]:
-    """Statistics of a dataset: sizes, returns, lengths, ends, spaces, references. Raises what `load_dataset` does."""
-    data = load_dataset(name)
-    returns, counts = data.returns, data.lengths.double()
-    last = _cat([data.starts[1:] - 1, torch.tensor([len(data.data) - 1])])
-    facts: dict[str, Any] = {
-        "dataset": name,
-        "task": data.spec.name,
-        "episodes": len(counts),
-        "transitions": len(data.data),
-        "return": returns.mean().item(),
-        "return_std": returns.std(correction=0).item(),
-        "return_min": returns.min().item(),
-        **{f"return_q{round(100 * q)}": returns.quantile(q).item() for q in QUANTILES},
-        "return_max": returns.max().item(),
-        "length": counts.mean().item(),
-        "length_min": int(counts.min()),
-        "length_max": int(counts.max()),
-        "terminated": data.data["terminated"][last].double().mean().item(),
-        "observations": str(data.spec.obs),
-        "actions": str(data.spec.action),
-        "random_return": None,
-        "expert_return": None,
-        "normalized_return": None,
-        "made_by": data.metadata.get("algorithm_name"),
-    }
-    if data.references is not None:
-        facts |= dict(zip(("random_return", "expert_return"), data.references))
-        facts["normalized_return"] = data.normalized(facts["return"])
-    return facts
-
-
-def measure(
-    name: str, *, expert: str | Path | None = None, episodes: int = 50, seed: int = 0, store: bool = True
-) -> dict[str, Any]:
-    """Measures the references of a dataset for normalized scores, and how much its decisions cover.
-
-    Args:
-        expert: a run folder, whose policy plays, or a dataset, whose mean return is taken; by default the expert's
-            reference that is stored, if any.
-        episodes: of each policy that plays.
-        store: keep the references in the dataset's metadata.
-
-    Returns `random_return`, `expert_return` and `normalized_return` (None without an expert), `return_std` over the
-    episodes of the dataset, and `coverage`, see there.
-    """
-    data = load_dataset(name)
-    with closing(make_task(name, num=ROWS, seed=seed, evaluation=True)) as task:
-        data.check(task.spec)
-        low = evaluate_returns(Uniform(task.spec), task, episodes, greedy=False)["return"]
-        high = None if data.references is None else data.references[1]
-        if expert is not None and (Path(expert) / "config.json").exists():
-            high = evaluate_returns(api.load(expert), task, episodes)["return"]
-        elif expert is not None:
-            high = load_dataset(str(expert)).check(task.spec).returns.mean().item()
-    found = {"random_return": low, "expert_return": high, "normalized_return": None}
-    if high is not None:
-        if high <= low:
-            raise RunError(
-                f"the expert has a return of {high:.6g}, and random actions have {low:.6g}: no scale to score on"
-            )
-        found["normalized_return"] = 100.0 * (data.returns.mean().item() - low) / (high - low)
-        if store:
-            write_references(name, (low, high))
-    return found | {"return_std": data.returns.std(correction=0).item(), "coverage": coverage(data)}
-
-
-def coverage(data: Dataset, bins: int = 10) -> float:
-    """Share of decisions whose (observation, action) falls into a box that no earlier one was in, in (0, 1].
-
-    Each coordinate is cut into `bins` equal parts of its range in the dataset. After the state-action coverage of
-    Schweighofer et al., "A Dataset Perspective on Offline Reinforcement Learning", 2022, arXiv 2111.04714, which counts
-    distinct pairs, here without a second dataset to compare with.
-    """
-    columns = _cat([*(leaf.flatten(1) for leaf in _leaves(data.data["obs"])), *_leaves(data.data["action"])], 1)
-    low, high = columns.amin(0), columns.amax(0)
-    cells = ((columns - low) / (high - low).clamp_min(1e-12) * bins).floor().clamp_max(bins - 1).to(torch.int16)
-    return len(torch.unique(cells, dim=0)) / len(cells)
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.reshape(len(value), -1).to(torch.float64)]
-    return [leaf for part in value.values() for leaf in _leaves(part)]
 
 
 def _cat(parts: Sequence[Any], dim: int = 0) -> Any:

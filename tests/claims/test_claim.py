@@ -5,18 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from polopt.claims.claim import (
-    Above,
-    Below,
-    Claim,
-    Greater,
-    Narrower,
-    Ordered,
-    Trend,
-    Within,
-    check,
-    judge,
-)
+from polopt.claims.claim import Claim
+from polopt.claims.expectations import Above, Below, Greater, Narrower, Ordered, Trend, Within
+from polopt.claims.judge import check, judge
 from polopt.core.errors import UsageError
 
 

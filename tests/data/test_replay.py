@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import Blob, gather, restore
 from polopt.data import Priority, Replay, ReplaySource, Rollouts
-from polopt.data.replay import SumTree
+from polopt.data.priority import SumTree
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
 

@@ -17,6 +17,8 @@ SETTINGS = sorted(METHODS.glob("*/*_settings.py"))
 FILES = sorted(path for path in METHODS.glob("*/*.py") if path.name != "__init__.py" and path not in SETTINGS)
 TESTS = Path(__file__).parents[1] / "methods"
 SHORT = 8  # lines of a body that may be repeated
+LONG = 400  # lines of any file of the package, but for these, each with the reason why it is not parted
+MAY_BE_LONG = {"tasks/gym.py": "the vector, its saving, and what its spaces become change together"}
 
 
 def body_of(function: ast.FunctionDef) -> list[ast.stmt]:
@@ -59,6 +61,14 @@ def test_a_renamed_copy_is_found():
     other = one.replace("b", "zz").replace("def f(self, a)", "def g(self, other)").replace("= a", "= other")
     assert repeated({"one": one, "other": other}) == [["one:f", "other:g"]]
     assert repeated({"one": one, "other": other.replace("+ 3", "+ 9")}) == []
+
+
+def test_no_file_of_the_package_is_long_without_a_reason():
+    package = METHODS.parent
+    lines = {str(path.relative_to(package)): path.read_text().count("\n") for path in package.rglob("*.py")}
+    assert len(lines) > 100
+    long = {name for name, count in lines.items() if count > LONG}
+    assert long == set(MAY_BE_LONG), "part it by what changes together, or say why not; a reason goes with its file"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -9,7 +9,9 @@ import torch
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import gather, restore
 from polopt.tasks import make_task
-from polopt.tasks.text import Message, Problem, TextTask, final, levels_of
+from polopt.tasks.generated import final
+from polopt.tasks.options import levels_of
+from polopt.tasks.text import Message, Problem, TextTask
 
 
 class Echo(TextTask):

@@ -13,7 +13,8 @@ from polopt.core.errors import RunError, UsageError
 from polopt.data.datasets import load_dataset, write_dataset
 from polopt.tasks import make_task, recorded
 from polopt.training import api, datasets
-from polopt.training.datasets import KINDS, coverage, in_order, info, make_datasets, measure
+from polopt.training.dataset_facts import coverage, info, measure
+from polopt.training.datasets import KINDS, in_order, make_datasets
 from polopt.training.folder import Run
 
 pytest.importorskip("minari")

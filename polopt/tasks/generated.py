@@ -1,0 +1,91 @@
+"""Text tasks whose problems are drawn from a seed and their number, by level of difficulty."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from polopt.core.errors import UsageError
+from polopt.tasks.options import flag, levels_of
+from polopt.tasks.text import Problem, Prompt, TextTask
+
+
+class GeneratedTask(TextTask):
+    """Problems drawn from (seed, index): a subclass gives `draw` and the range of its levels.
+
+    Levels are uniform over `levels` = (low, high), both included. With `heldout`, an eighth of all problems, chosen by
+    a checksum of `Problem.key`, belongs to evaluation and the rest to training, whatever the seeds. Where a level has
+    too few problems for that (none is found in 200 draws) the last draw is taken; without `heldout` evaluation only
+    draws with other seeds.
+
+    Args:
+        levels: (low, high), or one number for both.
+        scratchpad: solutions show their steps; otherwise they are the plain answer.
+    """
+
+    default_levels: tuple[int, int] = (1, 1)
+    level_range: tuple[int, int] = (1, 1)
+    level_name: str = "levels"
+
+    def __init__(
+        self,
+        num: int = 1,
+        seed: int = 0,
+        evaluation: bool = False,
+        name: str = "this task",
+        *,
+        levels: Any = None,
+        scratchpad: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(num, seed, evaluation, name, **options)
+        self.heldout = flag("heldout", self.heldout)
+        self.levels = levels_of("levels", levels, self.level_range) if levels is not None else self.default_levels
+        self.scratchpad = flag("scratchpad", scratchpad)
+        if self.rewards is not None:
+            self.rewards.check({"answer", "solution", "level"})
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        """One problem of this level."""
+        raise NotImplementedError  # abstract
+
+    def problem(self, index: int) -> Problem:
+        rng = random.Random(f"{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
+        level = rng.randint(*self.levels)
+        problem = self.draw(rng, level)
+        if self.heldout:
+            for _ in range(200):
+                if (zlib.crc32(problem.key.encode()) % 8 == 0) == self.evaluation:
+                    break
+                problem = self.draw(rng, level)
+        return problem
+
+    def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
+        """(prompt, its worked solution, the worked solution of the next problem with another answer) of these ids."""
+        pairs = []
+        for index in indices:
+            problem = self.problems([index])[0]
+            others = (self.problems([index + step])[0] for step in range(1, 100))
+            other = next((other for other in others if other.answer != problem.answer), None)
+            if problem.solution is None or other is None or other.solution is None:
+                raise UsageError(
+                    f"{self.spec.name} has no wrong answer to set against the right one of problem {index}"
+                )
+            pairs.append((problem.prompt, problem.solution, other.solution))
+        return pairs
+
+    def made(self, prompt: str, steps: list[str], answer: str, level: int, key: str) -> Problem:
+        """A problem whose worked solution is `steps`, then the answer, separated by semicolons."""
+        solution = ";".join([*steps, answer]) if self.scratchpad else answer
+        return Problem(prompt, answer, solution, steps[0] if steps else None, level, key=key)
+
+    def verify(self, problem: Problem, text: str) -> float:
+        return float(final(text) == problem.answer)
+
+
+def final(text: str) -> str:
+    """What a text ends with: after the last semicolon of its last line that is not blank, without blanks around it."""
+    lines = text.strip().splitlines()
+    return lines[-1].rsplit(";", 1)[-1].strip() if lines else ""

@@ -1,0 +1,43 @@
+"""Options of tasks, from the command line or from Python: each check gives one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polopt.core.errors import UsageError
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an integer of at least `low`, at most `high`. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        bound = f"of at least {low}" if high is None else f"between {low} and {high}"
+        raise UsageError(f"{name} must be a whole number {bound}, not {value!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a finite float. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+        raise UsageError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as true or false. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def levels_of(name: str, value: Any, bounds: tuple[int, int]) -> tuple[int, int]:
+    """(low, high) from a pair, one number, or a text like "1-4" or "1,4". Raises UsageError."""
+    parts = value
+    if isinstance(value, str):
+        parts = [int(part) if part.strip().isdecimal() else part for part in value.replace("-", ",").split(",")]
+    parts = [parts] if isinstance(parts, int) else parts
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= 2:
+        raise UsageError(f"{name} must be one whole number or two (low, high), not {value!r}")
+    low, high = whole(name, parts[0], *bounds), whole(name, parts[-1], *bounds)
+    if low > high:
+        raise UsageError(f"{name} must be (low, high) with low <= high, not {value!r}")
+    return low, high
