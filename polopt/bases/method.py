@@ -19,6 +19,7 @@ from polopt import config as configs
 from polopt.config import param
 from polopt.config.params import kind
 from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.state import Stateful, held
 from polopt.data.base import Source
@@ -145,6 +146,7 @@ class Method(Settings, Stateful):
     entry: ClassVar[bool] = True  # False of a class in a method file that nobody trains by name; not inherited
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
+    objectives: ClassVar[str] = "one"  # what it learns from: "one" reward, "several" (`rewards` of a batch), or "any"
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
     policy: Any  # an Actor; what it promises is in `requires`
@@ -168,6 +170,7 @@ class Method(Settings, Stateful):
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         self._given = dict(parts or {})
         self._progress = 0.0
+        self.check_objectives()
         self.build(task)
         if self._given:
             raise TypeError(f"{self.slug} has no part '{next(iter(self._given))}' that could be given to it")
@@ -221,6 +224,18 @@ class Method(Settings, Stateful):
     def make_optimizer(self, *modules: nn.Module | nn.Parameter, **options: Any) -> Optimizer:
         """An `Optimizer` over these modules that splits batches into the config's micro-batches."""
         return Optimizer(*modules, micro_batch=self.config.micro_batch, **options)
+
+    def check_objectives(self) -> None:
+        """Raises UsageError, in one sentence, when the task has several objectives and the method learns from one
+        reward, or the other way round."""
+        spec = self.spec
+        if self.objectives == "one" and not spec.scalar:
+            raise UsageError(
+                f"{self.slug} learns from one reward, and {spec.name} has {len(spec.objectives)} objectives "
+                f"({', '.join(spec.objectives)}): weigh them with --objective-weights"
+            )
+        if self.objectives == "several" and not spec.objectives:
+            raise UsageError(f"{self.slug} learns from several objectives, and {spec.name} has one reward")
 
     def check_policy(self) -> None:
         """Raises UsageError, in one sentence, when the policy lacks a capability of `requires`."""

@@ -25,7 +25,11 @@ class Spec:
     `info` holds what only some tasks have (the exact model of a tabular MDP, a reward threshold); `facts` are the names
     of what the task says of every step besides the reward, with the shape of one row of each (() for a number).
 
-    Raises UsageError for a fact with the name of a key that batches have anyway.
+    `objectives` are the names of the parts of a vector reward, which is then the fact `rewards` (m,). Where `scalar` is
+    False the reward itself is only their plain sum, which nobody chose: a method that learns from one reward refuses
+    such a task.
+
+    Raises UsageError for a fact with the name of a key that batches have anyway, and for objectives without `rewards`.
     """
 
     obs: gymnasium.Space
@@ -33,11 +37,17 @@ class Spec:
     name: str = "this task"
     info: dict[str, Any] = field(default_factory=dict, compare=False)
     facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    objectives: tuple[str, ...] = ()
+    scalar: bool = True
 
     def __post_init__(self) -> None:
         for name in self.facts:
             if name in STORED:
                 raise UsageError(f"{self.name} cannot have a fact '{name}': batches have a key of that name anyway")
+        if self.objectives and self.facts.get("rewards") != (len(self.objectives),):
+            raise UsageError(f"{self.name} names {len(self.objectives)} objectives: its fact 'rewards' has one of each")
+        if not self.scalar and not self.objectives:
+            raise UsageError(f"{self.name} has neither one reward nor objectives")
 
     @property
     def discrete(self) -> bool:

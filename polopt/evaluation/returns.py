@@ -13,14 +13,16 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     """Runs `episodes` whole episodes from the same start seeds at every call.
 
     Returns `return` (mean undiscounted return), `return_std` (over episodes) and `length` (mean number of decisions);
-    on a dataset's task also `normalized_return`, 100 (return - random) / (expert - random) with the references that
-    the dataset holds (D4RL, arXiv 2004.07219, section 6).
+    of a task with objectives also `return_NAME` of each; on a dataset's task also `normalized_return`, 100 (return -
+    random) / (expert - random) with the references that the dataset holds (D4RL, arXiv 2004.07219, section 6).
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        batch = Episodes(task, starts=range(episodes), greedy=greedy, keep=("reward",)).next(actor)
+        names = task.spec.objectives
+        keep = ("reward", "rewards") if names else ("reward",)
+        batch = Episodes(task, starts=range(episodes), greedy=greedy, keep=keep).next(actor)
     returns = (batch["reward"] * batch["mask"]).sum(-1).double()
     lengths = batch["mask"].sum(-1).double()
     scores = {
@@ -28,6 +30,9 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
         "return_std": returns.std(correction=0).item(),
         "length": lengths.mean().item(),
     }
+    if names:
+        sums = (batch["rewards"] * batch["mask"].unsqueeze(-1)).double().sum(1).mean(0)
+        scores |= {f"return_{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
     references = task.spec.info.get("references")
     if references is not None:
         low, high = references

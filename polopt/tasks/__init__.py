@@ -20,6 +20,7 @@ def make_task(
     preset: str | None = None,
     evaluation: bool = False,
     facts: Sequence[str] = (),
+    objective_weights: Sequence[float] = (),
     **kwargs: Any,
 ) -> Task:
     """Makes `num` rows of a task.
@@ -39,6 +40,7 @@ def make_task(
         preset: "image" (gray, 84 x 84, 4 frames) or "atari" (the usual protocol).
         facts: entries of a Gymnasium environment's `info` to keep beside the reward (`Task.facts`); every step must
             have them.
+        objective_weights: the reward is this weighted sum of the task's objectives, so that any method can learn it.
         kwargs: options of the task, handed to the environment or to `Task.make`.
 
     Raises UsageError, one sentence: an unknown name with the nearest known one, a missing package with the extra that
@@ -46,6 +48,15 @@ def make_task(
     """
     from polopt.tasks.base import Task
 
+    if objective_weights:
+        from polopt.tasks.weighted import Weighted
+
+        made = make_task(task, num, seed, workers, render_mode, preset, evaluation, facts, **kwargs)
+        try:
+            return Weighted(made, objective_weights)
+        except UsageError:
+            made.close()
+            raise
     if isinstance(task, Task):
         return task
     for name, value, low in (("num", num, 1), ("seed", seed, 0), ("workers", workers, 0)):
@@ -78,7 +89,8 @@ def make_task(
         if is_text(source):  # its options could name reward functions, which are code
             raise UsageError(f"{task} names the text task {source}, which no dataset is recorded on")
         preset = preset or options.pop("preset", None)
-        made = make_task(source, num, seed, workers, render_mode, preset, evaluation, facts, **{**options, **kwargs})
+        options |= kwargs
+        made = make_task(source, num, seed, workers, render_mode, preset, evaluation, facts, **options)
         made.spec.info.update(dataset=task, references=recorded.references(task))
         return made
 

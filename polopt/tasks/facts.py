@@ -1,4 +1,4 @@
-"""Entries of an environment's `info` that are kept beside the reward, as one array a step. Imports no torch.
+"""What an environment says beside one reward: entries of its `info`, the parts of a vector reward. Imports no torch.
 
 One array of floats crosses the pipes of worker processes and the dicts of Gymnasium's vectors at the price of one
 entry, whatever it holds; its shapes are fixed when a task is made.
@@ -26,11 +26,28 @@ def pack(info: Mapping[str, Any], shapes: Shapes) -> np.ndarray:
             raise ValueError(f"an info without '{name}'")
         value = _floats(name, info[name])
         if value.shape != shape:
-            raise ValueError(f"'{name}' in its info of shape {value.shape}, not {shape} as at first")
+            raise ValueError(f"'{name}' of shape {value.shape}, not {shape} as at first")
         if not np.isfinite(value).all():
-            raise ValueError(f"'{name}' in its info that is not finite")
+            raise ValueError(f"'{name}' that is not finite")
         parts.append(value.ravel())
     return np.concatenate(parts)
+
+
+def objectives(env: gymnasium.Env) -> tuple[str, ...]:
+    """Names of the parts of a vector reward, which an environment has that says `reward_space`, a Box [m]; else ().
+
+    They are its `objectives`, if it has such an attribute, and "0", "1", ... if not: MO-Gymnasium names none.
+    """
+    try:
+        shape = env.get_wrapper_attr("reward_space").shape or ()
+    except AttributeError:
+        return ()
+    if not shape:
+        return ()
+    try:
+        return tuple(map(str, env.get_wrapper_attr("objectives")))
+    except AttributeError:
+        return tuple(map(str, range(shape[0])))
 
 
 def probe(make: Callable[[], gymnasium.Env], names: Sequence[str], task: str) -> Shapes:
@@ -72,4 +89,4 @@ def _floats(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"'{name}' in its info that is no array of numbers ({type(value).__name__})") from None
+        raise ValueError(f"'{name}' that is no array of numbers ({type(value).__name__})") from None

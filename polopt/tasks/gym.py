@@ -43,7 +43,8 @@ class GymTask(Task):
     Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise UsageError.
 
     `facts` are entries of the environment's `info` that every step must have: numbers, or arrays of one shape; they are
-    served as floats.
+    served as floats. An environment with a `reward_space` of several numbers gives them as the fact `rewards`, and
+    their sum as the reward.
 
     Raises RunError naming the task, the row and the step of the episode when the environment raises, or gives a
     non-finite reward, observation or fact, or one that does not fit its space or has another shape than at first.
@@ -69,13 +70,15 @@ class GymTask(Task):
         self._name = name
         self._facts: Shapes = probe(make, facts, name) if facts else {}
         self._vector: Any
-        self._vector, info = self._make_vector(workers)
+        self._vector, info, objectives = self._make_vector(workers)
         self._broken = False
         self._finalizer = weakref.finalize(self, _close, self._vector)
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        self.spec = Spec(obs=served(space), action=action, name=name, info=info, facts=self._facts)
+        if objectives:
+            self._facts = {"rewards": (len(objectives),)} | self._facts
+        self.spec = Spec(served(space), action, name, info, self._facts, objectives, scalar=not objectives)
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -87,10 +90,10 @@ class GymTask(Task):
         self._seeds = [0] * num  # of the present episodes
         self._actions: list[np.ndarray] = []  # of all rows, since the start of the oldest present episode
 
-    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any]]:
-        """The rows, and what is registered about the environment."""
+    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], tuple[str, ...]]:
+        """The rows, what is registered about the environment, and its objectives."""
         rows = [Row(self._make, row, self._facts) for row in range(self.num)]
-        return _vectorize(rows, workers, self._name), rows[0].info
+        return _vectorize(rows, workers, self._name), rows[0].info, rows[0].objectives
 
     # Stepping
 

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import importlib
 import inspect
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +24,13 @@ from polopt.tasks import recorded
 from polopt.tasks.named import NAMED, imported, place
 
 _EXTRAS = {"box2d": "box2d", "mujoco": None, "ale": "atari", "atari": "atari", "cv2": "atari", "opencv": "atari"}
+_EXTRAS |= {"mo_gymnasium": "mo"}
+
+# Packages that register ids with Gymnasium when they are imported, and what those ids look like.
+_REGISTER = {
+    "ale_py": r"ALE/|.*NoFrameskip",
+    "mo_gymnasium": "mo-|deep-sea|resource-gath|four-room|fruit-tree|minecart|water-reservoir|fishwood|breakable-bott",
+}
 
 
 @dataclass(frozen=True)
@@ -126,15 +135,15 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
     except gymnasium.error.Error as error:
         if name in gymnasium.registry:
             raise
-        atari = name.startswith("ALE/") or "NoFrameskip" in name
-        try:
-            importlib.import_module("ale_py")  # registers its games
-        except ImportError:
-            if atari:
-                raise UsageError(_missing(name, "ale_py")) from None
-        else:
-            if name in gymnasium.registry:
-                return _gym_make(name, render_mode, kwargs)
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # MO-Gymnasium imports it, and it prints a greeting
+        for package, ids in _REGISTER.items():
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                if re.match(ids, name):
+                    raise UsageError(_missing(name, package)) from None
+        if name in gymnasium.registry:
+            return _gym_make(name, render_mode, kwargs)
         known = [*gymnasium.registry, *NAMED, *recorded.local_datasets()]
         said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
         raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
@@ -142,7 +151,8 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
 
 def _gym_make(name: str | EnvSpec, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
     with warnings.catch_warnings(), _quiet_mujoco(name):
-        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        for known in (".*is out of date.*", ".*precision lowered.*"):
+            warnings.filterwarnings("ignore", message=known)
         return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True, **kwargs)
 
 

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from polopt.tasks.facts import Shapes, pack
+from polopt.tasks.facts import Shapes, objectives, pack
 
 STEP = "(observation, reward, terminated, truncated, info)"
 Check = Callable[[Any], str]  # "" when the observation is right, otherwise what is wrong with it
@@ -25,13 +25,15 @@ class Restorable(gymnasium.Wrapper):
     """Row `row` of a vector environment.
 
     `info` is empty, {"facts": one array} when entries of the info are kept (`facts`: their shapes), or {"fault": one
-    clause} when something went wrong.
+    clause} when something went wrong. The parts of a vector reward are the first fact, "rewards", and its sum is the
+    reward.
     """
 
     def __init__(self, env: gymnasium.Env, row: int, facts: Shapes) -> None:
         super().__init__(env)
         self.row = row
-        self.facts = facts
+        self.objectives = objectives(env)
+        self.facts = {"rewards": (len(self.objectives),)} | facts if self.objectives else facts
         self.plan: list[Any] = []  # set by the task before it calls `replay`
         self._check = checker(env.observation_space)
         self._blank = blank(env.observation_space)
@@ -55,7 +57,9 @@ class Restorable(gymnasium.Wrapper):
             if len(result) != 5:
                 return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
             obs, reward, terminated, truncated, info = result
-            reward = float(reward)
+            if self.objectives:
+                info = {**info, "rewards": reward}
+            reward = float(np.sum(reward)) if self.objectives else float(reward)
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
         problem = self._check(obs)
@@ -90,7 +94,8 @@ class Restorable(gymnasium.Wrapper):
 class Row:
     """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops.
 
-    `info` holds what is registered about the environment, once a row was made in this process.
+    `info` holds what is registered about the environment, and `objectives` the parts of its reward, once a row was made
+    in this process.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env], row: int, facts: Shapes) -> None:
@@ -99,6 +104,7 @@ class Row:
         self.facts = facts
         self.parent = os.getpid()
         self.info: dict[str, Any] = {}
+        self.objectives: tuple[str, ...] = ()
 
     def __call__(self) -> Restorable:
         if os.getpid() != self.parent:
@@ -106,7 +112,9 @@ class Row:
         env = self.make()
         if env.spec is not None:
             self.info = {"horizon": env.spec.max_episode_steps, "reward_threshold": env.spec.reward_threshold}
-        return Restorable(env, self.row, self.facts)
+        row = Restorable(env, self.row, self.facts)
+        self.objectives = row.objectives
+        return row
 
 
 def checker(space: spaces.Space) -> Check:

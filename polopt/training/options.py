@@ -21,6 +21,9 @@ class RunOptions(Config):
     dtype: str = param("float32", "polopt", choices=("float32", "float64"))
     workers: int = param(0, "polopt", low=0, help="worker processes for the environments; 0 steps them in process")
     facts: tuple[str, ...] = param((), "polopt", help="entries of the environment's info to keep beside the reward")
+    objective_weights: tuple[float, ...] = param(
+        (), "polopt", help="for tasks of several objectives: the reward is their sum with these weights"
+    )
     threads: int | None = param(None, "polopt", low=1, help="torch threads; by default torch's own choice")
     compile: bool = param(
         False, "polopt", help="compile losses and optimizer steps, or passes through a language model"

@@ -139,6 +139,7 @@ class Plan:
             workers=workers,
             evaluation=stream != seeding.TRAIN_TASK,
             facts=self.options.facts,
+            objective_weights=self.options.objective_weights,
             **self.task_options,
         )
 

@@ -50,12 +50,12 @@ SURE = {  # what must work: a matrix of refusals alone would pass the rest
 }
 
 
-def attempt(name: str, policy: str | None, task, task_options=None) -> str:
+def attempt(name: str, policy: str | None, task, task_options=None, **run) -> str:
     """Two updates; "" when they work, or the sentence that refuses."""
     smoke = registry.load(name).smoke
     settings = smoke.config if policy is None else smoke.config | {"policy": policy}
     try:
-        method = api.plan(name, task, seed=SEED, loggers=(), task_options=task_options, **settings).build()
+        method = api.plan(name, task, seed=SEED, loggers=(), task_options=task_options, **run, **settings).build()
     except UsageError as error:
         return str(error)
     try:
@@ -131,3 +131,25 @@ def test_on_a_text_task_language_models_train_and_all_others_are_refused(name):
         assert attempt(name, None, smoke.task, smoke.task_options) == ""
     else:
         assert one_sentence(refusal), refusal
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_facts_beside_the_reward_change_no_method(name):
+    """Numbers and arrays of the info are stored by every source, whatever the method does with its batches."""
+    plain = attempt(name, None, spaces.box)
+    assert attempt(name, None, spaces.box, facts=("effort", "parts")) == plain
+    assert plain == "" or name not in SURE
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_several_objectives_are_learned_from_or_refused(name):
+    refusal = attempt(name, None, spaces.several)
+    if registry.load(name).objectives == "one":
+        assert refusal == (
+            f"{name} learns from one reward, and several has 2 objectives (calm, soon): "
+            "weigh them with --objective-weights"
+        )
+        weighed = attempt(name, None, spaces.several, objective_weights=(1.0, 0.5))
+        assert weighed.replace("several", "box") == attempt(name, None, spaces.box)
+    else:
+        assert refusal == ""

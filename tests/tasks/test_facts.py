@@ -157,9 +157,9 @@ def test_trajectories_and_demonstrations_keep_facts(tmp_path: Path) -> None:
     ("fault", "message"),
     [
         ("missing", r"an info without 'cost' \(row 0, step 3 of the episode\)"),
-        ("shape", r"'energy' in its info of shape \(3,\), not \(2,\) as at first \(row 0, step 3 of the episode\)"),
-        ("nan", r"'energy' in its info that is not finite \(row 0, step 3"),
-        ("words", r"'energy' in its info that is no array of numbers \(str\) \(row 0, step 3"),
+        ("shape", r"'energy' of shape \(3,\), not \(2,\) as at first \(row 0, step 3 of the episode\)"),
+        ("nan", r"'energy' that is not finite \(row 0, step 3"),
+        ("words", r"'energy' that is no array of numbers \(str\) \(row 0, step 3"),
     ],
 )
 def test_a_fact_that_goes_missing_is_one_sentence(fault: str, message: str, workers: int) -> None:
@@ -174,7 +174,7 @@ def test_facts_that_no_task_can_have() -> None:
         make_task(Costly, facts=("costs",))
     with pytest.raises(UsageError, match="has no 'x' at the first step; choose from cost, energy, words"):
         make_task(Costly, facts=("x",))
-    with pytest.raises(UsageError, match="a step of Costly returned 'words' in its info that is no array of numbers"):
+    with pytest.raises(UsageError, match="a step of Costly returned 'words' that is no array of numbers"):
         make_task(Costly, facts=("words",))
     with pytest.raises(UsageError, match="cannot have a fact 'reward'"):
         Spec(spaces.Discrete(2), spaces.Discrete(2), facts={"reward": ()})

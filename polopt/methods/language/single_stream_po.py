@@ -43,6 +43,7 @@ from polopt.data.samplers import Sequential, Shuffled, Weighted
 from polopt.data.tokens import ROW, trim
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
+from polopt.policies.language import need_text
 from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_mean
@@ -154,6 +155,7 @@ class SingleStreamPO(GroupMethod):
     )
 
     def build(self, task: Task) -> None:
+        need_text(self.spec)
         config, size = self.config, task.size  # type: ignore[attr-defined]
         if size is None:
             raise UsageError(f"{self.slug} remembers every prompt: it needs finitely many, for example --task.pool 512")

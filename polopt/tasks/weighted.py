@@ -1,0 +1,78 @@
+"""Several objectives made one reward by a weighted sum, so that any method can learn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.tasks.base import Obs, Step, Task
+
+
+class Weighted(Task):
+    """The rows of `task` with reward = `weights` · rewards; all else, and the state, is that of `task`.
+
+    `weights` [m] may be set anew at any time; they are no state. Raises UsageError for a task that names no objectives
+    and for another number of weights than it has.
+    """
+
+    def __init__(self, task: Task, weights: Sequence[float]) -> None:
+        names = task.spec.objectives
+        if not names:
+            raise UsageError(f"{task.spec.name} has one reward: there is nothing to weigh")
+        if len(weights) != len(names):
+            raise UsageError(
+                f"{task.spec.name} has {len(names)} objectives ({', '.join(names)}), so it takes as many weights, not "
+                f"{len(weights)}"
+            )
+        self.task = task
+        self.weights = torch.tensor([float(weight) for weight in weights])
+
+    def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
+        return self.task.reset(rows, index)
+
+    def step(self, record: Mapping[str, Tensor]) -> Step:
+        obs, _, terminated, truncated = self.task.step(record)
+        rewards = self.task.facts["rewards"]
+        return obs, rewards @ self.weights.to(rewards), terminated, truncated
+
+    def render(self) -> list[Any]:
+        return self.task.render()
+
+    def close(self) -> None:
+        self.task.close()
+
+    # What the rows are is the task's own.
+
+    @property
+    def spec(self) -> Spec:  # type: ignore[override]
+        return replace(self.task.spec, scalar=True)
+
+    @property
+    def num(self) -> int:  # type: ignore[override]
+        return self.task.num
+
+    @property
+    def obs(self) -> Obs | None:  # type: ignore[override]
+        return self.task.obs
+
+    @property
+    def first(self) -> Tensor:  # type: ignore[override]
+        return self.task.first
+
+    @property
+    def facts(self) -> Mapping[str, Tensor]:  # type: ignore[override]
+        return self.task.facts
+
+    @property
+    def exact_restore(self) -> bool:  # type: ignore[override]
+        return self.task.exact_restore
+
+    @property
+    def restore_note(self) -> str:  # type: ignore[override]
+        return self.task.restore_note
