@@ -26,7 +26,7 @@ from polopt.data.samplers import Sequential, Shuffled
 from polopt.evaluation.completions import evaluate_completions, same_draws, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
-from polopt.optim import frozen_copy, polyak_update
+from polopt.optim import frozen_copy
 from polopt.policies import AnyLanguagePolicy, CausalLM
 from polopt.policies.base import Actor, Density
 from polopt.regularizers import ReferenceKL
@@ -81,10 +81,6 @@ class LanguageMethod(Method):
         """Compiles the passes through the models. The losses around them have sizes that depend on the data."""
         for _, module in held(self, nn.Module):
             module.compile(**options)
-
-    def initialized(self) -> None:
-        if self.reference_policy is not None:
-            polyak_update(self.reference_policy, self.policy, 1.0)
 
     def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True) -> dict[str, float]:
         """Scores of `polopt.evaluation.completions` on the task's evaluation prompts, and what `evaluate_data` adds.

@@ -25,7 +25,7 @@ from polopt.core.state import Stateful, held
 from polopt.data.base import Source
 from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
-from polopt.optim import Optimizer
+from polopt.optim import Optimizer, copies, renew
 from polopt.policies.base import Actor, require
 from polopt.tasks.base import Task
 
@@ -185,8 +185,10 @@ class Method(Settings, Stateful):
         saved state is loaded; not when a policy is only loaded. Learners that it holds are prepared after it."""
 
     def initialized(self) -> None:
-        """Called when the weights of another run were loaded (`--init`): a reference is that policy from here on.
-        Learners that it holds are told likewise."""
+        """Called when the weights of another run were loaded (`--init`): all copies (targets, lagged, old and reference
+        policies) are made of them. Learners that it holds are told likewise."""
+        for _, twin, _ in copies(self):
+            renew(twin)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Evaluates, improves, restrains; returns 0-d tensors. Runs for seconds at most and never syncs the device."""

@@ -110,6 +110,22 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, value) for name, value in module._buffers.items() if value is not None and name not in hidden)
 
 
+def find(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
+    """Everything of these kinds anywhere below `root`, each item once, by the path that it has in a checkpoint."""
+    seen: set[int] = set()
+
+    def walk(item: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if id(item) in seen:
+            return
+        seen.add(id(item))
+        if isinstance(item, kinds):
+            yield path, item
+        for name, child in _children(item):
+            yield from walk(child, _join(path, name))
+
+    return walk(root, "")
+
+
 def gather(root: object, prefix: str = "") -> dict[str, Leaf]:
     """The flat state of `root`: every path once. Tensors are detached but not copied."""
     flat: dict[str, Leaf] = {}

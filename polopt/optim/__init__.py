@@ -1,6 +1,15 @@
 """How parameters move: optimizers, and copies that follow or stay."""
 
-from polopt.optim.copies import frozen_copy, polyak_update
+from polopt.optim.copies import copies, duplicate, frozen_copy, polyak_update, renew, source_of
 from polopt.optim.optimizer import Loss, Optimizer
 
-__all__ = ["Loss", "Optimizer", "frozen_copy", "polyak_update"]
+__all__ = [
+    "Loss",
+    "Optimizer",
+    "copies",
+    "duplicate",
+    "frozen_copy",
+    "polyak_update",
+    "renew",
+    "source_of",
+]

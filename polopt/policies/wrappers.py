@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
+from polopt.optim.copies import duplicate, renew
 from polopt.policies.base import Actor, Record, legal_actions
 from polopt.policies.categorical import draw, log_prob_of, mask_logits
 from polopt.policies.gaussian import HALF_LOG_TWO_PI, register_bounds, safe_atanh
@@ -90,7 +90,7 @@ class Lagged(Wrapper, Stateful):
         self.every = every
         self.on = on
         self.calls = 0
-        self.stale = copy.deepcopy(actor).requires_grad_(False)
+        self.stale = duplicate(actor).requires_grad_(False)
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
@@ -107,15 +107,9 @@ class Lagged(Wrapper, Stateful):
             if self.calls % self.every == 0:
                 self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Copies parameters and buffers now."""
-        pairs = (
-            *zip(self.stale.parameters(), self.actor.parameters()),
-            *zip(self.stale.buffers(), self.actor.buffers()),
-        )
-        for stale, live in pairs:
-            stale.copy_(live)
+        renew(self.stale)
 
 
 class BestOf(Wrapper):

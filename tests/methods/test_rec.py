@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+import polopt
 from polopt.losses import Surrogate
 from polopt.methods.language.rec import GRPO, REC, drop_negatives
 from polopt.training.api import plan
@@ -251,6 +252,24 @@ def test_must_4_the_sampler_is_stale_and_its_log_probs_are_recorded(float64):
         metrics = learner.update(batch)
         assert (abs(metrics["approx_kl"]) < 1e-9) if fresh else (metrics["approx_kl"] > 0)
     assert learner.behavior_lag.calls == 5
+
+
+@pytest.mark.parametrize("name", ["rec", "grpo"])
+def test_the_sampler_and_the_reference_begin_with_the_weights_of_init(name, tmp_path):
+    common = {"task_options": {"pool": 8, "score_truncated": True}, "loggers": (), "eval_every": 100}
+    common |= {"model": str(tiny_folder()), "policy.max_tokens": WIDTH}
+    far = polopt.train("sft", "vowels", out=tmp_path / "far", steps=2, batch_size=4, lr=0.3, **common)
+    settings = {
+        "batch_prompts": 2,
+        "samples_per_prompt": 4,
+        "steps": 8,
+        "sync_interval": 3,
+        "reference_kl": "reference-kl",
+    }
+    run = polopt.train(name, "vowels", out=tmp_path / "run", init=far.folder, **settings, **common)
+    (row,) = [row for row in run.rows if "approx_kl" in row]
+    assert abs(row["approx_kl"]) < 1e-6
+    assert abs(row["reference_kl"]) < 1e-6
 
 
 def test_must_4_without_lag_and_with_one_step_all_gates_coincide(float64):
