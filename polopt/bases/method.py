@@ -19,6 +19,7 @@ from polopt import config as configs
 from polopt.config import param
 from polopt.config.params import kind
 from polopt.core.batch import Batch
+from polopt.core.compiling import compiled
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.state import Stateful, held
@@ -325,7 +326,7 @@ class Method(Settings, Stateful):
     def compile_own(self, **options: Any) -> None:
         """Compiles every `*_loss`, and every step that an optimizer takes on one; what is around them stays Python."""
         for name in self.losses():
-            setattr(self, name, torch.compile(getattr(self, name), **options))
+            setattr(self, name, compiled(getattr(self, name), **options))
         for _, optimizer in held(self, Optimizer):
             optimizer.compile(**options)
 

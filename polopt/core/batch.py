@@ -7,6 +7,7 @@ in place into a batch, and a method calls `clone(False)` (shared tensors, own ke
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -15,14 +16,55 @@ from torch import Tensor
 Batch = TensorDictBase
 
 
+def sides_of(batch: Batch) -> dict[str, Batch]:
+    """The sides of a paired batch (batch_size [], `polopt.data.mixing.Paired`), each with rows of its own."""
+    return {name: side for name, side in batch.items() if isinstance(side, TensorDictBase)}
+
+
+def rows_of(batch: Batch) -> int:
+    """Rows of a batch; of a paired one those of its largest side."""
+    return len(batch) if batch.batch_dims else max(map(rows_of, sides_of(batch).values()), default=0)
+
+
+def pieces(batch: Batch, rows: int | None) -> Sequence[Batch]:
+    """The batch in pieces of at most `rows` rows, all in one without. They are views.
+
+    Every side of a paired batch is cut by itself into as many pieces of about equal size as the largest one needs: a
+    side with fewer rows than there are pieces is empty in some. What is no side is the same in every piece.
+    """
+    if rows is None or rows_of(batch) <= rows:
+        return (batch,)
+    return batch.split(rows, dim=0) if batch.batch_dims else _cut(batch, -(-rows_of(batch) // rows))
+
+
+def _cut(batch: Batch, count: int) -> Sequence[Batch]:
+    """The batch in `count` pieces whose sizes differ by 1 at most."""
+    if batch.batch_dims:
+        end = [len(batch) * number // count for number in range(count + 1)]
+        return [batch[end[number] : end[number + 1]] for number in range(count)]
+    cut = {name: _cut(side, count) for name, side in sides_of(batch).items()}
+    return [_replaced(batch, {name: parts[number] for name, parts in cut.items()}) for number in range(count)]
+
+
+def _replaced(batch: Batch, sides: dict[str, Batch]) -> Batch:
+    """A shallow copy with other sides; `update` would write into those that are there."""
+    batch = batch.clone(False)
+    for name, side in sides.items():
+        batch.set(name, side)
+    return batch
+
+
 def weigh(batch: Batch) -> Batch:
     """Adds `weight` = mask / number of decisions, the mean over the decisions of one optimizer step.
 
     Written once per optimizer step, before micro-batches are split, so that a weighted sum over the pieces equals the
     weighted sum over the whole. `row_weight`, if the batch has it, at least 0 and shaped like the mask or like leading
     dimensions of it, says how much rows count beside the others: one of 0 might as well not be there, one of 2 as well
-    be there twice. Returns a shallow copy; `batch` keeps its keys. Raises ValueError for another shape.
+    be there twice. Every side of a paired batch gets weights of its own. Returns a shallow copy; `batch` keeps its
+    keys. Raises ValueError for another shape.
     """
+    if not batch.batch_dims:
+        return _replaced(batch, {name: weigh(side) for name, side in sides_of(batch).items()})
     batch = batch.clone(False)
     mask, rows = batch.get("mask", None), batch.get("row_weight", None)
     if mask is None and rows is None:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, pieces
+from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
 
-Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 class Optimizer(Stateful):
@@ -60,24 +61,28 @@ class Optimizer(Stateful):
             cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
             self.torch = cls(self.parameters, lr=lr, eps=eps, betas=betas, weight_decay=weight_decay, fused=True)
 
-    def minimize(self, loss: Loss, batch: Batch) -> dict[str, Tensor]:
-        """One step on `loss(batch)`, which returns a weighted sum and metrics that are weighted sums too.
+    def minimize(self, loss: Loss, batch: Batch, **shared: Any) -> dict[str, Tensor]:
+        """One step on `loss(batch, **shared)`, which returns a weighted sum and metrics that are weighted sums too.
 
         The batch is split along its first dimension into pieces of `micro_batch` rows whose gradients add up to the
-        gradient of the whole, because `batch["weight"]` was written before. Returns the metrics, summed over pieces,
-        plus `grad_norm` when clipping.
+        gradient of the whole, because `batch["weight"]` was written before. The sides of a paired batch are split each
+        by itself (`polopt.core.batch.pieces`). What all pieces share, such as a statistic of the whole batch, is given
+        by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
         """
-        if self._compiled is not None and (self.micro_batch is None or len(batch) <= self.micro_batch):
+        parts = pieces(batch, self.micro_batch)
+        if self._compiled is not None and len(parts) == 1:
             rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
-            return self._compiled(loss, batch, rate, *(self._moments or self._adam_state()))
+            return self._compiled(loss, batch, shared, rate, *(self._moments or self._adam_state()))
+        return self._step_on(loss, parts, shared)
+
+    def _step_on(self, loss: Loss, parts: Sequence[Batch], shared: dict[str, Any]) -> dict[str, Tensor]:
         self._zero_grad()
-        pieces: Sequence[Batch] = (batch,) if self.micro_batch is None else batch.split(self.micro_batch, dim=0)
         metrics: dict[str, Tensor] = {}
-        for piece in pieces:
-            value, parts = loss(piece)
+        for part in parts:
+            value, sums = loss(part, **shared)
             value.backward(inputs=self.parameters)
-            for name, part in parts.items():
-                metrics[name] = metrics[name] + part.detach() if name in metrics else part.detach()
+            for name, each in sums.items():
+                metrics[name] = metrics[name] + each.detach() if name in metrics else each.detach()
         return metrics | self._apply()
 
     def accumulate(self, loss: Tensor) -> None:
@@ -116,13 +121,22 @@ class Optimizer(Stateful):
 
         if self.kind != "sgd" and hasattr(config, "trace_autograd_ops"):
             config.trace_autograd_ops = True
-            self._compiled = torch.compile(self._whole_step, **options)
+            self._compiled = compiled(self._whole_step, **options)
 
     def _whole_step(
-        self, loss: Loss, batch: Batch, rate: Tensor, averages: list[Tensor], squares: list[Tensor], steps: list[Tensor]
+        self,
+        loss: Loss,
+        batch: Batch,
+        shared: dict[str, Any],
+        rate: Tensor,
+        averages: list[Tensor],
+        squares: list[Tensor],
+        steps: list[Tensor],
     ) -> dict[str, Tensor]:
         """What `minimize` does to one piece; of Adam the functional form, as optimizers break a graph."""
-        value, metrics = loss(batch)
+        if not torch.compiler.is_compiling():  # torch gives up where it would need too many versions
+            return self._step_on(loss, (batch,), shared)
+        value, metrics = loss(batch, **shared)
         reached = torch.autograd.grad(value, self.parameters, allow_unused=True)
         chosen = [index for index, grad in enumerate(reached) if grad is not None]
         grads = [reached[index] for index in chosen]

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from polopt.core.batch import align_left, average, decision_mean, same_shape, spread, weigh, weighted_mean
+from polopt.core.batch import (
+    align_left,
+    average,
+    decision_mean,
+    pieces,
+    rows_of,
+    same_shape,
+    spread,
+    weigh,
+    weighted_mean,
+)
 
 
 def test_weights_sum_to_one_over_what_exists():
@@ -30,6 +40,43 @@ def test_a_weighted_sum_does_not_depend_on_how_a_batch_is_cut(size, piece):
     batch = weigh(batch)
     parts = [float(weighted_mean(part["x"], part["weight"].double())) for part in batch.split(piece)]
     assert sum(parts) == pytest.approx(float(batch["x"].mean()), rel=1e-6)
+
+
+def sides(*sizes: int) -> TensorDict:
+    """A paired batch: side `a`, `b`, ... of these sizes, x = 0, 1, 2, ... in each, and a number for both."""
+    rows = {name: TensorDict({"x": torch.arange(float(size))}, [size]) for name, size in zip("abc", sizes)}
+    return TensorDict({**rows, "scale": torch.tensor(3.0)}, [])
+
+
+def test_every_side_of_a_pair_has_weights_of_its_own():
+    pair = sides(4, 2)
+    pair["b", "mask"] = torch.tensor([True, False])
+    weighed = weigh(pair)
+    assert torch.equal(weighed["a", "weight"], torch.full((4,), 0.25))
+    assert torch.equal(weighed["b", "weight"], torch.tensor([1.0, 0.0]))
+    assert "weight" not in pair["a"]
+    assert float(weighed["scale"]) == 3.0
+
+
+def test_every_side_of_a_pair_is_cut_by_itself():
+    pair = sides(7, 2)
+    assert rows_of(pair) == 7
+    cut = pieces(pair, 3)
+    assert [piece["a", "x"].tolist() for piece in cut] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert [piece["b", "x"].tolist() for piece in cut] == [[], [0], [1]]
+    assert [float(piece["scale"]) for piece in cut] == [3.0] * 3
+    assert pieces(pair, 7)[0] is pieces(pair, None)[0] is pair
+    nested = TensorDict({"pair": pair, "c": TensorDict({"x": torch.zeros(9)}, [9])}, [])
+    assert rows_of(nested) == 9
+    assert [len(piece["pair", "a"]) for piece in pieces(nested, 5)] == [3, 4]
+
+
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(1, 9))
+def test_the_pieces_of_a_pair_are_the_pair(first, second, rows):
+    cut = pieces(sides(first, second), rows)
+    for name, size in (("a", first), ("b", second)):
+        assert torch.equal(torch.cat([piece[name, "x"] for piece in cut]), torch.arange(float(size)))
+        assert max(len(piece[name]) for piece in cut) <= rows
 
 
 def test_shapes_are_never_broadcast():

@@ -42,11 +42,11 @@ def test_updates_compile_without_graph_breaks(name, float64):
 
 
 def spy(original, loss, seen):
-    """The loss, noting the batch and the random state of its last call."""
+    """The loss, noting the batch, what else it was given, and the random state of its last call."""
 
-    def call(batch):
-        seen[loss] = (batch.clone(), torch.get_rng_state())
-        return original(batch)
+    def call(batch, **shared):
+        seen[loss] = (batch.clone(), shared, torch.get_rng_state())
+        return original(batch, **shared)
 
     return call
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from polopt.config import Linear
 from polopt.core.batch import weigh
+from polopt.core.compiling import ISOLATES
 from polopt.core.state import gather, restore
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import Optimizer, frozen_copy, polyak_update
@@ -59,6 +60,49 @@ def test_micro_batches_change_nothing(piece, float64):
             metrics = optimizer.minimize(squared(module), batch())
         results.append([*module.weight.detach().flatten().tolist(), *(float(v) for v in metrics.values())])
     assert results[0] == pytest.approx(results[1], rel=1e-12)
+
+
+def gap(module: nn.Module) -> Any:
+    """The squared distance of each side's mean output, taken around `center`: a sum over rows once that is given."""
+
+    def loss(batch: Any, center: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        parts = [(side["weight"] * (module(side["x"]).squeeze(-1) - center).square()).sum() for side in batch.values()]
+        return parts[0] - 0.5 * parts[1], {"first": parts[0], "second": parts[1]}
+
+    return loss
+
+
+@pytest.mark.parametrize("piece", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sides_are_split_by_themselves_and_share_what_is_given(piece, compiled, float64):
+    """Two sides of 5 and 2 rows, and the mean output over all of them, which no piece has: by hand."""
+    module = net()
+    optimizer = Optimizer(module, lr=0.1, micro_batch=piece, max_grad_norm=1e9)
+    if compiled:
+        optimizer.compile(backend=Graphs(), fullgraph=True)
+    pair = weigh(TensorDict({"expert": batch(5), "offline": batch(2)}, []))
+    one, two = (side["x"].numpy() for side in pair.values())
+    weights = module.weight.detach().numpy()[0].copy()
+    outputs = [rows @ weights for rows in (one, two)]
+    center = (outputs[0].sum() + outputs[1].sum()) / 7
+    gradient = 2 * (outputs[0] - center) @ one / 5 - (outputs[1] - center) @ two / 2
+    metrics = optimizer.minimize(gap(module), pair, center=torch.tensor(center))
+    assert float(metrics["first"]) == pytest.approx(((outputs[0] - center) ** 2).mean())
+    assert float(metrics["second"]) == pytest.approx(((outputs[1] - center) ** 2).mean())
+    assert float(metrics["grad_norm"]) == pytest.approx((gradient**2).sum() ** 0.5)
+    moved = module.weight.detach().numpy()[0] - weights  # Adam's first step
+    assert moved == pytest.approx(-0.1 * gradient / (abs(gradient) + 1e-8), rel=1e-4)
+
+
+def test_a_shared_number_that_changes_is_no_constant_of_a_compiled_step(float64):
+    module, graphs = net(zero=True), Graphs()
+    optimizer = Optimizer(module, lr=0.1, max_grad_norm=1e9)
+    optimizer.compile(backend=graphs)
+    norms = []
+    for scale in (1.0, 2.0, 3.0):
+        loss = lambda batch, scale: (scale * module.weight.sum(), {})  # noqa: E731
+        norms.append(float(optimizer.minimize(loss, batch(), scale=torch.tensor(scale))["grad_norm"]))
+    assert norms == pytest.approx([scale * 2**0.5 for scale in (1.0, 2.0, 3.0)])
 
 
 def test_the_global_norm_is_clipped_and_reported(float64):
@@ -242,6 +286,30 @@ def test_a_compiled_step_is_the_step(kind, float64):
     assert graphs.seen
     for one, other in zip(*moved):  # Adam's correction of its start is computed in float32
         torch.testing.assert_close(one, other, rtol=1e-5, atol=0.0)
+
+
+def test_twenty_optimizers_compile_and_none_shares_the_versions_of_another():
+    graphs, moved = Graphs(), []
+    for _ in range(20):
+        module = net()
+        optimizer = Optimizer(module, lr=0.1)
+        optimizer.compile(backend=graphs)
+        optimizer.minimize(squared(module), batch())
+        moved.append(module.weight.detach().clone())
+    assert len(graphs.seen) == (20 if ISOLATES else 8)
+    assert all(torch.equal(weight, moved[0]) for weight in moved[:8])
+    torch.testing.assert_close(torch.stack(moved), moved[0].expand(20, 1, 2))
+
+
+def test_a_step_that_torch_gives_up_on_is_the_step():
+    """More versions than torch keeps: each loss is another one."""
+    module, by_hand = net(), net()
+    optimizer, plain = Optimizer(module, lr=0.1), Optimizer(by_hand, lr=0.1)
+    optimizer.compile(backend=Graphs())
+    for count in range(12):
+        for each, steps in ((module, optimizer), (by_hand, plain)):
+            steps.minimize(lambda rows, each=each, count=count: (count * each.weight.square().sum(), {}), batch())
+    torch.testing.assert_close(module.weight, by_hand.weight, rtol=1e-3, atol=1e-5)
 
 
 def test_a_changing_rate_does_not_compile_anew():
