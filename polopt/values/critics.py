@@ -80,11 +80,17 @@ class StateValue(nn.Module):
     `value(batch)` is differentiable and has the batch's shape. A recurrent critic reads whole rows of a window: `first`
     [..., T] and `critic_hidden` [..., T, H], the hidden state BEFORE each step, of which it takes the first column;
     an actor that carries the critic's memory records it by `step`.
+
+    With `outputs` there are so many values of each observation (of objectives, of members), and they stand in front:
+    wherever a shape is said below, it is [outputs, ...].
     """
 
-    def __init__(self, spec: Spec, network: Network, normalizer: Normalizer | None = None) -> None:
+    def __init__(
+        self, spec: Spec, network: Network, normalizer: Normalizer | None = None, outputs: int | None = None
+    ) -> None:
         super().__init__()
-        self.network = network.build(spec.obs, 1, head_gain=1.0, normalizer=normalizer)
+        self.outputs = outputs
+        self.network = network.build(spec.obs, outputs or 1, head_gain=1.0, normalizer=normalizer)
 
     @property
     def recurrent(self) -> bool:
@@ -111,9 +117,9 @@ class StateValue(nn.Module):
         next_value = value.roll(-1, -1)
         final_obs = batch["final_obs"][ends]
         if states is None:
-            next_value[ends] = self._unroll(final_obs)[0]
+            next_value[..., ends] = self._unroll(final_obs)[0]
         else:
-            next_value[ends] = self.step(final_obs, states[ends])[0]
+            next_value[..., ends] = self.step(final_obs, states[ends])[0]
         return value, next_value
 
     def step(self, obs: Obs, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +127,7 @@ class StateValue(nn.Module):
         if isinstance(self.network, FeedForward):
             raise TypeError("this critic has no memory")
         outputs, hidden = self.network.step(obs, hidden)
-        return outputs.squeeze(-1), hidden
+        return self._in_front(outputs), hidden
 
     def new_hidden(self, obs: Obs) -> Tensor:
         """The hidden state [..., H] with which an episode begins: zeros."""
@@ -138,8 +144,11 @@ class StateValue(nn.Module):
         self, obs: Obs, hidden: Tensor | None = None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.network, FeedForward):
-            return self.network(obs).squeeze(-1), None
+            return self._in_front(self.network(obs)), None
         if hidden is None or first is None:
             raise ValueError("a recurrent critic needs the hidden state before the window, and `first`")
         outputs, states = self.network.unroll(obs, hidden, first)
-        return outputs.squeeze(-1), states
+        return self._in_front(outputs), states
+
+    def _in_front(self, outputs: Tensor) -> Tensor:
+        return outputs.squeeze(-1) if self.outputs is None else outputs.movedim(-1, 0)

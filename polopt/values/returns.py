@@ -5,6 +5,9 @@ Three facts about the end of a decision are never merged. `terminated`: the futu
 as a truncation. `next_value` is therefore always the value of the TRUE successor (of the final observation at an end),
 not of the column to the right.
 
+Objectives stand in front, rewards and values [m, N, T]: flags, discounts per decision and masks may then be [N, T], and
+every objective gets what a call of its own would give.
+
 `discount` is a number, or a tensor with one discount per decision. `mask` (True = exists) lets columns be skipped: the
 result is that of the row without them, and 0 in them; `next_value` must then look over the gap.
 """
@@ -28,7 +31,7 @@ def recursion(term: Tensor, factor: Tensor, mask: Tensor | None = None) -> Tenso
     """
     same_shape(term=term, factor=factor)
     if mask is not None:
-        same_shape(term=term, mask=mask)
+        same_end(term, mask=mask)
         term, factor = torch.where(mask, term, 0.0), torch.where(mask, factor, 1.0)
     terms, factors = (x.movedim(-1, 0).contiguous().unbind(0) for x in (term, factor))
     columns = list(terms)
@@ -55,7 +58,8 @@ def gae(
     advantage_t = delta_t + discount gae_lambda (1 - (terminated or truncated)) advantage_{t+1};
     returns = advantage + value. All tensors are [..., T]; raises ValueError when shapes differ.
     """
-    same_shape(reward=reward, value=value, next_value=next_value, terminated=terminated, truncated=truncated)
+    same_shape(reward=reward, value=value, next_value=next_value)
+    same_end(reward, terminated=terminated, truncated=truncated)
     discount = _discount(discount, reward)
     delta = reward + torch.where(terminated, 0.0, discount * next_value) - value
     factor = torch.where(terminated | truncated, 0.0, discount * gae_lambda)
@@ -79,7 +83,8 @@ def lambda_returns(
     or the decision ends its episode. trace 0 is the one-step target, trace 1 the discounted sum with one bootstrap.
     Where next_value is the value of the next column it equals `gae` plus value. Differentiable in reward and values.
     """
-    same_shape(reward=reward, next_value=next_value, terminated=terminated, truncated=truncated)
+    same_shape(reward=reward, next_value=next_value)
+    same_end(reward, terminated=terminated, truncated=truncated)
     discount = _discount(discount, reward)
     factor = torch.where(terminated | truncated | _last(reward, mask), 0.0, discount * trace)
     next_value = torch.where(terminated, 0.0, next_value)
@@ -102,7 +107,7 @@ def discounted_returns(
     """
     if next_value is not None:
         return lambda_returns(reward, next_value, terminated, truncated, discount, 1.0, mask)
-    same_shape(reward=reward, terminated=terminated, truncated=truncated)
+    same_end(reward, terminated=terminated, truncated=truncated)
     factor = torch.where(terminated | truncated, 0.0, _discount(discount, reward))
     return recursion(reward, factor, mask)
 
@@ -114,7 +119,8 @@ def n_step_returns(
 
     Raises ValueError for n < 1.
     """
-    same_shape(reward=reward, next_value=next_value, terminated=terminated, truncated=truncated)
+    same_shape(reward=reward, next_value=next_value)
+    same_end(reward, terminated=terminated, truncated=truncated)
     if n < 1:
         raise ValueError(f"n-step returns need n >= 1, not {n}")
     discount = _discount(discount, reward)
@@ -132,7 +138,10 @@ def standardize(advantage: Tensor, weight: Tensor | None = None, epsilon: float 
 
     `weight` is a mask or the batch's weight: where it is 0 a decision does not exist and gives 0; the others count
     alike. A single decision gives 0. Called once per optimizer step, before micro-batches are split.
+    What stands in front of the dimensions of `weight` (objectives [m, N, T] beside [N, T]) is standardized one by one.
     """
+    if weight is not None and weight.dim() < advantage.dim():
+        return torch.stack([standardize(each, weight, epsilon) for each in advantage])
     if weight is None:
         variance, mean = torch.var_mean(advantage, correction=min(1, advantage.numel() - 1))
         return (advantage - mean) / (variance.sqrt() + epsilon)
@@ -147,8 +156,11 @@ def standardize(advantage: Tensor, weight: Tensor | None = None, epsilon: float 
 def explained_variance(value: Tensor, returns: Tensor, weight: Tensor | None = None) -> Tensor:
     """1 - Var(returns - value) / Var(returns), 0-d, detached: 1 for a perfect critic, 0 for one that knows the mean.
 
-    `weight` is a mask or the batch's weight. 0 when all returns are equal: there is nothing to explain.
+    `weight` is a mask or the batch's weight. 0 when all returns are equal: there is nothing to explain. What stands in
+    front of its dimensions (objectives) gets one number each, [m].
     """
+    if weight is not None and weight.dim() < returns.dim():
+        return torch.stack([explained_variance(*pair, weight) for pair in zip(value, returns, strict=True)])
     weight = torch.ones_like(returns) if weight is None else weight.to(returns.dtype)
     same_shape(value=value, returns=returns, weight=weight)
     weight = weight / weight.sum()
@@ -160,11 +172,22 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor | None = N
     return torch.where(total > 0, 1 - variance(returns - value) / total, 0.0).detach()
 
 
+def same_end(reward: Tensor, **others: Tensor) -> None:
+    """Raises ValueError unless each other tensor has the shape of `reward`, or lacks some of its first dimensions."""
+    for name, other in others.items():
+        front = reward.dim() - other.dim()
+        if front < 0 or reward.shape[front:] != other.shape:
+            raise ValueError(
+                f"shapes must be equal, but for objectives in front: rewards {tuple(reward.shape)}, "
+                f"{name} {tuple(other.shape)}"
+            )
+
+
 def _discount(discount: Discount, reward: Tensor) -> Tensor:
     """One discount per decision, shaped like `reward`."""
     if isinstance(discount, Tensor) and discount.dim() > 0:
-        same_shape(discount=discount, reward=reward)
-        return discount
+        same_end(reward, discount=discount)
+        return discount.expand_as(reward)
     return torch.ones_like(reward) * discount
 
 

@@ -120,6 +120,30 @@ def test_a_recurrent_critic_follows_its_memory():
         critic(batch["obs"])
 
 
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+def test_several_values_stand_in_front(recurrent):
+    """Each is what a critic with that row of the last layer alone gives; [outputs, ...] everywhere."""
+    network = Network(sizes=(8,), recurrent=recurrent, recurrent_size=4)
+    critic, batch = StateValue(SPEC, network, outputs=3), window()
+    batch["critic_hidden"] = torch.randn(3, 6, 4)
+    value, next_value = critic.values(batch)
+    assert value.shape == next_value.shape == critic.value(batch).shape == (3, 3, 6)
+    assert StateValue(SPEC, network, outputs=1).values(batch)[0].shape == (1, 3, 6)
+    single = StateValue(SPEC, network)
+    for output in range(3):
+        state = {
+            name: weight[output : output + 1] if weight.shape != single.state_dict()[name].shape else weight
+            for name, weight in critic.state_dict().items()
+        }
+        single.load_state_dict(state)
+        for one, several in zip(single.values(batch), (value, next_value), strict=True):
+            torch.testing.assert_close(several[output], one)
+    if recurrent == "gru":
+        value, hidden = critic.step(batch["obs"][:, 0], torch.zeros(3, 4))
+        assert value.shape == (3, 3)
+        assert hidden.shape == (3, 4)
+
+
 def test_critics_on_an_environment():
     env = gymnasium.make("Pendulum-v1")
     spec = Spec(env.observation_space, env.action_space, name="Pendulum-v1")

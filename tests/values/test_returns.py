@@ -229,3 +229,51 @@ def test_explained_variance():
         torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False])
     )
     assert masked.item() == 1.0
+
+
+# Objectives in front: [m, N, T], flags [N, T]
+
+
+def vector_window(objectives=3, seed=4):
+    parts = [tensors(window((4, 9), seed + k)) for k in range(objectives)]
+    reward, value, next_value = (torch.stack([part[k] for part in parts]) for k in range(3))
+    return reward, value, next_value, *parts[0][3:], torch.rand(4, 9, generator=torch.manual_seed(0)) > 0.3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("discount", [0.9, "per decision"])
+def test_objectives_in_front_are_as_calls_of_their_own(discount, masked):
+    reward, value, next_value, terminated, truncated, mask = vector_window()
+    mask = mask if masked else None
+    discount = torch.rand(4, 9, generator=torch.manual_seed(1), dtype=torch.float64) if discount != 0.9 else 0.9
+    calls = {
+        "gae": lambda r, v, n: gae(r, v, n, terminated, truncated, discount, 0.8, mask)[0],
+        "returns": lambda r, v, n: gae(r, v, n, terminated, truncated, discount, 0.8, mask)[1],
+        "lambda": lambda r, v, n: lambda_returns(r, n, terminated, truncated, discount, 0.8, mask),
+        "bootstrapped": lambda r, v, n: discounted_returns(r, terminated, truncated, discount, n, mask),
+        "monte carlo": lambda r, v, n: discounted_returns(r, terminated, truncated, discount, None, mask),
+        "n-step": lambda r, v, n: n_step_returns(r, n, terminated, truncated, discount, 3),
+        "standardize": lambda r, v, n: standardize(r, torch.ones(4, 9) if mask is None else mask),
+        "explained": lambda r, v, n: explained_variance(v, r, torch.ones(4, 9) if mask is None else mask),
+    }
+    for name, call in calls.items():
+        expected = torch.stack([call(reward[k], value[k], next_value[k]) for k in range(3)])
+        together = call(reward, value, next_value)
+        assert torch.equal(together, expected), name
+        whole = [flags.expand_as(reward) for flags in (terminated, truncated)]  # flags that have the objectives too
+        if name == "gae" and mask is None:
+            assert torch.equal(gae(reward, value, next_value, *whole, discount, 0.8)[0], expected)
+    assert explained_variance(value, reward, torch.ones(4, 9)).shape == (3,)
+
+
+def test_objectives_that_trail_are_refused():
+    reward, value, next_value, terminated, truncated, mask = vector_window()
+    trailing = [x.movedim(0, -1) for x in (reward, value, next_value)]
+    with pytest.raises(ValueError, match=r"objectives in front: rewards \(4, 9, 3\), terminated \(4, 9\)"):
+        gae(*trailing, terminated, truncated, 0.9, 0.8)
+    with pytest.raises(ValueError, match="mask"):
+        gae(reward, value, next_value, terminated, truncated, 0.9, 0.8, mask[:, :5])
+    with pytest.raises(ValueError, match="discount"):
+        lambda_returns(reward, next_value, terminated, truncated, torch.ones(3, 4), 0.9)
+    with pytest.raises(ValueError, match="truncated"):
+        discounted_returns(reward[0], terminated, truncated.expand(3, 4, 9), 0.9)

@@ -107,3 +107,23 @@ def test_running_mean_starts_at_the_first_value():
     assert other.update(torch.tensor([8.0, 0.0])).tolist() == [5.0, 6.0]
     with pytest.raises(ValueError, match="equal"):
         mean.update(torch.ones(2, 1))
+
+
+def test_objectives_in_front_have_statistics_of_their_own():
+    """[m, N, T] beside flags [N, T] is what m normalizers give, over two windows, with holes."""
+    arrays = [window(3, 20, seed, scale) for seed, scale in ((0, 1.0), (1, 50.0))]
+    reward = torch.stack([part[0] for part in arrays])
+    terminated, truncated = arrays[0][1:]
+    mask = torch.rand(3, 20, generator=torch.manual_seed(0)) > 0.2
+    together, apart = RewardNormalizer(3, 0.9, objectives=2), [RewardNormalizer(3, 0.9) for _ in range(2)]
+    for cut in (slice(0, 8), slice(8, 20)):
+        flags = terminated[:, cut], truncated[:, cut], mask[:, cut]
+        result = together(reward[..., cut], *flags)
+        for k in range(2):
+            torch.testing.assert_close(result[k], apart[k](reward[k][:, cut], *flags), rtol=1e-12, atol=0)
+    assert together.std.shape == (2,)
+    assert torch.equal(together.std, torch.stack([each.std for each in apart]))
+    with pytest.raises(ValueError, match="rows_of_reward"):
+        together(reward[0], terminated, truncated)
+    with pytest.raises(ValueError, match="terminated"):
+        together(reward.movedim(0, -1), terminated, truncated)
