@@ -132,7 +132,8 @@ class Method(Settings, Stateful):
             can so be trained by several learners, one after the other (`polopt.bases.staged`).
 
     Raises:
-        UsageError: when the policy cannot serve the method, or the task's spaces do not fit.
+        UsageError: when the policy cannot serve the method, the task's spaces do not fit, or it has a team that the
+            method does not take as one.
         TypeError: when a part is given that the method does not ask for.
     """
 
@@ -148,6 +149,7 @@ class Method(Settings, Stateful):
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
     objectives: ClassVar[str] = "one"  # what it learns from: "one" reward, "several" (`rewards` of a batch), or "any"
+    teams: ClassVar[str] = "rows"  # a team's agents are rows of their own, or "joint": [N, V, ...], time before agents
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
     policy: Any  # an Actor; what it promises is in `requires`
@@ -164,6 +166,11 @@ class Method(Settings, Stateful):
     def __init__(
         self, config: Any, task: Task, *, ledger: Ledger | None = None, parts: Mapping[str, Any] | None = None
     ) -> None:
+        if task.spec.agents > 1 and self.teams != "joint":
+            raise UsageError(
+                f"{self.slug} learns for single agents, and {task.spec.name} has a team of {task.spec.agents}: give it "
+                "AgentRows(task)"
+            )
         self.config = config
         self.task = task
         self.spec = task.spec

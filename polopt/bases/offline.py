@@ -85,7 +85,8 @@ class Offline(Method):
         replay = Replay(config.replay_size, seed=int(self.generator.initial_seed()))
         replay.add(data)
         rollouts = Rollouts(self.task, config.online_steps, self.ledger)
-        self.source = OfflineThenOnline(rollouts, replay, config.batch_size, config.offline_updates, 1.0 / online)
+        ratio = 1.0 / (self.task.environments * config.online_steps)
+        self.source = OfflineThenOnline(rollouts, replay, config.batch_size, config.offline_updates, ratio)
 
     def dataset(self) -> Batch:
         """The recorded decisions [B], actions in the environment's units. Raises UsageError when there are none."""

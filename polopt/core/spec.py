@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -29,6 +29,10 @@ class Spec:
     False the reward itself is only their plain sum, which nobody chose: a method that learns from one reward refuses
     such a task.
 
+    With `agents` = V > 1 a row is a team: its observation, action and facts have an axis [V] of agents in front, all
+    but the keys and facts named in `shared`, which the whole team has in common. `state` is the space of the fact
+    "state", if there is one.
+
     Raises UsageError for a fact with the name of a key that batches have anyway, and for objectives without `rewards`.
     """
 
@@ -39,6 +43,9 @@ class Spec:
     facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     objectives: tuple[str, ...] = ()
     scalar: bool = True
+    agents: int = 1
+    shared: tuple[str, ...] = ()
+    state: gymnasium.Space | None = None
 
     def __post_init__(self) -> None:
         for name in self.facts:
@@ -48,6 +55,18 @@ class Spec:
             raise UsageError(f"{self.name} names {len(self.objectives)} objectives: its fact 'rewards' has one of each")
         if not self.scalar and not self.objectives:
             raise UsageError(f"{self.name} has neither one reward nor objectives")
+
+    @property
+    def agent(self) -> Spec:
+        """The spaces of one agent of a team, as a task of its own; of a task without a team, its own.
+
+        Raises UsageError when the agents have different spaces.
+        """
+        if self.agents == 1:
+            return self
+        obs = _one(self.obs, self.shared, f"the observations of {self.name}")
+        action = _one(self.action, (), f"the actions of {self.name}")
+        return replace(self, obs=obs, action=action, agents=1, shared=())
 
     @property
     def discrete(self) -> bool:
@@ -71,3 +90,23 @@ class Spec:
     def bounded(self) -> bool:
         """True for a Box whose bounds are all finite."""
         return isinstance(self.action, spaces.Box) and bool(self.action.is_bounded())
+
+
+def _one(space: gymnasium.Space, shared: tuple[str, ...], what: str) -> gymnasium.Space:
+    """The space of one agent, out of one with an axis of agents in front."""
+    if isinstance(space, spaces.Dict):
+        parts = {k: v if k in shared else _one(v, (), f"'{k}' of {what}") for k, v in space.spaces.items()}
+        return spaces.Dict(parts)
+    if isinstance(space, spaces.Box):
+        if (space.low != space.low[:1]).any() or (space.high != space.high[:1]).any():
+            raise UsageError(f"{what} have different bounds for different agents, which cannot share a policy")
+        return spaces.Box(space.low[0], space.high[0], dtype=space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.MultiBinary(space.shape[1:])
+    if isinstance(space, spaces.MultiDiscrete):
+        if (space.nvec != space.nvec[:1]).any() or (space.start != space.start[:1]).any():
+            raise UsageError(f"{what} are different for different agents, which cannot share a policy")
+        if space.nvec.ndim == 1:
+            return spaces.Discrete(int(space.nvec[0]), start=int(space.start[0]))
+        return spaces.MultiDiscrete(space.nvec[0], start=space.start[0])
+    raise UsageError(f"{what} have no axis of agents in the space {space}")

@@ -18,6 +18,7 @@ from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
 from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
+from polopt.data.teams import as_rows, playing
 from polopt.data.tokens import LEFT, stack
 from polopt.tasks.base import Task
 
@@ -135,7 +136,7 @@ class Episodes(Source):
         batch = self.collate(played)
         if "reward" in batch.keys():
             self._ended += self.summaries(batch, played)
-        return batch
+        return as_rows(self.task, batch)
 
     def summaries(self, batch: Batch, played: Played) -> list[tuple[float, int]]:
         """(return, length) of each episode of the batch."""
@@ -153,7 +154,8 @@ class Episodes(Source):
 
     def play(self, actor: Acts) -> Played:
         """Plays the next episodes to their ends."""
-        task, total, device = self.task, self.count * self.samples, device_of(actor)
+        total, device = self.count * self.samples, device_of(actor)
+        task, actor = playing(self.task, actor)
         index = torch.tensor(self.next_starts()).repeat_interleave(self.samples)  # [R]
         elastic = getattr(task, "elastic", False)
         if elastic:

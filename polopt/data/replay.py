@@ -22,6 +22,7 @@ from polopt.data.priority import Priority, SumTree
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 from polopt.data.trajectories import Trajectories
+from polopt.tasks.agents import AgentRows
 
 SHARD = 65_536
 SHARD_BYTES = 2**28
@@ -324,6 +325,9 @@ class ReplaySource(Source):
             raise UsageError(
                 f"a replay source needs batch_size >= 1, warmup >= 0 and ratio > 0, not {batch_size}, {warmup}, {ratio}"
             )
+        if replay.n_step > 1 and isinstance(rollouts.task, AgentRows):
+            name = rollouts.task.spec.name
+            raise UsageError(f"n-step returns need rows without gaps, and agents of {name} may end before their team")
         self.rollouts = rollouts
         self.replay = replay
         self.batch_size = batch_size
@@ -354,9 +358,10 @@ class ReplaySource(Source):
         self.warm = True
 
     def _collect(self, actor: Acts) -> int:
-        window = self.rollouts.next(actor)
-        self.replay.add(window)
-        return window.batch_size.numel()
+        """Environment steps taken: of a team one, whatever its size."""
+        before = self.rollouts.ledger.env_steps
+        self.replay.add(self.rollouts.next(actor))
+        return self.rollouts.ledger.env_steps - before
 
 
 def _flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:

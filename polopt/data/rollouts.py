@@ -13,6 +13,7 @@ from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
 from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
+from polopt.data.teams import as_rows, playing
 from polopt.tasks.base import Task
 
 
@@ -23,6 +24,8 @@ class Rollouts(Source):
     decision is the first of its episode), final_obs (the true successor; to be read where an episode ends and in the
     last column) and action_mask, if the observation has one. `ledger.env_steps` grows by N a step.
 
+    Of `AgentRows` the teams are stepped: N in the window counts agents, in the ledger and in `episodes` teams.
+
     The actor gets observations on its own device, and the window is there too.
     """
 
@@ -31,12 +34,13 @@ class Rollouts(Source):
         self.steps = steps
         self.ledger = ledger if ledger is not None else Ledger()
         self._carry: Carry | None = None
-        self._returns = torch.zeros(task.num, dtype=torch.float64)  # of the present episodes
-        self._lengths = torch.zeros(task.num, dtype=torch.int64)
+        self._returns = torch.zeros(task.environments, dtype=torch.float64)  # of the present episodes
+        self._lengths = torch.zeros(task.environments, dtype=torch.int64)
         self._ended: list[list[float]] = []
 
     def next(self, actor: Acts) -> Batch:
-        task, ledger, device = self.task, self.ledger, device_of(actor)
+        ledger, device = self.ledger, device_of(actor)
+        task, actor = playing(self.task, actor)
         columns: dict[str, list[Any]] = {}
         with torch.no_grad():
             obs = put(task.reset() if task.obs is None else task.obs, device)
@@ -76,7 +80,7 @@ class Rollouts(Source):
                     self._finish(done)
                     next_obs = put(task.reset(done), device)
                 obs, first = next_obs, task.first
-        return self._window(columns, device)
+        return as_rows(self.task, self._window(columns, device))
 
     def episodes(self) -> list[tuple[float, int]]:
         ended, self._ended = self._ended, []
@@ -101,7 +105,7 @@ class Rollouts(Source):
             window[name] = put(joined, device)
         add_action_mask(window)
         where = None if device.type == "cpu" else device
-        return TensorDict(window, batch_size=[self.task.num, self.steps], device=where)
+        return TensorDict(window, batch_size=[self.task.environments, self.steps], device=where)
 
     def extra_state(self) -> dict[str, Any]:
         carry = {f"carry.{name}": value for name, value in (self._carry or {}).items()}

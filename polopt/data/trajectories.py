@@ -28,7 +28,8 @@ def returns_at_least(batch: Batch, discount: float, scale: float = 1.0, shift: f
 
 
 class Trajectories(Source):
-    """Plays `task.num` whole episodes a call and returns their transitions [B], with `returns` of `returns_at_least`.
+    """Plays as many whole episodes a call as a task has environments, and returns their transitions [B], with `returns`
+    of `returns_at_least`.
 
     The keys are `KEYS` and the task's facts; `next_obs` is the true successor. Rewards stay as they are: `scaling` is
     only that of the returns. It takes the place of `Rollouts` in a `ReplaySource`.
@@ -46,7 +47,11 @@ class Trajectories(Source):
         self.task = task
         self.discount = discount
         self.scaling = scaling
-        self.played = Episodes(task, task.num, ledger=ledger, greedy=greedy)
+        self.played = Episodes(task, task.environments, ledger=ledger, greedy=greedy)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.played.ledger
 
     def next(self, actor: Acts) -> Batch:
         batch = self.played.next(actor).clone(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from polopt.data.episodes import Episodes
+from polopt.data.teams import playing
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
 
@@ -15,14 +16,16 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     Returns `return` (mean undiscounted return), `return_std` (over episodes) and `length` (mean number of decisions);
     of a task with objectives also `return_NAME` of each; on a dataset's task also `normalized_return`, 100 (return -
     random) / (expert - random) with the references that the dataset holds (D4RL, arXiv 2004.07219, section 6).
+    Of a team (`AgentRows`) the return is that of the team, and its decisions count as one.
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        names = task.spec.objectives
+        joint, player = playing(task, actor)
+        names = joint.spec.objectives
         keep = ("reward", "rewards") if names else ("reward",)
-        batch = Episodes(task, starts=range(episodes), greedy=greedy, keep=keep).next(actor)
+        batch = Episodes(joint, starts=range(episodes), greedy=greedy, keep=keep).next(player)
     returns = (batch["reward"] * batch["mask"]).sum(-1).double()
     lengths = batch["mask"].sum(-1).double()
     scores = {

@@ -13,6 +13,7 @@ from typing import Any
 from polopt import registry
 from polopt.core import files
 from polopt.core.errors import UsageError
+from polopt.data.teams import playing
 from polopt.evaluation.score import Score, common
 from polopt.report.page import write_report
 from polopt.report.tables import compare_table
@@ -120,9 +121,10 @@ def record(
         method, planned = load_method(run.folder, "latest", again)
         with runtime(planned.options):
             maker = planned.make_renderer()
+            _, player = playing(method.task, method.policy)
             name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"
             seed = seeding.derive(planned.options.seed, seeding.TEST_TASK)
-            video = record_video(method.policy, maker, run.folder / "videos" / name, seed, seconds=seconds)
+            video = record_video(player, maker, run.folder / "videos" / name, seed, seconds=seconds)
     except UsageError as error:
         video = f"No video: {error}."
     if isinstance(video, str):

@@ -95,8 +95,9 @@ def make_task(
         return made
 
     from polopt.tasks.gym import GymTask
+    from polopt.tasks.petting import is_parallel
 
-    if not isinstance(task, str) and not callable(task) and not _is_made(task):
+    if not isinstance(task, str) and not callable(task) and not _is_made(task) and not is_parallel(task):
         raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}")
     maker = Maker(task, kwargs, preset, render_mode, evaluation)
     return GymTask(maker, num, seed, workers, evaluation, maker.name, facts)

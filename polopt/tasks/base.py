@@ -62,6 +62,11 @@ class Task(Stateful):
         signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
         return {key for one in signatures for key, item in one.parameters.items() if item.kind is item.KEYWORD_ONLY}
 
+    @property
+    def environments(self) -> int:
+        """How many environments one step of all rows steps: N, unless several rows are of one environment."""
+        return self.num
+
     def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
         """Starts new episodes in the rows where the bool mask `rows` [N] is True (None: all).
 

@@ -81,7 +81,8 @@ def legal(space: Any, obs: Any, rng: np.random.Generator) -> Any:
         return space.sample()
     mask = np.asarray(mask, dtype=np.int8)
     if isinstance(space, spaces.MultiDiscrete):
-        return space.sample(mask=tuple(np.split(mask, np.cumsum(space.nvec)[:-1])))
+        flat = spaces.MultiDiscrete(space.nvec.ravel(), start=space.start.ravel(), seed=space.np_random)
+        return flat.sample(mask=tuple(np.split(mask.ravel(), np.cumsum(flat.nvec)[:-1]))).reshape(space.shape)
     return space.sample(mask=mask)
 
 

@@ -28,6 +28,7 @@ from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.facts import Shapes, legal, probe
+from polopt.tasks.petting import FLAGS
 from polopt.tasks.restorable import Row
 
 TRAIN, EVALUATE, TRAIN_INDEX, EVALUATE_INDEX = range(4)
@@ -38,9 +39,10 @@ FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
 class GymTask(Task):
     """`num` copies of the environment that `make` makes, in this process or (`workers` > 0) one process per row.
 
-    Observation spaces: Box (floats come in the default dtype, uint8 stays), Discrete (int64, from 0), MultiBinary
-    (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A], flattened),
-    Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise UsageError.
+    Observation spaces: Box (floats come in the default dtype, uint8 stays), Discrete and MultiDiscrete (int64, from 0),
+    MultiBinary (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A],
+    flattened), Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise
+    UsageError. What makes a `petting.TeamEnv` gives a task of a team.
 
     `facts` are entries of the environment's `info` that every step must have: numbers, or arrays of one shape; they are
     served as floats. An environment with a `reward_space` of several numbers gives them as the fact `rewards`, and
@@ -68,17 +70,17 @@ class GymTask(Task):
         self.evaluation = evaluation
         self._make = make
         self._name = name
-        self._facts: Shapes = probe(make, facts, name) if facts else {}
+        self._asked: Shapes = probe(make, facts, name) if facts else {}
         self._vector: Any
-        self._vector, info, objectives = self._make_vector(workers)
+        self._vector, info, said = self._make_vector(workers)
         self._broken = False
         self._finalizer = weakref.finalize(self, _close, self._vector)
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        if objectives:
-            self._facts = {"rewards": (len(objectives),)} | self._facts
-        self.spec = Spec(served(space), action, name, info, self._facts, objectives, scalar=not objectives)
+        self.spec = Spec(served(space), action, name, info, **said)
+        self._facts: Shapes = dict(self.spec.facts)
+        self._flags = [name for name in FLAGS if self.spec.agents > 1]
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -90,10 +92,11 @@ class GymTask(Task):
         self._seeds = [0] * num  # of the present episodes
         self._actions: list[np.ndarray] = []  # of all rows, since the start of the oldest present episode
 
-    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], tuple[str, ...]]:
-        """The rows, what is registered about the environment, and its objectives."""
-        rows = [Row(self._make, row, self._facts) for row in range(self.num)]
-        return _vectorize(rows, workers, self._name), rows[0].info, rows[0].objectives
+    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], dict[str, Any]]:
+        """The rows, what is registered about the environment, and what else its spec says."""
+        rows = [Row(self._make, row, self._asked) for row in range(self.num)]
+        vector = _vectorize(rows, workers, self._name)
+        return vector, rows[0].info, rows[0].said
 
     # Stepping
 
@@ -137,7 +140,8 @@ class GymTask(Task):
             row = int((~finite).argmax())
             raise self._fault(f"its reward is {reward[row]}", row)
         if self._facts:
-            self.facts = unpacked(info["facts"], self._facts)
+            facts = unpacked(info["facts"], self._facts)
+            self.facts = {**facts, **{name: facts[name] > 0 for name in self._flags}}
         self._ended = terminated | truncated
         self._any_ended = bool(self._ended.any())
         self.first = self._none_first
@@ -351,6 +355,8 @@ def served(space: spaces.Space) -> spaces.Space:
         return spaces.Box(0.0, 1.0, space.shape, np.float32)
     if isinstance(space, spaces.Discrete) and space.start:
         return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and space.start.any():
+        return spaces.MultiDiscrete(space.nvec)
     return space
 
 
@@ -371,8 +377,8 @@ def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any]
         return read_dict
     if mask and isinstance(space, (spaces.MultiBinary, spaces.Box)):
         return lambda raw: torch.from_numpy(np.array(raw, dtype=bool))
-    if isinstance(space, spaces.Discrete):
-        start = int(space.start)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        start = torch.as_tensor(space.start, dtype=torch.int64)
         return lambda raw: torch.from_numpy(np.array(raw, dtype=np.int64)) - start
     if isinstance(space, spaces.Box) and space.dtype == np.uint8:
         return lambda raw: torch.from_numpy(np.array(raw))
@@ -388,7 +394,8 @@ def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any]
         return read_box
     kind = type(space).__name__
     raise UsageError(
-        f"{name} has a {kind} observation space; polopt serves Box, Discrete, MultiBinary and Dict of these: "
+        f"{name} has a {kind} observation space; polopt serves Box, Discrete, MultiDiscrete, MultiBinary and "
+        "Dict of these: "
         "wrap the environment"
     )
 

@@ -20,7 +20,7 @@ from gymnasium import spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 
 from polopt.core.errors import UsageError, nearest
-from polopt.tasks import recorded
+from polopt.tasks import petting, recorded
 from polopt.tasks.named import NAMED, imported, place
 
 _EXTRAS = {"box2d": "box2d", "mujoco": None, "ale": "atari", "atari": "atari", "cv2": "atari", "opencv": "atari"}
@@ -38,8 +38,9 @@ class Maker:
     """A function without arguments that makes one environment, equal each time. Raises UsageError, one sentence.
 
     `source` is an id, a "module:function", a dataset of Minari (its environment), a Gymnasium specification, a
-    callable, or an environment that is copied. `evaluation` leaves out what only helps training: the signed rewards
-    and the early episode ends of the preset "atari".
+    callable, or an environment that is copied. Parallel environments of PettingZoo become a `petting.TeamEnv`.
+    `evaluation` leaves out what only helps training: the signed rewards and the early episode ends of the preset
+    "atari".
     """
 
     source: str | EnvSpec | Callable[..., Any] | gymnasium.Env
@@ -69,6 +70,8 @@ class Maker:
             kwargs.setdefault("frameskip", 1)
         try:
             env = self._make(kwargs, render_mode)
+            if self.preset and isinstance(env, petting.TeamEnv):
+                raise UsageError(f"the preset '{self.preset}' is for one agent, and {self.name} has a team")
             return PRESETS[self.preset](env, self.evaluation) if self.preset else env
         except UsageError:
             raise
@@ -79,11 +82,18 @@ class Maker:
             raise UsageError(f"{self.name} cannot be made: {type(error).__name__}: {text}") from error
 
     def _make(self, kwargs: dict[str, Any], render_mode: str | None) -> gymnasium.Env:
-        if isinstance(self.source, gymnasium.Env):
+        if isinstance(self.source, str) and self.source.startswith(petting.PREFIX):
+            return petting.parallel_env(self.source, render_mode, kwargs)
+        own = {}
+        if isinstance(self.source, gymnasium.Env) or petting.is_parallel(self.source):
+            if not isinstance(self.source, gymnasium.Env):
+                own = {name: kwargs.pop(name) for name in petting.OPTIONS if name in kwargs}
             if kwargs:
                 raise UsageError(f"{self.name} is an environment already: {sorted(kwargs)} cannot be set any more")
             try:
-                return copy.deepcopy(self.source)
+                return self._team(copy.deepcopy(self.source), own)
+            except UsageError:
+                raise
             except Exception as error:
                 advice = "pass a function that makes it instead"
                 raise UsageError(f"{self.name} cannot be copied ({type(error).__name__}): {advice}") from None
@@ -102,7 +112,15 @@ class Maker:
             function = self.source
         if render_mode is not None and _accepts(function, "render_mode"):
             kwargs["render_mode"] = render_mode
+        free = [name for name in petting.OPTIONS if name in kwargs and not _accepts(function, name, any_name=False)]
+        own = {name: kwargs.pop(name) for name in free}
         env = function(**kwargs)
+        return self._team(env if petting.is_parallel(env) or not own else function(**kwargs, **own), own)
+
+    def _team(self, env: Any, own: dict[str, Any]) -> gymnasium.Env:
+        """The environment itself, or that of a team with its options."""
+        if petting.is_parallel(env):
+            return petting.TeamEnv(env, self.name, **own)
         if not isinstance(env, gymnasium.Env):
             raise UsageError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
         return env
@@ -125,6 +143,7 @@ def is_dataset(name: str) -> bool:
 def may_be_remote(name: str) -> bool:
     """Whether a task's name looks like a dataset that is not here and is nothing else, such as D4RL/door/human-v2."""
     elsewhere = name in gymnasium.registry or name.startswith("ALE/") or recorded.is_local(name)
+    elsewhere = elsewhere or name.startswith(petting.PREFIX)
     return "/" in name and not elsewhere and bool(recorded.DATASET_ID.fullmatch(name))
 
 
@@ -144,7 +163,7 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
                     raise UsageError(_missing(name, package)) from None
         if name in gymnasium.registry:
             return _gym_make(name, render_mode, kwargs)
-        known = [*gymnasium.registry, *NAMED, *recorded.local_datasets()]
+        known = [*gymnasium.registry, *NAMED, *recorded.local_datasets(), *petting.names()]
         said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
         raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
 
@@ -179,12 +198,13 @@ def _missing(name: str, said: str) -> str:
     return f"the task '{name}' needs a package that is not installed: {advice}"
 
 
-def _accepts(function: Callable[..., Any], name: str) -> bool:
+def _accepts(function: Callable[..., Any], name: str, *, any_name: bool = True) -> bool:
+    """Whether a function has this parameter, or (with `any_name`) takes any keyword."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or (any_name and any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
 
 # Presets for images. Stacked frames come channels first: uint8 [4, 84, 84].

@@ -86,9 +86,9 @@ class PooledTask(GymTask):
             return GymTask(maker, num=num, seed=seed, evaluation=True, name=maker.name)
         return cls(name, num, seed, workers, **options)
 
-    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], tuple[str, ...]]:
+    def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], dict[str, Any]]:
         pool = Pool(*self._pool)
-        return pool, {"horizon": pool.pool.spec.config.max_episode_steps}, ()
+        return pool, {"horizon": pool.pool.spec.config.max_episode_steps}, {}
 
     def _no_copy(self) -> Any:
         raise UsageError(f"{self._name} has no single environments")

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from polopt.tasks.facts import Shapes, objectives, pack
+from polopt.tasks.petting import TeamEnv
 
 STEP = "(observation, reward, terminated, truncated, info)"
 Check = Callable[[Any], str]  # "" when the observation is right, otherwise what is wrong with it
@@ -26,7 +27,7 @@ class Restorable(gymnasium.Wrapper):
 
     `info` is empty, {"facts": one array} when entries of the info are kept (`facts`: their shapes), or {"fault": one
     clause} when something went wrong. The parts of a vector reward are the first fact, "rewards", and its sum is the
-    reward.
+    reward; what a team says of its agents is kept too.
     """
 
     def __init__(self, env: gymnasium.Env, row: int, facts: Shapes) -> None:
@@ -34,6 +35,8 @@ class Restorable(gymnasium.Wrapper):
         self.row = row
         self.objectives = objectives(env)
         self.facts = {"rewards": (len(self.objectives),)} | facts if self.objectives else facts
+        if isinstance(env.unwrapped, TeamEnv):
+            self.facts = env.unwrapped.facts | facts
         self.plan: list[Any] = []  # set by the task before it calls `replay`
         self._check = checker(env.observation_space)
         self._blank = blank(env.observation_space)
@@ -94,8 +97,8 @@ class Restorable(gymnasium.Wrapper):
 class Row:
     """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops.
 
-    `info` holds what is registered about the environment, and `objectives` the parts of its reward, once a row was made
-    in this process.
+    `info` holds what is registered about the environment, and `said` what else the task's spec says of it (its facts,
+    objectives and team), once a row was made in this process.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env], row: int, facts: Shapes) -> None:
@@ -104,7 +107,7 @@ class Row:
         self.facts = facts
         self.parent = os.getpid()
         self.info: dict[str, Any] = {}
-        self.objectives: tuple[str, ...] = ()
+        self.said: dict[str, Any] = {}
 
     def __call__(self) -> Restorable:
         if os.getpid() != self.parent:
@@ -113,7 +116,10 @@ class Row:
         if env.spec is not None:
             self.info = {"horizon": env.spec.max_episode_steps, "reward_threshold": env.spec.reward_threshold}
         row = Restorable(env, self.row, self.facts)
-        self.objectives = row.objectives
+        self.said = {"facts": row.facts, "objectives": row.objectives, "scalar": not row.objectives}
+        if isinstance(env.unwrapped, TeamEnv):
+            self.said |= env.unwrapped.team
+            self.info["agent_names"] = env.unwrapped.names
         return row
 
 

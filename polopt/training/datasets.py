@@ -99,6 +99,8 @@ def make_datasets(
         raise UsageError("--transitions and --reference-episodes are at least 1, and --medium is between 0 and 1")
     options = dict(task_options or {})
     spec = _spec(task, options)
+    if spec.agents > 1:
+        raise UsageError(f"datasets are recorded of single agents, and {spec.name} has a team of {spec.agents}")
     method = method or ("ppo" if isinstance(spec.action, (spaces.Discrete, spaces.MultiDiscrete)) else "sac")
     steps = steps or registry.load(method).default_steps
     settings = {"steps": steps, "eval_every": max(1, steps // 40)} | settings

@@ -19,6 +19,7 @@ from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.tasks import make_task
+from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
 from polopt.tasks.gym import GymTask
 from polopt.tasks.making import Maker
@@ -132,7 +133,8 @@ class Plan:
         }
 
     def make_task(self, stream: int, num: int, workers: int = 0) -> Task:
-        return make_task(
+        """The task as the method takes it: of a team, every agent is a row, unless the method is one of teams."""
+        task = make_task(
             self.task,
             num=num,
             seed=seeding.derive(self.options.seed, stream),
@@ -142,6 +144,7 @@ class Plan:
             objective_weights=self.options.objective_weights,
             **self.task_options,
         )
+        return task if task.spec.agents == 1 or self.cls.teams == "joint" else AgentRows(task)
 
     def make_renderer(self) -> Callable[..., gymnasium.Env]:
         """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""

@@ -18,6 +18,7 @@ BUDGETS = {
     "own_network.py": ["600"],
     "resume_a_run.py": ["2048"],
     "tabular_stepmix.py": ["30"],
+    "team.py": ["256"],
     "train_ppo.py": ["600"],
 }
 SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))

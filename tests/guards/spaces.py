@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from pettingzoo import ParallelEnv
 
 
 class Walk(gymnasium.Env):
@@ -46,6 +47,41 @@ class Errand(Walk):
         return obs, np.array([calm, -1.0]), over or bool(np.ravel(action)[0] < 0), False, info
 
 
+class Pair(ParallelEnv):
+    """Two agents walk, each rewarded for small actions of its own; the second leaves after five of the ten steps."""
+
+    metadata = {"name": "pair"}
+    possible_agents = ["long", "short"]
+
+    def __init__(self) -> None:
+        self.spaces = spaces.Box(-2.0, 1.0, (2,), np.float32), VECTOR
+        self.agents: list[str] = []
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return self.spaces[0]
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        return self.spaces[1]
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
+        if seed is not None:
+            self.random = np.random.default_rng(seed)
+        self.time, self.agents = 0, list(self.possible_agents)
+        return self._observe(), {}
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        assert set(actions) == set(self.agents)
+        assert all(self.spaces[0].contains(action) for action in actions.values())
+        self.time += 1
+        obs, rewards = self._observe(), {name: -float(np.abs(action).sum()) for name, action in actions.items()}
+        ends = {name: self.time == (10 if name == "long" else 5) for name in self.agents}
+        self.agents = [name for name in self.agents if not ends[name]]
+        return obs, rewards, ends, dict.fromkeys(ends, False), {}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {name: self.random.normal(size=3).astype(np.float32) for name in self.agents}
+
+
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 
@@ -76,3 +112,7 @@ def multi_binary() -> gymnasium.Env:
 def several() -> gymnasium.Env:
     """Two objectives and no one reward."""
     return Errand(spaces.Box(-2.0, 1.0, (2,), np.float32), VECTOR)
+
+
+def team() -> ParallelEnv:
+    return Pair()

@@ -19,15 +19,16 @@ from tests.guards.harness import BUILT, SEED, advance
 
 POLICIES = [kind(policy) for policy in get_args(AnyPolicy)]
 TASKS = (spaces.box, spaces.unbounded, spaces.discrete, spaces.multi_discrete, spaces.finite, spaces.multi_binary)
+TASKS += (spaces.team,)
 SERVES = {
-    "auto": {"box", "unbounded", "discrete", "multi_discrete", "finite"},
-    "gaussian": {"box", "unbounded"},
-    "squashed-gaussian": {"box"},
-    "deterministic": {"box"},
-    "diffusion": {"box"},
-    "flow": {"box"},
-    "mean-flow": {"box"},
-    "autoregressive": {"box"},
+    "auto": {"box", "team", "unbounded", "discrete", "multi_discrete", "finite"},
+    "gaussian": {"box", "unbounded", "team"},
+    "squashed-gaussian": {"box", "team"},
+    "deterministic": {"box", "team"},
+    "diffusion": {"box", "team"},
+    "flow": {"box", "team"},
+    "mean-flow": {"box", "team"},
+    "autoregressive": {"box", "team"},
     "categorical": {"discrete", "finite"},
     "multi-discrete": {"multi_discrete"},
     "tabular-softmax": {"finite"},
@@ -39,9 +40,15 @@ SURE = {  # what must work: a matrix of refusals alone would pass the rest
     "bc": {("auto", task) for task in SERVES["auto"]}
     | {(policy, "box") for policy in ("deterministic", "diffusion", "flow", "mean-flow", "autoregressive")}
     | {("tabular-softmax", "finite")},
-    "dql": {(policy, "box") for policy in ("diffusion", "flow", "mean-flow", "deterministic", "squashed-gaussian")},
+    "dql": {("diffusion", "team")}
+    | {(policy, "box") for policy in ("diffusion", "flow", "mean-flow", "deterministic", "squashed-gaussian")},
     "ofql": {(policy, "box") for policy in ("diffusion", "flow", "mean-flow", "deterministic", "squashed-gaussian")},
-    "sac": {("gaussian", "box"), ("gaussian", "unbounded"), ("squashed-gaussian", "box")},
+    "sac": {
+        ("gaussian", "box"),
+        ("gaussian", "unbounded"),
+        ("squashed-gaussian", "box"),
+        ("squashed-gaussian", "team"),
+    },
     "iql": {("auto", task) for task in SERVES["auto"]}
     | {(policy, "box") for policy in ("gaussian", "squashed-gaussian", "deterministic", "diffusion", "flow")}
     | {("tabular-softmax", "finite")},
@@ -151,5 +158,14 @@ def test_several_objectives_are_learned_from_or_refused(name):
         )
         weighed = attempt(name, None, spaces.several, objective_weights=(1.0, 0.5))
         assert weighed.replace("several", "box") == attempt(name, None, spaces.box)
+    else:
+        assert refusal == ""
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
+    refusal = attempt(name, None, spaces.team)
+    if issubclass(registry.load(name), LanguageMethod) or name in ("stepmix", "epsmix"):  # these two plan in a table
+        assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

@@ -119,7 +119,7 @@ class PPO(PPOSettings, Method):
         batch = weigh(batch)
         reward, ends = batch["reward"], (batch["terminated"], batch["truncated"])
         if self.reward_normalizer is not None:
-            reward = self.reward_normalizer(reward, *ends)
+            reward = self.reward_normalizer(reward, *ends, batch.get("mask", None))
         batch["value"], next_value = self.critic.values(batch)
         batch["advantage"], batch["returns"] = gae(
             reward, batch["value"], next_value, *ends, self.config.discount, self.config.gae_lambda
