@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from polopt.core.errors import UsageError
 from polopt.losses import Surrogate
@@ -19,6 +20,7 @@ from tests.policies.language_models import tiny_folder
 MUST = 4
 PROMPTS, SAMPLES, LENGTH = 4, 4, 12
 SOLVED = (0, 1, 2, 4)
+RL = 64 / (PROMPTS * SAMPLES * LENGTH)  # what one token of an own completion weighs
 
 
 def make(**settings):
@@ -102,7 +104,7 @@ def test_must_1_imitated_prompts_contribute_no_rl_term(float64):
     for i, t in zip(*np.nonzero(mask)):
         if origin[i] == OWN:
             advantage = reward[i] - reward[4 * (i // 4) : 4 * (i // 4) + 4].mean()
-            expected[i, t] = -advantage * math.exp(new[i, t] - old[i, t]) / (16 * LENGTH)
+            expected[i, t] = -advantage * math.exp(new[i, t] - old[i, t]) * RL
         else:
             expected[i, t] = -0.3 / mask[origin == IMITATED].sum()
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
@@ -129,7 +131,7 @@ def test_must_4_without_demonstrations_nothing_is_nan_and_the_loss_is_rl_alone(f
     assert (rows["origin"] == OWN).all()
     new, found, _ = gradients(method, rows)
     old, mask, advantage = arrays(rows, "log_prob", "mask", "advantage")
-    expected = mask * -advantage[:, None] * np.exp(new - old) / (16 * LENGTH)
+    expected = mask * -advantage[:, None] * np.exp(new - old) * RL
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
     metrics = method.update(collected(method, (1, 2, 3, 1)))
     assert all(math.isfinite(value) for value in metrics.values())
@@ -178,7 +180,7 @@ def test_soft_gates_scale_the_rows_of_their_prompt(float64):
     for kind, number, expected in ((OWN, 1, 0.25), (OWN, 2, 1), (OWN, 3, 1), (IMITATED, 0, 1), (IMITATED, 1, 0.25)):
         chosen = (origin == kind) & (index == first + number)
         assert share[chosen] == pytest.approx(expected)
-        scale = 1 / (16 * LENGTH) if kind == OWN else 2.0 / mask[origin == IMITATED].sum()
+        scale = RL if kind == OWN else 2.0 / mask[origin == IMITATED].sum()
         np.testing.assert_allclose(weight[chosen], expected * scale * mask[chosen], rtol=1e-12)
 
 
@@ -190,7 +192,7 @@ def test_fixed_mixing_takes_half_of_each(float64):
     assert (origin == IMITATED).sum() == PROMPTS
     assert (rows["share"] == 0.5).all()
     assert weight[origin == IMITATED].sum() == pytest.approx(0.5)
-    assert weight[origin == OWN].sum() == pytest.approx(0.5 * rows["mask"].numpy()[origin == OWN].sum() / 16 / LENGTH)
+    assert weight[origin == OWN].sum() == pytest.approx(0.5 * rows["mask"].numpy()[origin == OWN].sum() * RL)
 
 
 def test_offline_gate_makes_demonstrations_rows_of_rl(float64):
@@ -202,7 +204,7 @@ def test_offline_gate_makes_demonstrations_rows_of_rl(float64):
     new, found, _ = gradients(method, rows)
     for i in np.flatnonzero(origin == OFFLINE):
         p = np.exp(new[i])  # LUFFY: gradient of p / (p + 0.1) is 0.1 p / (p + 0.1)^2 grad log p
-        expected = mask[i] * -advantage[i] * 0.1 * p / (p + 0.1) ** 2 / (16 * LENGTH)
+        expected = mask[i] * -advantage[i] * 0.1 * p / (p + 0.1) ** 2 * RL
         np.testing.assert_allclose(found[i], expected, rtol=1e-12, atol=1e-16)
     np.testing.assert_allclose(found[4], mask[4] / -mask[4].sum(), rtol=1e-12)
 
@@ -228,7 +230,7 @@ def test_must_3_every_row_of_the_table_is_a_setting(name, float64):
         for t in np.flatnonzero(mask[i]):
             pi = math.exp(new[i, t])
             kept, reference = keep_and_reference(name, pi, math.exp(old[i, t]), advantage[i], sequence)
-            expected = -kept * advantage[i] / reference * pi / (16 * LENGTH)
+            expected = -kept * advantage[i] / reference * pi * RL
             assert found[i, t] == pytest.approx(expected, rel=1e-10, abs=1e-16)
     np.testing.assert_allclose(found[origin == IMITATED], mask[-1:] / -mask[-1].sum(), rtol=1e-12)
 
@@ -242,15 +244,60 @@ def test_must_3_offline_rows_take_the_rows_without_an_old_policy(name, float64):
     for i, t in zip(*np.nonzero(mask)):
         pi = math.exp(new[i, t])
         kept, reference = keep_and_reference(name, pi, 1.0, advantage[i], 1.0)
-        assert found[i, t] == pytest.approx(-kept * advantage[i] / reference * pi / (16 * LENGTH), rel=1e-10)
+        assert found[i, t] == pytest.approx(-kept * advantage[i] / reference * pi * RL, rel=1e-10)
 
 
 # Weights
 
 
+def test_both_terms_have_the_scale_of_the_official_run(float64):
+    """Written out as it is computed there: each of two devices adds up its rows over the constant length and takes the
+    mean over the tokens of its demonstrations; the gradients of the devices are averaged."""
+    method = make(gate=1, entropy_coefficient=0.0, rl_coefficient=PROMPTS * SAMPLES / 2)  # rows of a device
+    rows = rows_of(method)
+    new, found, _ = gradients(method, rows)
+    old, mask, origin, advantage = arrays(rows, "log_prob", "mask", "origin", "advantage")
+    devices = [np.array([0, 1, 4, 5, 8]), np.array([2, 3, 6, 7, 9])]  # one demonstration each
+    expected = np.zeros(mask.shape)
+    for device in devices:
+        for i in device:
+            if origin[i] == OWN:
+                expected[i] = mask[i] * -advantage[i] * np.exp(new[i] - old[i]) / LENGTH / 2
+    np.testing.assert_allclose(found[origin == OWN], expected[origin == OWN], rtol=1e-12, atol=1e-16)
+    learned = mask[origin == IMITATED]  # a mean over the step, however the demonstrations are spread over devices
+    np.testing.assert_allclose(found[origin == IMITATED], -(learned / learned.sum()), rtol=1e-12)
+
+
+def test_by_default_neither_half_is_off(float64):
+    """At the size of the official step, 512 completions, 64 of them are added up for one mean of the other half."""
+    method = make(batch_prompts=128, samples_per_prompt=8, updates_per_batch=2, gate=1)
+    assert method.config.rl_coefficient == 64
+    batch = TensorDict({"mask": torch.ones(512, LENGTH, dtype=torch.bool)}, [512])
+    batch["origin"] = torch.full((512,), OWN)
+    batch["origin"][384:] = IMITATED
+    batch["share"] = torch.ones(512)
+    weight = method.weigh(batch)["weight"]
+    torch.testing.assert_close(weight[:384], torch.full((384, LENGTH), 1 / (8 * LENGTH)))  # 8 devices
+    torch.testing.assert_close(weight[384:], torch.full((128, LENGTH), 1 / (128 * LENGTH)))
+
+
+def test_numbers_of_own_completions_are_means_whatever_the_coefficients(float64):
+    shown = []
+    for coefficient in (1.0, 64.0):
+        method = make(gate=1, rl_coefficient=coefficient, reference_kl=ReferenceKL(0.1, "k2"), surrogate="ppo")
+        (rows,) = method.optimizer_batches(method.score_reference(method.mix(collected(method))))
+        shift = 0.5 * rows["mask"]
+        rows["log_prob"], rows["reference_log_prob"] = rows["log_prob"] - shift, rows["reference_log_prob"] - shift
+        shown.append(method.policy_loss(rows)[1])
+    for metrics in shown:
+        assert metrics["clip_fraction"] == pytest.approx(1.0)  # of every token, exp(0.5) is beyond 1.2
+        assert metrics["approx_kl_k1"] == pytest.approx(-0.5)
+        assert metrics["reference_kl"] == pytest.approx(0.125)
+
+
 @pytest.mark.parametrize(("solved", "own"), [((0, 4, 4, 4), 0.75), ((0, 0, 0, 4), 0.25)])
 def test_rl_counts_by_the_number_of_its_rows_and_imitation_is_a_mean(solved, own, float64):
-    rows = rows_of(make(aggregate="token"), solved)
+    rows = rows_of(make(aggregate="token", rl_coefficient=1.0), solved)
     totals = [rows["weight"][rows["origin"] == kind].sum().item() for kind in (OWN, IMITATED)]
     assert totals == pytest.approx([own, 1.0])
 
@@ -316,7 +363,7 @@ def test_failed_rows_are_in_no_statistic_and_no_term(float64):
     assert not mask[1:3].any()
     new, found, _ = gradients(method, rows)
     old = rows["log_prob"].numpy()
-    expected = mask * -advantage[:, None] * np.exp(new - old) / (6 * LENGTH) * 8 / 16
+    expected = mask * -advantage[:, None] * np.exp(new - old) * RL
     np.testing.assert_allclose(found[:8], expected[:8], rtol=1e-12, atol=1e-16)
 
 

@@ -10,24 +10,29 @@ so both kinds of data fit into one loss. Which kind a prompt contributes is deci
 its n fresh completions that are right, P = solved / n:
 
     (alpha, beta) = (1, 0) if solved > gate, else (0, 1)                 `--gating switch`
-    loss  sum_prompts alpha L_RL + sft_coefficient beta L_SFT
-    L_RL  - sum_it weight_t A_i rho_it log pi(y_it)                       A_i = R_i - mean_j R_j, own completions only;
-                                                                          token sum over a constant length
+    loss  alpha L_RL + sft_coefficient beta L_SFT                         alpha, beta of the prompt of a row
+    L_RL  - rl_coefficient (1 / N) sum_it A_i rho_it log pi(y_it) / length
+                                                                          A_i = R_i - mean_j R_j, own completions only;
+                                                                          a constant length; N completions of a step
     L_SFT - mean over the tokens of the demonstrations of log pi(y*_t)
 
 `--gating soft` takes the official code's table from solved to (alpha, beta) instead; `fixed` is the baseline that mixes
 half of each for every prompt. `--offline-gate` inserts the demonstration of prompts with gate < solved <= offline gate
-as an off-policy RL row (LUFFY's term), its reward of 1 set against the mean of the own completions and itself. RL rows
-are summed and divided by the number of completions of a whole step, so their term grows with their number; L_SFT is a
-mean over the demonstrations, however many there are. A kind without rows adds nothing.
+as an off-policy RL row (LUFFY's term), its reward of 1 set against the mean of the own completions and itself.
+
+L_RL sums over the rows that are reinforced, while N, all completions of a step, stays, so the term grows with their
+number; L_SFT is a mean over the demonstrations, however many there are. `rl_coefficient` sets the two beside each
+other: the official run adds up the 64 rows of a device and takes the mean over 8 devices, N = 512. A kind without rows
+adds nothing.
 
 Differs from its base, GRPO without standard deviations, in the gate and the demonstrations; clipping and the penalty
 against a reference are off, as in the official runs.
 
-Departs from the paper in: demonstrations are the task's worked solutions. In the official code the sum of RL rows is
-not divided, so that its scale depends on the size of micro-batches; an update whose gradient norm exceeds 80 is
-skipped, here every gradient is clipped at 1 as it is there; the soft table counts the demonstration among the solved
-of 8, here it is read by the share of own completions (7 there); the off-policy row of the second gate has advantage 1.
+Departs from the paper in: demonstrations are the task's worked solutions. In the official code L_SFT and the entropy
+are means over a micro-batch, as many as the lengths ask for, and these means are added up, here there is one over the
+step; an update whose gradient norm exceeds 80 is skipped, here every gradient is clipped at 1 as it is there; the soft
+table counts the demonstration among the solved of 8, here it is read by the share of own completions (7 there); the
+off-policy row of the second gate has advantage 1.
 """
 
 from dataclasses import dataclass
@@ -85,6 +90,9 @@ class HPT(GroupMethod):
             "switch", "section 3.3", choices=("switch", "soft", "fixed"), help="by gate, by a table, or half of each"
         )
         sft_coefficient: float = param(1.0, "official code", low=0, help="0.3 in the paper's 1.5B run")
+        rl_coefficient: float = param(
+            64.0, "official code", low=0, help="times the mean over a step's completions; 64 is their sum over a device"
+        )
         entropy_coefficient: float = param(0.001, "official code", low=0)
         baseline: GroupBaseline = param(GroupBaseline.named["dr-grpo"], "official code")
         surrogate: Surrogate = param(Surrogate(keep="all"), "official code", help="of own completions")
@@ -113,6 +121,7 @@ class HPT(GroupMethod):
                 "entropy_coefficient": 0.0,
                 "aggregate": "token",
                 "updates_per_batch": 1,
+                "rl_coefficient": 1.0,
             },
             apart={"gate": 4},
             base_at={"surrogate.keep": "all", "restraint": "none"},
@@ -162,18 +171,19 @@ class HPT(GroupMethod):
         return cat_rows(parts, defaults={"log_prob": 0.0, "engine_log_prob": 0.0})
 
     def weigh(self, batch: Batch) -> Batch:
-        """A shallow copy with `weight` [B, T], of RL rows and of demonstrations, and `token_weight` over all tokens."""
+        """A shallow copy with `weight` [B, T] of RL rows and of demonstrations, and with the weights of two means:
+        `token_weight` over all tokens, `own_weight` over those of own completions."""
         config = self.config
         batch = batch.clone(False)
-        mask, share = batch["mask"], align_left(batch["share"], batch["mask"])
-        imitated = batch["origin"] == IMITATED
-        learned = align_left(imitated, mask)
+        mask, origin = batch["mask"], align_left(batch["origin"], batch["mask"])
+        reinforced, imitated = mask & (origin != IMITATED), mask & (origin == IMITATED)
         whole = config.batch_prompts * config.samples_per_prompt / config.updates_per_batch  # completions of a step
-        reinforced = token_weights(mask & ~learned, config.aggregate, config.policy.max_tokens)
-        reinforced = reinforced * self.engine_weights(batch)
-        reinforced = reinforced * ((~imitated).sum() / whole)
-        batch["weight"] = share * (reinforced + config.sft_coefficient * token_weights(mask & learned, "token"))
+        weight = token_weights(reinforced, config.aggregate, config.policy.max_tokens) * self.engine_weights(batch)
+        weight = weight * (config.rl_coefficient * reinforced.any(1).sum() / whole)  # of a mean over rows, their sum
+        weight = weight + config.sft_coefficient * token_weights(imitated, "token")
+        batch["weight"] = align_left(batch["share"], mask) * weight
         batch["token_weight"] = token_weights(mask, "token")
+        batch["own_weight"] = token_weights(mask & (origin == OWN), "token")
         return batch
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -183,11 +193,15 @@ class HPT(GroupMethod):
         def weight(kind: int) -> Tensor:
             return batch["weight"] * align_left(batch["origin"] == kind, mask)
 
-        loss, metrics = surrogate_loss(config.surrogate, log_prob, batch["log_prob"], advantage, weight(OWN), mask=mask)
+        def reinforcement(log_prob: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return surrogate_loss(config.surrogate, log_prob, batch["log_prob"], advantage, weight, mask=mask)
+
+        loss, _ = reinforcement(log_prob, weight(OWN))
+        _, metrics = reinforcement(log_prob.detach(), batch["own_weight"])  # the numbers shown are means over tokens
         imitation, _ = surrogate_loss(Surrogate.named["sft"], log_prob, None, advantage, weight(IMITATED))
         offline, _ = surrogate_loss(config.offline_surrogate, log_prob, None, advantage, weight(OFFLINE))
         own = batch.clone(False)
-        own["weight"] = weight(OWN)  # the estimate of a divergence needs the policy's own samples
+        own["weight"] = batch["own_weight"]  # the estimate of a divergence needs the policy's own samples
         penalty, penalty_metrics = self.reference_term(log_prob, own)
         loss = loss + imitation + offline + penalty
         if config.entropy_coefficient > 0:
