@@ -74,7 +74,7 @@ def rows() -> list[Row]:
         slug = row["slug"]
         entries = tuple(row.get("entries", (slug,)))
         record = verdicts.get(slug) or verdicts.get(owner.get(slug, slug)) or {}
-        claim = record["verdict"] if record.get("verdict") in VERDICTS else None  # "no verdict" is none
+        claim = _verdict_of(record)
         built = slug in found or (row.get("kind", "method") != "method" and claim is not None)
         result.append(
             Row(
@@ -182,6 +182,12 @@ def verdict(name: str) -> dict[str, Any]:
     """What is recorded of the claim of a method, or of the row whose entry it is; {} when nothing is."""
     verdicts = _verdicts()
     return verdicts.get(name) or verdicts.get(_owner().get(name, name)) or {}
+
+
+def _verdict_of(record: dict[str, Any]) -> str | None:
+    """The latest verdict; while a claim that is registered again has none, that of the registration before."""
+    verdicts = [each.get("verdict") for each in (record, *reversed(record.get("earlier", ())))]
+    return next((name for name in verdicts if name in VERDICTS), None)  # "no verdict" is none
 
 
 def claims_folder() -> Path | None:

@@ -38,6 +38,11 @@ class TrainArm:
                 )
             return measure(run, self.metrics)
 
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The methods whose behavior the numbers follow."""
+        return (self.method,)
+
     def describe(self) -> dict[str, Any]:
         return {"train": self.method, "task": plain(self.task), "metrics": plain(self.metrics)} | {
             "config": plain(dict(self.config))

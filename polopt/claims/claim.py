@@ -29,6 +29,8 @@ Arm = Callable[[int, dict[str, int]], Metrics]
 
 ARM_NAME = re.compile(r"[a-z0-9@.,=_-]+")
 MINIMUM_SEEDS = 3
+MOST_REVISIONS = 3
+PILOT_SEED = 1000  # seeds from here on are for finding settings, never for what counts
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class Claim:
 
     `budget` is what each arm may spend, in Ledger units, the same for all. `minutes` documents the wall time on two
     cores for all arms and seeds. `deterministic` arms (patterns) give the same numbers for every seed and run once.
-    `quick` overrides the small budget of `--quick`. Raises UsageError when it is not well formed.
+    `quick` overrides the small budget of `--quick`.
+
+    A claim may be registered again where the experiment was at fault, not the method: with `revision` 2 (or 3), a
+    `diagnosis` that says what was wrong, and seeds from `first_seed` on that no earlier registration used. The earlier
+    verdict stays on the page.
+
+    Raises UsageError when it is not well formed.
     """
 
     method: str
@@ -49,6 +57,9 @@ class Claim:
     minutes: float = 15
     deterministic: tuple[str, ...] = ()
     quick: Mapping[str, int] | None = None
+    revision: int = 1
+    diagnosis: str = ""
+    first_seed: int = 0
     MAX_MINUTES: ClassVar[float] = 60
 
     def __post_init__(self) -> None:
@@ -65,12 +76,31 @@ class Claim:
             raise UsageError(f"the claim of {self.method} has {self.seeds} seeds; {MINIMUM_SEEDS} is the least")
         if self.minutes > self.MAX_MINUTES:
             raise UsageError(f"the claim of {self.method} takes {self.minutes:g} minutes; cut it to {self.MAX_MINUTES}")
+        self._check_registration()
         if not any(not expectation.control for expectation in self.expect):
             raise UsageError(f"the claim of {self.method} expects nothing beyond its controls")
         for expectation in self.expect:
             expectation.arms(tuple(self.arms))
             if not expectation.contrasts(tuple(self.arms), lambda arm: np.zeros(1)):
                 raise UsageError(f"'{expectation.text()}' compares an arm with itself only")
+
+    def _check_registration(self) -> None:
+        if not 1 <= self.revision <= MOST_REVISIONS:
+            raise UsageError(f"revision {self.revision} of the claim of {self.method}: from 1 to {MOST_REVISIONS}")
+        if (self.revision > 1) != bool(self.diagnosis.strip()):
+            raise UsageError(
+                f"the claim of {self.method} has revision {self.revision}: from 2 on, and only then, its diagnosis "
+                f"says what was wrong with the experiment before"
+            )
+        if self.revision > 1 and not self.first_seed:
+            raise UsageError(f"the claim of {self.method} is registered again: first_seed= begins at seeds never used")
+        if self.first_seed < 0 or self.first_seed + self.seeds > PILOT_SEED:
+            raise UsageError(f"the seeds of the claim of {self.method} lie between 0 and {PILOT_SEED - 1}")
+
+    @property
+    def recorded_seeds(self) -> range:
+        """The seeds whose runs count."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def single(self) -> tuple[str, ...]:
         """The deterministic arms."""
@@ -79,7 +109,7 @@ class Claim:
     def jobs(self, seeds: Iterable[int] | None = None) -> list[tuple[str, int]]:
         """All (arm, seed) of the claim, seeds outside and arms inside: an interrupted claim stays paired."""
         single = self.single()
-        chosen = list(range(self.seeds) if seeds is None else seeds)
+        chosen = list(self.recorded_seeds if seeds is None else seeds)
         return [
             (arm, seed)
             for position, seed in enumerate(chosen)

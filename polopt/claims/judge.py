@@ -25,7 +25,10 @@ VerdictName = Literal["reproduced", "partly", "not reproduced"]
 
 @dataclass(frozen=True)
 class Part:
-    """One contrast of one expectation: mean over `n` seeds, lower bound, worst seed; it holds when `low` > 0."""
+    """One contrast of one expectation: mean over `n` seeds, lower bound, worst seed; it holds when `low` > 0.
+
+    `values` are those of the seeds, in order.
+    """
 
     text: str
     mean: float
@@ -34,6 +37,7 @@ class Part:
     worst_seed: int
     n: int
     holds: bool
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def judge(claim: Claim, table: Table, failed: Mapping[tuple[str, int], str] | No
     missing = [(arm, seed) for arm, seed in jobs if seed not in table.get(arm, {})]
     if missing:
         return Verdict(None, reason=f"{len(jobs) - len(missing)} of {len(jobs)} runs recorded")
-    checks = tuple(check(claim, expectation, table, range(claim.seeds)) for expectation in claim.expect)
+    checks = tuple(check(claim, expectation, table, claim.recorded_seeds) for expectation in claim.expect)
     essential = [item.holds for item in checks if not item.control]
     name: VerdictName
     if not all(item.holds for item in checks if item.control) or not any(essential):
@@ -102,9 +106,8 @@ def check(claim: Claim, expectation: Any, table: Table, seeds: Iterable[int]) ->
         if len(values) == 1 and set(expectation.arms(tuple(claim.arms))) <= set(single):
             low = float(values[0])  # nothing varies: there is nothing to be uncertain about
         worst = int(np.argmin(np.where(np.isfinite(values), values, -np.inf)))
-        parts.append(
-            Part(text, float(values.mean()), low, float(values[worst]), chosen[worst], len(values), bool(low > 0))
-        )
+        mean, each = float(values.mean()), tuple(map(float, values))
+        parts.append(Part(text, mean, low, float(values[worst]), chosen[worst], len(values), bool(low > 0), each))
     return Check(expectation.text(), expectation.control, all(part.holds for part in parts), tuple(parts))
 
 

@@ -1,4 +1,5 @@
-"""What the lines of a claim are keyed by: hashes of arms, of expectations, and of the code that was run. Torch-free."""
+"""What the lines of a claim are keyed by: hashes of arms, of expectations, of the claim's code, and of the behavior of
+the methods that are trained. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,46 @@ from polopt.claims.expectations import describe
 from polopt.core.errors import UsageError
 
 PACKAGE = Path(polopt.__file__).parent
-NOT_METHOD = ("training", "report", "cli", "claims", "registry")  # changes there make no line stale
+GOLDEN = PACKAGE.parent / "tests" / "guards" / "golden"  # the first updates of every method, in numbers
 
 
 def arm_key(claim: Claim, arm: str) -> str:
     """Hash of an arm's settings and of the budget."""
-    return _hash({"arm": describe_arm(claim.arms[arm], arm), "budget": dict(claim.budget)})
+    return digest({"arm": describe_arm(claim.arms[arm], arm), "budget": dict(claim.budget)})
 
 
 def expect_key(claim: Claim) -> str:
     """Hash of what is expected."""
-    return _hash([describe(item) for item in claim.expect])
+    return digest([describe(item) for item in claim.expect])
 
 
-def code_key(claim: Claim, path: Path, arm: str) -> str:
-    """Hash of the claim file (without CLAIM itself), the arm's method file, and the polopt modules they import."""
-    roots = [path]
-    method = getattr(claim.arms[arm], "method", None)
-    if isinstance(method, str):
-        roots.append(registry.location(method).path)
-    return _hash([_source_hash(item.read_text()) for item in _closure(roots)])
+def line_key(claim: Claim, path: Path, arm: str) -> str:
+    """What a new line is keyed by: "ARM:CLAIM:BEHAVIOR", three hashes. See `polopt.claims.results`."""
+    return ":".join((arm_key(claim, arm), claim_key(path), behavior_key(claim, path, arm)))
+
+
+def claim_key(path: Path) -> str:
+    """Hash of the code of a claim file, without CLAIM itself, docstrings and comments."""
+    return _sourcedigest(path.read_text())
+
+
+def behavior_key(claim: Claim, path: Path, arm: str) -> str:
+    """Hash of the golden numbers of the methods that an arm trains, or, where polopt is installed, of its version."""
+    if not GOLDEN.is_dir():
+        return digest(polopt.__version__)
+    names = getattr(claim.arms[arm], "trains", None) or (claim.method, *_named_methods(path.read_text()))
+    return digest({name: _golden(name) for name in sorted(set(names))})
+
+
+def _golden(name: str) -> Any:
+    path = GOLDEN / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _named_methods(source: str) -> set[str]:
+    """The methods that a claim file names: it trains no others."""
+    words = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return {word for word in words if isinstance(word, str) and word in registry.locations()}
 
 
 def describe_arm(arm: Any, name: str = "") -> Any:
@@ -59,43 +80,11 @@ def describe_arm(arm: Any, name: str = "") -> Any:
     raise UsageError(f"the arm '{name}' must be a train_arm, a plain function, a functools.partial or a dataclass")
 
 
-def _closure(roots: Iterable[Path]) -> list[Path]:
-    """The files, and every polopt module that they import, at the top or inside functions, directly or not."""
-    seen: dict[Path, None] = {}
-    waiting = list(roots)
-    while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen[path] = None
-            waiting += _imports(path.read_text())
-    return sorted(seen)
-
-
 @functools.cache
-def _imports(source: str) -> tuple[Path, ...]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    found = (_module_file(name.removeprefix("polopt.")) for name in names if name.startswith("polopt."))
-    return tuple(sorted(path for path in found if path is not None))
-
-
-def _module_file(name: str) -> Path | None:
-    if any(name == item or name.startswith(f"{item}.") for item in NOT_METHOD):
-        return None
-    base = PACKAGE.joinpath(*name.split("."))
-    candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-@functools.cache
-def _source_hash(source: str) -> str:
+def _sourcedigest(source: str) -> str:
     tree = _bare(ast.parse(source))
     tree.body = [node for node in tree.body if not _assigns_claim(node)]
-    return _hash(ast.dump(tree))
+    return digest(ast.dump(tree))
 
 
 def _assigns_claim(node: ast.stmt) -> bool:
@@ -118,7 +107,8 @@ def _bare(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short hash of plain data."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polopt.claims.claim import Claim
-from polopt.claims.judge import Check
+from polopt.claims.claim import MINIMUM_SEEDS, PILOT_SEED, Claim
+from polopt.claims.judge import Check, Part
 from polopt.claims.results import (
     Line,
     entry,
@@ -18,23 +18,26 @@ from polopt.claims.results import (
     load_claim,
     read_lines,
     recompute_all,
+    recorded_verdicts,
     select,
-    verdict,
 )
-from polopt.claims.runner import PILOT_SEED, Outcome, run_claim
+from polopt.claims.runner import Outcome, run_claim
 from polopt.core import files
+from polopt.evaluation.statistics import expected_bound, seeds_needed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def run_verb(slug: str, *, quick: bool = False, pilot: bool = False, jobs: int | None = None) -> int:
+def run_verb(
+    slug: str, *, quick: bool = False, pilot: bool = False, seeds: int | None = None, jobs: int | None = None
+) -> int:
     """`polopt claim`: runs, prints, and returns the exit code: 1 when an arm failed, else 0, whatever the verdict."""
     from rich.console import Console
 
     console = Console()
     report = functools.partial(print_line, console)
-    outcome = run_claim(slug, quick=quick, pilot=pilot, jobs=jobs, report=report)
+    outcome = run_claim(slug, quick=quick, pilot=pilot, seeds=seeds, jobs=jobs, report=report)
     print_outcome(outcome, console)
     return 1 if outcome.failed else 0
 
@@ -69,6 +72,8 @@ def print_outcome(outcome: Outcome, console: Console | None = None) -> None:
     console.print(table)
     for item in outcome.checks:
         console.print(f"{'[green]holds[/green]' if item.holds else '[red]fails[/red]'}  {escape(check_text(item))}")
+        for part in item.parts if outcome.mode == "pilot" else ():
+            console.print(f"       {escape(power_text(part, claim.seeds))}", highlight=False, soft_wrap=True)
     for line in outcome.failed:
         console.print(f"[red]failed[/red] {escape(line['arm'])} seed {line['seed']}: {escape(line['error'])}")
     for text in notes(outcome):
@@ -83,9 +88,9 @@ def notes(outcome: Outcome) -> list[str]:
         return [f"Pilot on seeds {PILOT_SEED} and up: not recorded, no verdict."]
     found = [f"Verdict: {outcome.verdict}"]
     if outcome.stale:
-        found.append(
-            f"Stale: {outcome.stale} of {len(outcome.lines)} results were recorded by other code than today's."
-        )
+        found.append(f"{outcome.stale} stale results were run again: the claim's code or a method's numbers changed.")
+    if outcome.unknown:
+        found.append(f"{outcome.unknown} results of before freshness followed behavior were run again.")
     if outcome.changed:
         found.append("The expectation was changed after results had been recorded.")
     if outcome.other:
@@ -107,8 +112,18 @@ def check_text(item: Check) -> str:
     )
 
 
+def power_text(part: Part, seeds: int) -> str:
+    """What a pilot says of one part: the margin of each seed, the bound to expect with `seeds`, how many it needs."""
+    values = ", ".join(f"{value:.4g}" for value in part.values)
+    if len(part.values) < 2:
+        return f"{part.text}: {values} (one value: no bound)"
+    needed = seeds_needed(part.values, MINIMUM_SEEDS)
+    needs = "no number of seeds would do" if part.mean <= 0 else f"it needs {needed or 'more than 100'} seeds"
+    return f"{part.text}: {values}; bound with {seeds} seeds {expected_bound(part.values, seeds):.4g}; {needs}"
+
+
 def claims_page(root: Path | None = None) -> str:
-    """docs/claims.md, from the claims and their raw lines alone."""
+    """docs/claims.md, from the claims, their raw lines, and the verdicts of earlier registrations."""
     place = find_place(root)
     parts = [
         "# Claims\n\n"
@@ -119,15 +134,18 @@ def claims_page(root: Path | None = None) -> str:
     ]
     slugs = place.slugs()
     loaded = {slug: load_claim(place.claim(slug)) for slug in slugs}
-    recorded = {slug: read_lines(place.lines(slug))[0] for slug in slugs}
+    lines = {slug: read_lines(place.lines(slug))[0] for slug in slugs}
+    kept = recorded_verdicts(root)
+    facts = {slug: entry(claim, lines[slug], kept.get(slug)) for slug, claim in loaded.items()}
     parts.append("| method | claim | verdict | seeds |\n|---|---|---|---|")
     for slug, claim in loaded.items():
         parts.append(
-            f"| [{slug}](#{slug}) | {_cell(claim.statement)} | {_verdict_text(claim, recorded[slug])} | {claim.seeds} |"
+            f"| [{slug}](#{slug}) | {_cell(claim.statement)} | {_verdict_text(facts[slug])}{_before(facts[slug])} "
+            f"| {claim.seeds} |"
         )
     for slug, claim in loaded.items():
         about = ast.get_docstring(ast.parse(place.claim(slug).read_text(encoding="utf-8"))) or ""
-        parts.append(_claim_section(slug, claim, recorded[slug], about))
+        parts.append(_claim_section(slug, claim, lines[slug], facts[slug], about))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -142,19 +160,22 @@ def write_claims_page(root: Path | None = None) -> Path:
     return page
 
 
-def _verdict_text(claim: Claim, lines: list[Line]) -> str:
-    result = verdict(claim, lines)
-    return f"**{result.name}**" if result.name else f"none: {result.reason}"
+def _verdict_text(facts: Mapping[str, Any]) -> str:
+    return f"**{facts['verdict']}**" if facts["verdict"] else f"none: {facts['reason']}"
 
 
-def _claim_section(slug: str, claim: Claim, lines: list[Line], about: str) -> str:
+def _before(facts: Mapping[str, Any]) -> str:
+    """The verdicts of earlier registrations, in the table."""
+    return "".join(f"; registration {each['revision']}: {_verdict_text(each)}" for each in facts.get("earlier", ()))
+
+
+def _claim_section(slug: str, claim: Claim, lines: list[Line], facts: Mapping[str, Any], about: str) -> str:
     """The section of one claim; `about` is the docstring of its file."""
     used = select(claim, lines)
-    facts = entry(claim, lines)
     budget = ", ".join(f"{value:,} {unit.replace('_', ' ')}" for unit, value in claim.budget.items())
     seconds = sum(line["seconds"] for line in used.values())
     text = [f"\n## {slug}\n\n{about or claim.statement}\n"]
-    text.append(f"Verdict: {_verdict_text(claim, lines)}. {len(claim.arms)} arms, {claim.seeds} seeds, {budget} each.")
+    text.append(f"Verdict: {_verdict_text(facts)}. {len(claim.arms)} arms, {claim.seeds} seeds, {budget} each.")
     if used:
         text.append(
             f"Expectation of commit `{str(facts['commit'])[:12]}`, recorded {facts['date']}, "
@@ -162,24 +183,37 @@ def _claim_section(slug: str, claim: Claim, lines: list[Line], about: str) -> st
         )
     if facts["expectation_changed"]:
         text.append("**The expectation was changed after results had been recorded.**")
-    if facts["expectations"]:
-        text.append(
-            "\n| expectation | holds | weakest part | margin | lower bound | worst seed |\n|---|---|---|---|---|---|"
-        )
-    for item in facts["expectations"]:
-        kind = "control: " if item["control"] else ""
-        worst = f"{_number(item['worst'])} (seed {item['worst_seed']})"
-        text.append(
-            f"| {kind}{_cell(item['text'])} | {'yes' if item['holds'] else 'no'} | {_cell(item['weakest'])} "
-            f"| {_number(item['mean'])} | {_number(item['low'])} | {worst} |"
-        )
+    if claim.revision > 1:
+        text.append(f"\nRegistered again ({claim.revision}), with seeds from {claim.first_seed} on: {claim.diagnosis}")
+    text += _expectations(facts["expectations"])
     names = _metric_names(claim)
     if used:
         text.append(f"\n| arm | {' | '.join(map(_cell, names))} |\n|---|{'---|' * len(names)}")
     for arm in claim.arms if used else ():
         metrics = [line["metrics"] for (name, _), line in used.items() if name == arm and "metrics" in line]
         text.append(f"| `{arm}` | {' | '.join(_spread([item.get(name) for item in metrics]) for name in names)} |")
+    for each in facts.get("earlier", ()):
+        text.append(
+            f"\n### Registration {each['revision']} of {slug}\n\nVerdict: {_verdict_text(each)}. "
+            f"{each['seeds']} seeds, expectation of commit `{str(each['commit'])[:12]}`, recorded {each['date']}."
+        )
+        text += _expectations(each["expectations"])
     return "\n".join(text)
+
+
+def _expectations(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table of what was expected, and what was found."""
+    head = "\n| expectation | holds | weakest part | margin | lower bound | worst seed |\n|---|---|---|---|---|---|"
+    return [head, *map(_expectation, items)] if items else []
+
+
+def _expectation(item: Mapping[str, Any]) -> str:
+    kind = "control: " if item["control"] else ""
+    worst = f"{_number(item['worst'])} (seed {item['worst_seed']})"
+    return (
+        f"| {kind}{_cell(item['text'])} | {'yes' if item['holds'] else 'no'} | {_cell(item['weakest'])} "
+        f"| {_number(item['mean'])} | {_number(item['low'])} | {worst} |"
+    )
 
 
 def _metric_names(claim: Claim) -> list[str]:

@@ -4,10 +4,13 @@
     claims/results/SLUG.jsonl       one JSON line per (arm, seed), appended and flushed as it finishes, never deleted
     claims/results/verdicts.json    recomputable from the two above (`recompute_all`)
 
-A line's `key` is two hashes, "ARM:CODE". ARM covers the arm's settings and the budget: a line with another one
-belongs to another experiment and is not used. CODE covers the claim file, the method's file and the polopt modules
-that they import (their syntax trees, without docstrings): a line with another one still counts and is shown as stale
-until the claim is run again. The `expect` hash and the `commit` of a line say what was expected when it was recorded.
+A line's `key` is three hashes, "ARM:CLAIM:BEHAVIOR". ARM covers the arm's settings and the budget: a line with another
+one belongs to another experiment and is not used. CLAIM covers the code of the claim file, BEHAVIOR the golden numbers
+of the methods that the arm trains: a line with others is stale. It still counts, until the claim is run again; a change
+of polopt that leaves those numbers as they are makes no line stale. Lines from before this rule have two hashes, of
+which the second covered the text of all modules: they count like any other, and whether they are stale is unknown. The
+`expect` hash and the `commit` of a line say what was expected when it was recorded, and its `revision`, when it is not
+the first, in which registration of the claim.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import linecache
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,7 @@ from typing import Any
 
 from polopt.claims.claim import Claim
 from polopt.claims.judge import Verdict, judge
-from polopt.claims.keys import PACKAGE, arm_key, code_key, expect_key
+from polopt.claims.keys import PACKAGE, arm_key, expect_key, line_key
 from polopt.core import files
 from polopt.core.errors import UsageError, nearest
 
@@ -177,8 +180,9 @@ def verdict(claim: Claim, lines: Iterable[Line]) -> Verdict:
     return judge(claim, table, {job: line["error"] for job, line in chosen.items() if "error" in line})
 
 
-def entry(claim: Claim, lines: Iterable[Line]) -> dict[str, Any]:
-    """What verdicts.json keeps of a claim: a pure function of the claim and its raw lines."""
+def entry(claim: Claim, lines: Iterable[Line], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What verdicts.json keeps of a claim: a function of the claim, its raw lines, and, for a claim that is registered
+    again, of what was kept `before`: the verdicts of its earlier registrations stay as they are."""
     lines = list(lines)
     chosen = {id(line) for line in select(claim, lines).values()}
     used = [line for line in lines if id(line) in chosen]  # in the order in which they were recorded
@@ -203,14 +207,22 @@ def entry(claim: Claim, lines: Iterable[Line]) -> dict[str, Any]:
             }
             for item in result.checks
         ],
+        **({} if claim.revision == 1 else {"revision": claim.revision, "earlier": _earlier(claim, before or {})}),
     }
+
+
+def _earlier(claim: Claim, before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the registrations before this one, the first one first."""
+    last = {"revision": 1} | {name: value for name, value in before.items() if name != "earlier"}
+    found = [*before.get("earlier", ()), *([last] if before else ())]
+    return [each for each in found if each["revision"] < claim.revision]
 
 
 def recompute_all(root: Path | None = None) -> dict[str, dict[str, Any]]:
     """verdicts.json as the raw lines give it, for every claim that has lines; CI compares it with the file."""
-    place = find_place(root)
+    place, recorded = find_place(root), recorded_verdicts(root)
     return {
-        slug: entry(load_claim(place.claim(slug)), read_lines(place.lines(slug))[0])
+        slug: entry(load_claim(place.claim(slug)), read_lines(place.lines(slug))[0], recorded.get(slug))
         for slug in place.slugs()
         if place.lines(slug).exists()
     }
@@ -222,16 +234,12 @@ def recorded_verdicts(root: Path | None = None) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def stale_lines(slug: str, root: Path | None = None) -> int:
-    """How many of the lines that count were recorded by other code than today's."""
-    place = find_place(root)
-    claim = load_claim(place.claim(slug))
-    return count_stale(claim, place.claim(slug), select(claim, read_lines(place.lines(slug))[0]).values())
-
-
-def count_stale(claim: Claim, path: Path, used: Iterable[Line]) -> int:
-    keys = {arm: code_key(claim, path, arm) for arm in claim.arms}
-    return sum(line["key"].partition(":")[2] != keys[line["arm"]] for line in used)
+def freshness(claim: Claim, path: Path, used: Iterable[Line]) -> tuple[int, int]:
+    """How many of the lines that count are stale, and of how many that is unknown."""
+    keys = {arm: line_key(claim, path, arm) for arm in claim.arms}
+    old = [line for line in used if line["key"] != keys[line["arm"]]]
+    unknown = sum(line["key"].count(":") < 2 for line in old)
+    return len(old) - unknown, unknown
 
 
 def _round(value: float) -> float | None:

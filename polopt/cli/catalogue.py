@@ -72,6 +72,8 @@ def _about_row(name: str, row: Row) -> list[str]:
         details.insert(0, f"{record['seeds']} seeds")
     if details:
         lines.append(f"  {'result':<9} " + "; ".join(details))
+    for each in record.get("earlier", ()):
+        lines.append(f"  {'':<9} registration {each['revision']}: {each['verdict'] or each['reason']}, {each['date']}")
     for each in record.get("expectations", ()):
         lines.append(f"  {'':<9} {'holds' if each.get('holds') else 'fails'}: {each.get('text')}")
     return lines

@@ -65,10 +65,11 @@ def claim_verb(argv: list[str]) -> int:
     parser.add_argument("method")
     parser.add_argument("--quick", action="store_true", help="a tiny budget: prints numbers, never a verdict")
     parser.add_argument("--pilot", action="store_true", help="the full budget with other seeds; nothing is recorded")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds the pilot has; default: as the claim")
     parser.add_argument(
         "--jobs", type=int, default=None, help="runs at a time; default: the number of cores, at most 2"
     )
     args = parser.parse_args(argv)
     from polopt.claims import pages
 
-    return pages.run_verb(args.method, quick=args.quick, pilot=args.pilot, jobs=args.jobs)
+    return pages.run_verb(args.method, quick=args.quick, pilot=args.pilot, seeds=args.seeds, jobs=args.jobs)

@@ -151,11 +151,20 @@ def lower_bound(contrasts: ArrayLike, level: float = LEVEL) -> float:
 
     -inf for fewer than two seeds or when a contrast is not finite: no evidence is not weak evidence.
     """
+    return expected_bound(contrasts, np.size(contrasts), level)
+
+
+def expected_bound(contrasts: ArrayLike, n: int, level: float = LEVEL) -> float:
+    """What `lower_bound` is with `n` seeds, if they have the mean and the deviation of these `contrasts`."""
     values = np.asarray(contrasts, dtype=np.float64).reshape(-1)
-    n = len(values)
-    if n < 2 or not np.isfinite(values).all():
+    if n < 2 or len(values) < 2 or not np.isfinite(values).all():
         return float("-inf")
     return float(values.mean() - student_t(n, level) * values.std(ddof=1) / np.sqrt(n))
+
+
+def seeds_needed(contrasts: ArrayLike, least: int = 3, most: int = 100, level: float = LEVEL) -> int | None:
+    """The smallest number of seeds, from `least` on, that makes `expected_bound` positive; None beyond `most`."""
+    return next((n for n in range(least, most + 1) if expected_bound(contrasts, n, level) > 0), None)
 
 
 def probability_of_improvement(

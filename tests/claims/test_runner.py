@@ -4,70 +4,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from polopt import registry
+import polopt
 from polopt.claims import Above, Claim, arms, keys, pages, results, runner
 from polopt.core.errors import RunError, UsageError
 from polopt.evaluation.score import Score
-
-SOURCE = '''
-"""A claim in numbers."""
-from pathlib import Path
-
-from polopt.claims import Above, Claim, Greater
-
-LOG = Path(__file__).with_suffix(".log")
-
-
-def good(seed, budget):
-    with open(LOG, "a") as file:
-        file.write(f"good {seed} {budget['samples']}\\n")
-    return {"score": 10.0 + seed, "curve": [1, 2]}
-
-
-def poor(seed, budget):
-    with open(LOG, "a") as file:
-        file.write(f"poor {seed} {budget['samples']}\\n")
-    return {"score": 1.0 + 2 * seed}
-
-
-CLAIM = Claim(
-    method="toy", statement="good is better than poor", budget={"samples": 100}, seeds=4, minutes=1,
-    arms={"good": good, "poor": poor},
-    expect=(Greater("score", "good", "poor", by=1), Above("score", "good", 5, control=True)),
-)
-'''
-
-
-def git(folder, *command):
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True)
-
-
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "claims").mkdir()
-    git(tmp_path, "init", "-q")
-    write(tmp_path, SOURCE)
-    return tmp_path
-
-
-def write(root, source):
-    (root / "claims" / "toy.py").write_text(source)
-    git(root, "add", "claims/toy.py")
-    git(root, "commit", "-q", "--allow-empty", "-m", "claim")
-
-
-def ran(root):
-    path = root / "claims" / "toy.log"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def path_of(root):
-    return root / "claims" / "results" / "toy.jsonl"
+from tests.claims.toy import SOURCE, path_of, ran, write
 
 
 def test_a_claim_is_run_recorded_and_judged(root):
@@ -154,13 +100,50 @@ def test_changed_code_makes_lines_stale_but_not_void(root):
     runner.run_claim("toy", root=root, jobs=1)
     lines = results.read_lines(path_of(root))[0]
     write(root, SOURCE.replace('"""A claim in numbers."""', '"""Another docstring."""  # and a comment'))
-    assert results.stale_lines("toy", root) == 0
+    assert freshness(root) == (0, 0)
     write(root, SOURCE.replace("LOG = ", "UNUSED = 1\nLOG = "))
-    assert results.stale_lines("toy", root) == 8
+    assert freshness(root) == (8, 0)
     assert results.recompute_all(root) == results.recorded_verdicts(root)  # the published verdict stands
     outcome = runner.run_claim("toy", root=root, jobs=1)
-    assert (outcome.ran, outcome.stale, outcome.other) == (8, 0, 8)
+    assert (outcome.ran, outcome.stale, outcome.other) == (8, 8, 8)
+    assert freshness(root) == (0, 0)
+    assert "8 stale results were run again: the claim's code or a method's numbers changed." in pages.notes(outcome)
     assert results.read_lines(path_of(root))[0][:8] == lines  # nothing is deleted
+
+
+def freshness(root):
+    claim, lines = loaded(root)
+    return results.freshness(claim, root / "claims" / "toy.py", results.select(claim, lines).values())
+
+
+def test_changed_numbers_of_a_method_make_lines_stale(root, tmp_path, monkeypatch):
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    monkeypatch.setattr(keys, "GOLDEN", golden)
+    write(root, SOURCE.replace("LOG = ", 'BASE = "sac"\nLOG = '))  # the file names sac, so its arms may train it
+    (golden / "sac.json").write_text('[{"loss": 1.5}]')
+    (golden / "ppo.json").write_text('[{"loss": 1.5}]')
+    runner.run_claim("toy", root=root, jobs=1)
+    (golden / "sac.json").write_text('[ {"loss": 1.50} ]')  # the same numbers
+    (golden / "ppo.json").write_text('[{"loss": 2.5}]')  # not named
+    assert freshness(root) == (0, 0)
+    (golden / "sac.json").write_text('[{"loss": 1.25}]')
+    assert freshness(root) == (8, 0)
+    before = results.recorded_verdicts(root)
+    assert results.recompute_all(root) == before
+
+
+def test_lines_of_the_old_rule_count_and_are_unknown(root):
+    runner.run_claim("toy", root=root, jobs=1)
+    old = [json.loads(text) for text in path_of(root).read_text().splitlines()]
+    old = [line | {"key": line["key"].split(":")[0] + ":0123456789abcdef"} for line in old]
+    path_of(root).write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert freshness(root) == (0, 8)
+    assert results.recompute_all(root)["toy"]["verdict"] == "reproduced"
+    outcome = runner.run_claim("toy", root=root, jobs=1)
+    assert (outcome.ran, outcome.stale, outcome.unknown) == (8, 0, 8)
+    assert "8 results of before freshness followed behavior were run again." in pages.notes(outcome)
+    assert freshness(root) == (0, 0)
 
 
 def test_changed_arms_and_budgets_are_other_experiments(root):
@@ -295,32 +278,28 @@ def test_train_arm_describes_and_trains(monkeypatch, tmp_path):
         arm(0, {"episodes": 5, "env_steps": 3})
 
 
-def test_code_key_follows_imports(tmp_path, monkeypatch):
-    package = tmp_path / "polopt"
-    for name in ("methods/control", "losses", "training"):
-        (package / name).mkdir(parents=True)
-    method, part = package / "methods/control/two.py", package / "losses/ratio.py"
-    method.write_text("from polopt.training.loop import x\n\ndef f():\n    from polopt.losses.ratio import ratio\n")
-    part.write_text("def ratio():\n    'doc'\n    return 1\n")
-    (package / "losses/__init__.py").write_text("")
-    (package / "training/loop.py").write_text("x = 1\n")
-    (tmp_path / "two.py").write_text("CLAIM = 1")
-    where = registry.Location("polopt.methods.control.two", "Two", method)
-    monkeypatch.setattr(keys, "PACKAGE", package)
-    monkeypatch.setattr(registry, "locations", lambda: {"two": where})
-    settings = {"a": arms.train_arm("two", "Pendulum-v1")}
-    claim = Claim("two", "s", {"env_steps": 9}, settings, (Above("return", "a", 0),))
+def test_an_arm_follows_the_methods_that_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys, "GOLDEN", tmp_path)
+    file = tmp_path / "two.py"
+    file.write_text('NAMES = "ppo", "bc", "no-method"')
+    made = {"a": arms.train_arm("sac", "Pendulum-v1"), "b": partial(other_arm, "x")}
+    claim = Claim("mdpo", "s", {"env_steps": 9}, made, (Above("return", "a", 0),))
 
-    def key():
-        return keys.code_key(claim, tmp_path / "two.py", "a")
+    def moved(name):
+        """The arms whose key depends on the golden numbers of a method."""
+        before = {arm: keys.behavior_key(claim, file, arm) for arm in made}
+        (tmp_path / f"{name}.json").write_text("[1]")
+        return {arm for arm in made if keys.behavior_key(claim, file, arm) != before[arm]}
 
-    before = key()
-    part.write_text("def ratio():\n    'other words'\n    return 1  # the same\n")
-    (package / "training/loop.py").write_text("x = 2\n")
-    (tmp_path / "two.py").write_text("CLAIM = 2")
-    assert key() == before
-    part.write_text("def ratio():\n    return 2\n")
-    assert key() != before
+    assert moved("sac") == {"a"}  # it says what it trains
+    assert moved("ppo") == moved("bc") == moved("mdpo") == {"b"}  # what the file names, and the claim's own method
+    assert moved("iql") == set()
+    monkeypatch.setattr(keys, "GOLDEN", tmp_path / "absent")  # installed: a version has its numbers
+    assert keys.behavior_key(claim, file, "a") == keys.behavior_key(claim, file, "b") == keys.digest(polopt.__version__)
+
+
+def other_arm(name, seed, budget):
+    return {"return": 0.0}
 
 
 def test_two_writers_exclude_each_other(tmp_path):

@@ -1,0 +1,67 @@
+"""What the arms of a claim use together, made once: a warm start, a clone, data, a critic. Torch-free."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VARIABLE = "POLOPT_CLAIM_FOLDER"  # where the processes of one run of a claim share
+
+
+def shared(key: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make(folder)` has filled: once for each key in a run of a claim, by whichever arm asks first.
+
+    The key names all that it depends on: the seed, unless all seeds share it, and the settings. Other processes wait
+    for it. What `make` raises is raised, and who asks next tries again.
+    """
+    root = Path(os.environ.get(VARIABLE) or _own_folder())
+    folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
+    done = folder.with_suffix(".done")
+    with _locked(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@contextmanager
+def one_run() -> Iterator[None]:
+    """Within it, this process and those that it starts share one new folder."""
+    before = os.environ.get(VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="polopt-claim-shared-", ignore_cleanup_errors=True) as folder:
+        os.environ[VARIABLE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+
+
+@functools.cache
+def _own_folder() -> str:
+    """Of an arm that is called by itself."""
+    folder = tempfile.mkdtemp(prefix="polopt-claim-shared-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: what two processes make at once is made twice, and the same
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
