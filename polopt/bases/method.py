@@ -149,7 +149,7 @@ class Method(Settings, Stateful):
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
     objectives: ClassVar[str] = "one"  # what it learns from: "one" reward, "several" (`rewards` of a batch), or "any"
-    teams: ClassVar[str] = "rows"  # a team's agents are rows of their own, or "joint": [N, V, ...], time before agents
+    teams: ClassVar[str] = "rows"  # how it takes a team: "rows", every agent is one, or "joint", [N, T, V, ...]
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
     policy: Any  # an Actor; what it promises is in `requires`
@@ -166,11 +166,6 @@ class Method(Settings, Stateful):
     def __init__(
         self, config: Any, task: Task, *, ledger: Ledger | None = None, parts: Mapping[str, Any] | None = None
     ) -> None:
-        if task.spec.agents > 1 and self.teams != "joint":
-            raise UsageError(
-                f"{self.slug} learns for single agents, and {task.spec.name} has a team of {task.spec.agents}: give it "
-                "AgentRows(task)"
-            )
         self.config = config
         self.task = task
         self.spec = task.spec
@@ -179,6 +174,7 @@ class Method(Settings, Stateful):
         self._given = dict(parts or {})
         self._progress = 0.0
         self.check_objectives()
+        self.check_team()
         self.build(task)
         if self._given:
             raise TypeError(f"{self.slug} has no part '{next(iter(self._given))}' that could be given to it")
@@ -246,6 +242,14 @@ class Method(Settings, Stateful):
             )
         if self.objectives == "several" and not spec.objectives:
             raise UsageError(f"{self.slug} learns from several objectives, and {spec.name} has one reward")
+
+    def check_team(self) -> None:
+        """Raises UsageError, in one sentence, when the task has a whole team and the method takes rows."""
+        if self.spec.agents > 1 and self.teams != "joint":
+            raise UsageError(
+                f"{self.slug} learns for single agents, and {self.spec.name} has a team of {self.spec.agents}: give it "
+                "AgentRows(task)"
+            )
 
     def check_policy(self) -> None:
         """Raises UsageError, in one sentence, when the policy lacks a capability of `requires`."""

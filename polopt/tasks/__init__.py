@@ -31,7 +31,8 @@ def make_task(
             row gets a copy), a Task or a class of them, a TabularMDP, a dataset of Minari such as "pendulum/medium-v0"
             (the environment that it was recorded on; `spec.info` then has its name as "dataset", and "references"), or
             a Gymnasium specification. A Task is returned as it is. "envpool/ID" trains in EnvPool and evaluates in
-            Gymnasium's environment of the same id.
+            Gymnasium's environment of the same id; "pz/ID" is a parallel environment of PettingZoo. Such an environment
+            gives a task of a team (`spec.agents`), whose rows `AgentRows` takes apart.
         num: rows N.
         seed: every start of every row derives from it; `evaluation` derives others from the same seed.
         workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once

@@ -27,19 +27,24 @@ def per_agent(batch: Batch, spec: Spec) -> Batch:
     Also for batches [B] without time, which become [B, V]. What the team shares is repeated for each agent. `reward` is
     the agent's own (the fact "rewards", if there is one), `terminated` and `truncated` say that the agent's episode
     ends, and `mask` that the agent was still alive when it decided (with the fact "alive"). These facts are left out.
+    Raises ValueError for a key that has no axis of agents where it should.
     """
     agents = spec.agents
     shape = [batch.batch_size[0], agents, *batch.batch_size[1:]]
 
-    def taken(value: Any, shared: bool) -> Any:
+    def taken(name: str, value: Any, shared: bool) -> Any:
         if not isinstance(value, Tensor):
-            parts = {key: taken(part, shared or key in spec.shared) for key, part in value.items()}
+            parts = {key: taken(key, part, shared or key in spec.shared) for key, part in value.items()}
             return TensorDict(parts, batch_size=shape)
         if shared:
             return value.unsqueeze(1).expand(len(value), agents, *value.shape[1:])
+        if value.shape[batch.batch_dims : batch.batch_dims + 1] != (agents,):
+            raise ValueError(
+                f"'{name}' of shape {tuple(value.shape)} has no axis of {agents} agents, and is not shared"
+            )
         return value.movedim(batch.batch_dims, 1)
 
-    rows = {name: taken(value, name in OF_TEAMS or name in spec.shared) for name, value in batch.items()}
+    rows = {name: taken(name, value, name in OF_TEAMS or name in spec.shared) for name, value in batch.items()}
     found = {name: rows.pop(name) for name in OF_AGENTS if name in rows}
     if "rewards" in found:
         rows["reward"] = found["rewards"]

@@ -58,7 +58,7 @@ def train(
     Args:
         method: a name of `polopt methods`.
         task: a Gymnasium id, a tabular task, "module:function", a callable that returns an environment, or an
-            environment.
+            environment, a parallel environment of PettingZoo among them.
         steps: budget in the method's unit. seed: everything random in the run follows from it.
         out: run folder; by default runs/METHOD-TASK-sSEED.
         init: a run folder whose weights to start from, wherever names and shapes agree.

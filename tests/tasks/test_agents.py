@@ -177,3 +177,8 @@ def test_ends_of_agents_and_of_teams():
     assert batch["terminated"].tolist() == [[T, F, T, F], [F, F, T, T], [F, F, T, F]]
     assert batch["truncated"].tolist() == [[F, T, F, T], [F, F, F, F], [F, F, F, T]]
     assert batch["mask"].tolist() == [[T, F, F, F], [T, T, T, F], [T, T, T, F]]
+
+
+def test_a_key_without_an_axis_of_agents_is_named():
+    with pytest.raises(ValueError, match=r"'value' of shape \(2, 4\) has no axis of 3 agents, and is not shared"):
+        per_agent(team([2, 4], value=torch.zeros(2, 4)), SPEC)

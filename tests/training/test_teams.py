@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,21 @@ from pettingzoo import ParallelEnv
 
 import polopt
 from polopt.bases.method import Method
+from polopt.core.batch import weigh, weighted_mean
 from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.data import Rollouts
+from polopt.evaluation.returns import evaluate_returns
+from polopt.losses.regression import value_loss
 from polopt.methods.control.ppo import PPO
+from polopt.networks import Network
+from polopt.policies import Auto
 from polopt.tasks import make_task
-from polopt.tasks.agents import AgentRows
+from polopt.tasks.agents import AgentRows, per_agent
 from polopt.training.datasets import make_datasets
 from polopt.training.plan import plan
+from polopt.values.critics import StateValue
+from polopt.values.returns import gae
 from tests.tasks.teams import Duo, duo
 from tests.training.runs import differing, final_state
 
@@ -140,16 +150,58 @@ def test_a_method_of_single_agents_refuses_a_team_in_one_sentence():
     assert method.spec.agents == 1
 
 
+class Central(Method):
+    """Actor-critic whose critic sees the state of the whole team, which no agent does."""
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        pass
+
+    slug = "central"
+    teams = "joint"
+
+    def build(self, task):
+        self.policy = Auto().build(self.spec.agent, network=Network((8,)))
+        self.critic = StateValue(Spec(self.spec.state, self.spec.action), Network((8,)))
+        self.source = Rollouts(task, 6, self.ledger)
+        self.optimizer = self.make_optimizer(self.policy, self.critic, lr=1e-2)
+
+    def total_loss(self, batch):
+        policy = -weighted_mean(batch["advantage"] * self.policy.log_prob(batch), batch["weight"])
+        value = value_loss(self.critic(batch["state"]), batch["returns"], batch["weight"])
+        return policy + value, {"value_loss": value}
+
+    def update(self, batch):
+        state = batch.clone(False).set("obs", batch["state"]).set("final_obs", batch["next_state"])
+        value, next_value = self.critic.values(state)
+        assert value.shape == batch["reward"].shape  # the team's, [N, T]
+        advantage, returns = gae(batch["reward"], value, next_value, batch["terminated"], batch["truncated"], 0.9, 0.9)
+        batch = weigh(per_agent(batch, self.spec))
+        shape = batch["mask"].shape
+        batch["advantage"], batch["returns"] = (x.unsqueeze(1).expand(shape) for x in (advantage, returns))
+        return self.optimizer.minimize(self.total_loss, batch)
+
+
 def test_a_method_of_teams_gets_the_joint_layout():
-    class Joint(Method):
-        teams = "joint"
-        slug = "joint"
+    torch.manual_seed(0)
+    task = make_task(Duo, num=3, seed=5, state=True)
+    method = Central(Central.Config(), task)
+    before = [parameter.clone() for parameter in (*method.policy.parameters(), *method.critic.parameters())]
+    losses = [method.update(method.collect())["value_loss"].item() for _ in range(20)]
+    after = [*method.policy.parameters(), *method.critic.parameters()]
+    assert all(not torch.equal(one, other) for one, other in zip(before, after))
+    assert losses[-1] < losses[0]
+    assert method.ledger.env_steps == 20 * 18
+    joint = method.evaluate(make_task(Duo, num=2, seed=6), 3)
+    assert joint == evaluate_returns(method.policy, AgentRows(make_task(Duo, num=2, seed=6)), 3)
+    assert joint["length"] == 4
 
-        def build(self, task):
-            self.policy = None
-            assert task.spec.agents == 2
 
-    Joint(Method.Config(), make_task(Duo))
+def test_episodes_of_a_team_are_demonstrations_for_its_agents(tmp_path):
+    run = polopt.train("ppo", duo, steps=12, out=tmp_path / "run", **TINY, **WINDOWS)
+    file = polopt.demonstrate(run.folder, tmp_path / "file.safetensors", episodes=2, task=duo)
+    again = polopt.train("bc", duo, steps=3, out=tmp_path / "bc", demonstrations=str(file), batch_size=8, **TINY)
+    assert again.final["eval/length"] == 4
 
 
 def test_a_run_of_a_team_is_filmed(tmp_path):
