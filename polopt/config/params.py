@@ -171,14 +171,14 @@ def is_callable(hint: Any) -> bool:
 
 
 def kind(cls: type) -> str:
-    """The name of a config class on the command line and in JSON: `SquashedGaussian` is "squashed-gaussian".
+    """The name of a config class on the command line and in JSON: "squashed-gaussian" for `SquashedGaussian`.
 
     The config of a method is named after the method: `SAC.Config` is "sac".
     """
     name = cls.__name__
     if name == "Config" and "." in cls.__qualname__:
         name = cls.__qualname__.split(".")[-2]
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z][A-Za-z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
     return words.replace("_", "-").lower()
 
 

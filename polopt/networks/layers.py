@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def initialize(layer: nn.Linear | nn.Conv2d, init: str = "default", gain: float = 1.0) -> None:
+def initialize(layer: nn.Linear | nn.Conv1d | nn.Conv2d, init: str = "default", gain: float = 1.0) -> None:
     """Sets the initial weights of one layer in place.
 
     "orthogonal": an orthogonal weight times `gain` and zero bias (Saxe et al. 2014, arXiv 1312.6120).

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from polopt.config import Config, param
 from polopt.core.errors import UsageError
 from polopt.networks import Network
+from polopt.networks.denoisers import AnyDenoiser, Flat
 from polopt.policies.language import AnyLanguagePolicy, CausalLM, LoRA, TextModel
 
 if TYPE_CHECKING:
     from polopt.core.spec import Spec
-    from polopt.networks.build import FeedForward, Recurrent
+    from polopt.networks.flat import Denoiser
     from polopt.networks.normalizer import Normalizer
     from polopt.policies.base import Actor
 
@@ -104,16 +105,30 @@ class Diffusion(Config):
     min_std: float = param(
         0.1, "arXiv 2409.00588", low=0, help="floor under the noise of each step when exploring; 0: no scores"
     )
+    max_std: float | None = param(None, "arXiv 2510.14830", above=0, help="ceiling of the same noise")
     time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of a time")
     greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+    denoiser: AnyDenoiser = param(Flat(), "arXiv 2208.06193", help="the network; flat is --network itself")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_std is not None and not self.scored:
+            raise UsageError("max_std has no effect where steps are not scored: min_std 0, or the sampler ddim")
+        if self.max_std is not None and self.max_std < self.min_std:
+            raise UsageError(f"max_std must be at least min_std, and {self.max_std:g} is below {self.min_std:g}")
+
+    @property
+    def scored(self) -> bool:
+        """Whether the steps are decisions with a density."""
+        return self.sampler == "ddpm" and self.min_std > 0
 
     def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
-        net = _generator(spec, "a diffusion policy", network, normalizer, self.time_size)
+        net = _denoiser(self, spec, "a diffusion policy", network, normalizer)
         from polopt.policies.diffusion import DiffusionPolicy, ScoredDiffusionPolicy
 
-        options = {name: getattr(self, name) for name in ("steps", "schedule", "clip", "time_size", "greedy")}
-        if self.sampler == "ddpm" and self.min_std > 0:
-            return ScoredDiffusionPolicy(spec, net, min_std=self.min_std, **options)
+        options = {name: getattr(self, name) for name in ("steps", "schedule", "clip", "greedy")}
+        if self.scored:
+            return ScoredDiffusionPolicy(spec, net, min_std=self.min_std, max_std=self.max_std, **options)
         return DiffusionPolicy(spec, net, sampler=self.sampler, **options)
 
 
@@ -124,12 +139,13 @@ class Flow(Config):
     steps: int = param(5, "polopt", low=1, help="steps of Euler's method")
     time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of a time")
     greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+    denoiser: AnyDenoiser = param(Flat(), "polopt", help="the network; flat is --network itself")
 
     def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
-        net = _generator(spec, "a flow policy", network, normalizer, self.time_size)
+        net = _denoiser(self, spec, "a flow policy", network, normalizer)
         from polopt.policies.flow import FlowPolicy
 
-        return FlowPolicy(spec, net, steps=self.steps, time_size=self.time_size, greedy=self.greedy)
+        return FlowPolicy(spec, net, steps=self.steps, greedy=self.greedy)
 
 
 @dataclass(frozen=True)
@@ -142,12 +158,14 @@ class MeanFlow(Config):
     time_std: float = param(1.0, "arXiv 2508.13904", above=0)
     time_size: int = param(16, "arXiv 2208.06193", low=2, help="size of the embedding of each time")
     greedy: str = param("sample", "arXiv 2208.06193", choices=("sample", "center"), help="center: from noise 0")
+    denoiser: AnyDenoiser = param(Flat(), "arXiv 2508.13904", help="the network; flat is --network itself")
 
     def build(self, spec: "Spec", network: Network, normalizer: "Normalizer | None" = None) -> "Actor":
-        net = _generator(spec, "a mean-velocity flow policy", network, normalizer, 2 * self.time_size)
+        # The slope of the field in time is taken: frequencies of its embedding are moderate.
+        net = _denoiser(self, spec, "a mean-velocity flow policy", network, normalizer, times=2, highest=8.0)
         from polopt.policies.flow import MeanFlowPolicy
 
-        names = ("steps", "flow_ratio", "time_mean", "time_std", "time_size", "greedy")
+        names = ("steps", "flow_ratio", "time_mean", "time_std", "greedy")
         return MeanFlowPolicy(spec, net, **{name: getattr(self, name) for name in names})
 
 
@@ -235,13 +253,21 @@ def _memoryless(network: Network, policy: str) -> None:
         raise UsageError(f"{policy} is feed-forward: set the network's recurrent to none")
 
 
-def _generator(
-    spec: "Spec", policy: str, network: Network, normalizer: "Normalizer | None", times: int
-) -> "FeedForward | Recurrent":
-    """The network of a policy that turns noise into actions; `times` inputs embed the times."""
-    _need(spec, policy, "Box", finite=True)
-    _memoryless(network, policy)
-    return network.build(spec.obs, spec.action_dim, inputs_extra=spec.action_dim + times, normalizer=normalizer)
+def _denoiser(
+    policy: Diffusion | Flow | MeanFlow,
+    spec: "Spec",
+    name: str,
+    network: Network,
+    normalizer: "Normalizer | None",
+    *,
+    times: int = 1,
+    highest: float = 64.0,
+) -> "Denoiser":
+    """The network of a policy that turns noise into actions, which asks it at so many times."""
+    _need(spec, name, "Box", finite=True)
+    _memoryless(network, name)
+    options = {"times": times, "time_size": policy.time_size, "highest": highest, "normalizer": normalizer}
+    return policy.denoiser.build(network, spec.obs, spec.action_dim, **options)
 
 
 def _check_clamp(low: float, high: float) -> None:

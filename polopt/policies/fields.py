@@ -5,7 +5,9 @@ field is E[x0 | x, t], the denoised estimate: it is finite everywhere, and the n
 from it by the path (alpha, sigma). Fields of one state of knowledge can so be mixed and guided whatever their networks
 predict and whatever path they were trained on.
 
-`time` has a trailing dimension of 1, [..., 1] beside x [..., A], and broadcasts: [1] is one time for all rows.
+`time` has a trailing dimension of 1, [..., 1] beside x [..., A], and broadcasts: [1] is one time for all rows. A field
+may have a time for each coordinate, [..., A]: a coordinate at time 1 says nothing, one at time 0 is given. One field of
+several things is so the conditional of any of them given others, by the schedule that `sample` follows.
 """
 
 from __future__ import annotations
@@ -205,10 +207,12 @@ def mix_fields(fields: Sequence[Denoises], weights: Sequence[float]) -> Composed
             if each.path is path:
                 total = total + weight * each.field(obs, x, time)
                 continue
-            own = each.path.time_at(path.ratio(time))
-            # At equal alpha / sigma the two x differ by the ratio of the sigmas, which are never 0 here.
-            scaled = x * (each.path.sigma(own) / path.sigma(time))
-            total = total + weight * each.field(obs, scaled, own)
+            # At equal alpha / sigma the two x differ by the ratio of the sigmas; at time 0 they are the same.
+            given = time == 0
+            noisy = torch.where(given, 1.0, time)
+            own = torch.where(given, 0.0, each.path.time_at(path.ratio(noisy)))
+            scale = torch.where(given, 1.0, each.path.sigma(own) / path.sigma(noisy))
+            total = total + weight * each.field(obs, x * scale, own)
         return total
 
     return Composed(path, field)
@@ -244,17 +248,23 @@ def gradient_of(function: Callable[[Obs, Tensor, Tensor], Tensor]) -> Gradient:
 def sample(field: Denoises, obs: Obs, x: Tensor, times: Tensor | Sequence[float], edit: Edit | None = None) -> Tensor:
     """Follows the field from noise x [..., A] at times[0] down to times[-1], deterministically; returns x there.
 
-    `times` falls, and only its last entry may be 0. `edit(i, x)`, if there is one, replaces x before step i:
-    inpainting and nudges, which no field can express. Gradients flow through, unless the caller forbids them.
+    `times` is [K], or [K, A] with a time for each coordinate. No time rises, one falls in every step, and a coordinate
+    whose time does not fall stays as it is, to the bit: held at 0 it is given, held at 1 unknown. `edit(i, x)`, if any,
+    replaces x before step i: nudges, which no field can express. Gradients flow through, unless the caller forbids
+    them. Raises ValueError for other times.
     """
     times = torch.as_tensor(times, dtype=x.dtype, device=x.device)
-    if not bool((times[1:] < times[:-1]).all()) or len(times) < 2:
-        raise ValueError("times must fall, and there must be two at least")
-    for index in range(len(times) - 1):
+    times = times.unsqueeze(-1) if times.dim() == 1 else times
+    falls = times[1:] < times[:-1]
+    if len(times) < 2 or not bool((times[1:] <= times[:-1]).all() and falls.any(-1).all()):
+        raise ValueError("times must not rise, one of them must fall in every step, and there must be two at least")
+    for index, (time, to, fall) in enumerate(zip(times, times[1:], falls)):
         if edit is not None:
             x = edit(index, x)
-        time, to = times[index : index + 1], times[index + 1 : index + 2]
-        x = field.path.step(x, field.field(obs, x, time), time, to)
+        x0 = field.field(obs, x, time)
+        # What stays is not computed at its own time: at 0 a path has no noise to speak of.
+        after = field.path.step(x, x0, torch.where(fall, time, 1.0), torch.where(fall, to, 0.0))
+        x = torch.where(fall, after, x)
     return x
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.losses.denoising import flow_matching
 from polopt.networks.encoders import Obs
+from polopt.networks.flat import Denoiser
 from polopt.policies.fields import Linear
 from polopt.policies.generative import GenerativePolicy
 
@@ -22,27 +24,21 @@ class FlowPolicy(GenerativePolicy):
 
     family = "flow policy"
 
-    def __init__(
-        self, spec: Spec, net: nn.Module, *, steps: int = 5, time_size: int = 16, greedy: str = "sample"
-    ) -> None:
-        super().__init__(spec, net, times=1, time_size=time_size, highest=64.0, greedy=greedy)
+    def __init__(self, spec: Spec, net: Denoiser, *, steps: int = 5, greedy: str = "sample") -> None:
+        super().__init__(spec, net, steps=steps, greedy=greedy)
         self.path = Linear()
-        self.steps = steps
         self.grid: Tensor
         self.register_buffer("grid", torch.linspace(1.0, 0.0, steps + 1), persistent=False)
 
     def velocity(self, features: Tensor, x: Tensor, time: Tensor) -> Tensor:
-        return self.predicted(features, x, time)
+        return self.net.predict(features, x, time)
 
     def field(self, obs: Obs, x: Tensor, time: Tensor) -> Tensor:
         return self.path.from_velocity(x, self.velocity(self.net.features(obs), x, time), time)
 
-    def generate(self, features: Tensor, noise: Tensor) -> Tensor:
-        x = noise[..., 0, :]
-        for index in range(self.steps):
-            time, to = self.grid[index : index + 1], self.grid[index + 1 : index + 2]
-            x = x - (time - to) * self.velocity(features, x, time)
-        return x.clamp(-1.0, 1.0)
+    def next_mean(self, features: Tensor, x: Tensor, step: int | Tensor) -> Tensor:
+        time, to = self.grid[step].unsqueeze(-1), self.grid[step + 1].unsqueeze(-1)
+        return x - (time - to) * self.velocity(features, x, time)
 
     def draw_noise(self, batch: Batch, times: Tensor | None = None) -> Batch:
         """`noise` [..., A] and `time` [..., 1], by default uniform in [0, 1]."""
@@ -72,18 +68,16 @@ class MeanFlowPolicy(GenerativePolicy):
     def __init__(
         self,
         spec: Spec,
-        net: nn.Module,
+        net: Denoiser,
         *,
         steps: int = 1,
         flow_ratio: float = 0.5,
         time_mean: float = -0.4,
         time_std: float = 1.0,
-        time_size: int = 16,
         greedy: str = "sample",
     ) -> None:
-        super().__init__(spec, net, times=2, time_size=time_size, highest=8.0, greedy=greedy)
+        super().__init__(spec, net, steps=steps, greedy=greedy)
         self.path = Linear()
-        self.steps = steps
         self.flow_ratio = flow_ratio
         self.time_mean = time_mean
         self.time_std = time_std
@@ -92,19 +86,16 @@ class MeanFlowPolicy(GenerativePolicy):
 
     def mean_velocity(self, features: Tensor, x: Tensor, since: Tensor, time: Tensor) -> Tensor:
         """u(x, r = since, t = time) [..., A]."""
-        return self.predicted(features, x, since, time)
+        return self.net.predict(features, x, since, time)
 
     def field(self, obs: Obs, x: Tensor, time: Tensor) -> Tensor:
         """By the velocity, which u is at r = t."""
         velocity = self.mean_velocity(self.net.features(obs), x, time, time)
         return self.path.from_velocity(x, velocity, time)
 
-    def generate(self, features: Tensor, noise: Tensor) -> Tensor:
-        x = noise[..., 0, :]
-        for index in range(self.steps):
-            time, to = self.grid[index : index + 1], self.grid[index + 1 : index + 2]
-            x = x - (time - to) * self.mean_velocity(features, x, to, time)
-        return x.clamp(-1.0, 1.0)
+    def next_mean(self, features: Tensor, x: Tensor, step: int | Tensor) -> Tensor:
+        time, to = self.grid[step].unsqueeze(-1), self.grid[step + 1].unsqueeze(-1)
+        return x - (time - to) * self.mean_velocity(features, x, to, time)
 
     def draw_noise(self, batch: Batch, times: Tensor | None = None) -> Batch:
         """`noise` [..., A] and `time` [..., 2], which is (r, t): the lesser and the greater of two logit-normal
@@ -126,7 +117,8 @@ class MeanFlowPolicy(GenerativePolicy):
             return self.mean_velocity(features, x, since, time)
 
         tangents = (velocity, torch.zeros_like(since), torch.ones_like(time))
-        return cast(Tensor, jvp(mean_velocity, (x, since, time), tangents)[1])
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+            return cast(Tensor, jvp(mean_velocity, (x, since, time), tangents)[1])
 
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """|u - u_tgt|^2 [...], averaged over the coordinates of the action."""

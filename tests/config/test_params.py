@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from polopt.config import Config, Constant, Cosine, InvalidValue, Linear, kind, param
 from polopt.core.errors import UsageError
+from polopt.networks.denoisers import DiT
+from polopt.policies import CausalLM
 
 from .example import FlowPolicy, Gaussian, Learner, Net, Surrogate
 
@@ -79,6 +81,7 @@ def test_kind_is_kebab_case_and_a_method_names_its_config():
         pass
 
     assert (kind(FlowPolicy), kind(SAC.Config), kind(MDPOConfig)) == ("flow-policy", "sac", "mdpo-config")
+    assert (kind(DiT), kind(CausalLM)) == ("dit", "causal-lm")
 
 
 def test_schedules_by_hand():

@@ -91,7 +91,7 @@ def test_must_3_one_call_in_the_critics_target_in_the_policys_ascent_and_when_ac
 
 def test_must_4_the_network_reads_both_times_by_embeddings_of_their_own(float64):
     actor = make_ofql().actor
-    one, other = actor.embeddings
+    one, other = actor.net.embeddings
     assert not any(p is q for p in one.parameters() for q in other.parameters())
     features, x = actor.net.features(torch.randn(4, 3)), torch.randn(4, 1)
     times = [torch.full((4, 1), value) for value in (0.2, 0.6, 0.9)]

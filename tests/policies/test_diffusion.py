@@ -9,6 +9,8 @@ from tensordict import TensorDict
 
 from polopt.core.errors import UsageError
 from polopt.networks import Network
+from polopt.networks.denoisers import Conv, DiT, Flat
+from polopt.networks.dit import DiTDenoiser
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import Diffusion
 from polopt.policies.base import Density, Field, Imitates, Reparameterized, Scores, require
@@ -76,7 +78,7 @@ def test_the_chain_is_ddpm_by_hand(float64):
         x, after = chain[:, index], chain[:, index + 1]
         time = torch.full((5, 1), (step + 1) / 3)
         features = policy.net.features(batch["obs"])
-        noise = policy.predicted(features, torch.from_numpy(x), time).detach().numpy()
+        noise = policy.net.predict(features, torch.from_numpy(x), time).detach().numpy()
         before = cumulative[step - 1] if step else 1.0
         start = np.clip((x - np.sqrt(1 - cumulative[step]) * noise) / np.sqrt(cumulative[step]), -1, 1)
         mean = betas[step] * np.sqrt(before) / (1 - cumulative[step]) * start
@@ -89,13 +91,82 @@ def test_the_chain_is_ddpm_by_hand(float64):
     assert policy.entropy(batch).numpy() == pytest.approx(np.tile(entropy, (5, 1)))
 
 
+def test_chosen_steps_of_a_chain_are_scored_alone(float64):
+    policy, batch = make(steps=6), batch_of(3, 4)
+    batch.update(policy.act(batch["obs"])[0])
+    step = torch.randint(6, (3, 4, 2))
+    chosen = policy.log_prob(batch, TensorDict({"step": step}, [3, 4]))
+    whole = policy.log_prob(batch)
+    torch.testing.assert_close(chosen, whole.gather(-1, step), rtol=1e-10, atol=1e-10)
+    weight = torch.randn(3, 4, 2)
+    gradients = [
+        torch.autograd.grad((weight * scores).sum(), list(policy.parameters()))
+        for scores in (chosen, whole.gather(-1, step))
+    ]
+    torch.testing.assert_close(*gradients)
+    drawn = policy.draw_noise(batch)  # noise of the imitation loss has no steps: it changes no scores
+    assert torch.equal(policy.log_prob(batch, drawn), whole)
+
+
+def test_no_step_explores_beyond_the_ceiling(float64):
+    policy = make(steps=3, schedule="linear", min_std=0.05, max_std=0.2)
+    raw = policy.stds.tolist()
+    assert raw[0] > 0.2 > 0.05 > raw[-1]
+    assert policy.log_stds.exp().tolist() == pytest.approx([0.2, min(max(raw[1], 0.05), 0.2), 0.05])
+    obs = torch.zeros(4000, 3)
+    chain = policy.act(obs)[0]["chain"]
+    moved = chain[:, 1] - policy.next_mean(policy.net.features(obs), chain[:, 0], 0)
+    assert float(moved.std()) == pytest.approx(0.2, rel=0.05)
+    free = make(steps=3, schedule="linear", min_std=0.05)
+    free.load_state_dict(policy.state_dict())
+    for each in (policy, free):  # what is not exploration has no ceiling
+        torch.manual_seed(4)
+        each.sampled = each.rsample(obs)[0]
+    assert torch.equal(policy.sampled, free.sampled)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_std": 0.05}, "max_std must be at least min_std, and 0.05 is below 0.1"),
+        ({"max_std": 0.5, "min_std": 0.0}, "max_std has no effect where steps are not scored"),
+        ({"max_std": 0.5, "sampler": "ddim"}, "max_std has no effect where steps are not scored"),
+    ],
+)
+def test_a_ceiling_that_cannot_be_is_refused(options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        Diffusion(**options)
+
+
+@pytest.mark.parametrize("denoiser", [DiT(16, 1, 2, token_size=1), Conv((8, 8), 3)], ids=["dit", "conv"])
+def test_the_network_may_be_another_denoiser(denoiser, float64):
+    policy, batch = make(steps=2, denoiser=denoiser), batch_of(8)
+    batch.update(policy.act(batch["obs"])[0])
+    torch.testing.assert_close(policy.log_prob(batch), batch["log_prob"])
+    step = torch.tensor([[0], [1]] * 4)
+    chosen = policy.log_prob(batch, TensorDict({"step": step}, [8]))
+    torch.testing.assert_close(chosen, batch["log_prob"].gather(-1, step))
+    first = policy.imitation_loss(two_modes(512)).mean()
+    imitate(policy, 60, size=64)
+    assert policy.imitation_loss(two_modes(512)).mean() < 0.7 * first
+
+
+def test_denoisers_are_chosen_by_name():
+    settings = {"demonstrations": "random", "policy": "diffusion", "loggers": ()}
+    settings |= {"policy.denoiser": "dit", "policy.denoiser.depth": 1, "policy.denoiser.width": 8}
+    method = api.plan("bc", "Pendulum-v1", seed=1, **settings).build()
+    assert isinstance(method.policy.net, DiTDenoiser)
+    assert len(method.policy.net.transformer.blocks) == 1
+    assert api.plan("bc", "Pendulum-v1", policy="diffusion").config.policy.denoiser == Flat()
+
+
 def test_the_imitation_loss_is_the_error_of_the_noise(float64):
     policy, batch = make(steps=5), batch_of(6)
     noise = policy.draw_noise(batch)
     assert set((noise["time"] * 5).round().flatten().tolist()) <= {1.0, 2.0, 3.0, 4.0, 5.0}
     alpha = torch.exp(-0.5 * (0.1 * noise["time"] + 4.95 * noise["time"] ** 2))
     x = alpha * batch["action"] + (1 - alpha**2).sqrt() * noise["noise"]
-    predicted = policy.predicted(policy.net.features(batch["obs"]), x, noise["time"])
+    predicted = policy.net.predict(policy.net.features(batch["obs"]), x, noise["time"])
     expected = ((predicted - noise["noise"]) ** 2).mean(-1)
     torch.testing.assert_close(policy.imitation_loss(batch, noise), expected)
     times = torch.full((6, 1), 0.3)

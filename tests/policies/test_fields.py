@@ -154,8 +154,105 @@ def test_edits_come_before_every_step():
     assert seen == [0, 1]
     assert drawn.shape == (3, 2)
     assert torch.equal(drawn[0], drawn[1])
-    with pytest.raises(ValueError, match="times must fall"):
-        sample(field, None, torch.ones(1, 1), [0.5, 1.0])
+
+
+@pytest.mark.parametrize("times", [[0.5, 1.0], [0.5], [0.5, 0.5, 0.0], [[0.5, 0.5], [0.2, 0.6]], [[0.5, 0.0]] * 2])
+def test_times_that_rise_or_rest_are_refused(times):
+    with pytest.raises(ValueError, match="times must not rise, one of them must fall in every step"):
+        sample(mixture(Linear(), [0.0], 0.5), None, torch.ones(1, 2), times)
+
+
+MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+ROOT = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.5, 0.3, 0.4]], dtype=torch.float64)
+COVARIANCE = ROOT @ ROOT.T
+
+
+def joint(path):
+    """The exact field of N(MEAN, COVARIANCE) when every coordinate has a time of its own."""
+
+    def field(obs, x, time):
+        alpha, sigma = (value.expand(3) for value in (path.alpha(time), path.sigma(time)))
+        noisy = alpha[:, None] * COVARIANCE * alpha + torch.diag(sigma**2)
+        return MEAN + (x - alpha * MEAN) @ torch.linalg.solve(noisy, alpha[:, None] * COVARIANCE)
+
+    return Composed(path, field)
+
+
+def conditional(given, value):
+    """Mean and covariance of the other coordinates, by the rule of Schur."""
+    free = [i for i in range(3) if i not in given]
+    gain = COVARIANCE[free][:, given] @ torch.linalg.inv(COVARIANCE[given][:, given])
+    rest = COVARIANCE[free][:, free] - gain @ COVARIANCE[given][:, free]
+    return free, MEAN[free] + gain @ (value - MEAN[given]), rest
+
+
+@pytest.mark.parametrize("given", [[0], [2], [0, 1], [1, 2]], ids=str)
+@pytest.mark.parametrize("path", [Linear(), VariancePreserving(0.1, 20.0)], ids=["linear", "vp"])
+def test_coordinates_held_at_time_0_are_given(path, given):
+    """The schedule in which they stay at 0 samples the conditional distribution: as an inverse or a forward model."""
+    value = torch.tensor([0.9, -0.4], dtype=torch.float64)[: len(given)]
+    free, mean, covariance = conditional(given, value)
+    times = torch.linspace(1.0, 0.0, 201)[:, None].repeat(1, 3)
+    times[:, given] = 0.0
+    x = torch.randn(4000, 3)
+    x[:, given] = value
+    drawn = sample(joint(path), None, x, times)
+    assert torch.equal(drawn[:, given], x[:, given])  # to the bit
+    torch.testing.assert_close(drawn[:, free].mean(0), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(drawn[:, free].T.cov().reshape(covariance.shape), covariance, rtol=0, atol=0.05)
+
+
+def test_the_center_of_what_is_given_is_followed_exactly():
+    """From noise 0 the linear path leads to the conditional mean in any number of steps."""
+    value = torch.tensor([0.9], dtype=torch.float64)
+    free, mean, _ = conditional([1], value)
+    x = torch.tensor([[0.0, 0.9, 0.0]], dtype=torch.float64)
+    for steps in (1, 3):
+        times = torch.linspace(1.0, 0.0, steps + 1)[:, None].repeat(1, 3)
+        times[:, 1] = 0.0
+        torch.testing.assert_close(sample(joint(Linear()), None, x, times)[0, free], mean)
+
+
+def test_a_coordinate_held_at_time_1_is_unknown():
+    """What stays noise says nothing: the others follow their own marginal, and it stays as it is."""
+    times = torch.linspace(1.0, 0.0, 101)[:, None].repeat(1, 3)
+    times[:, 2] = 1.0
+    x = torch.randn(4000, 3)
+    drawn = sample(joint(Linear()), None, x, times)
+    assert torch.equal(drawn[:, 2], x[:, 2])
+    torch.testing.assert_close(drawn[:, :2].mean(0), MEAN[:2], rtol=0, atol=0.06)
+    torch.testing.assert_close(drawn[:, :2].T.cov(), COVARIANCE[:2, :2], rtol=0, atol=0.08)
+    other = x.clone()
+    other[:, 2] = torch.randn(4000)
+    torch.testing.assert_close(sample(joint(Linear()), None, other, times)[:, :2], drawn[:, :2])
+
+
+def test_coordinates_may_fall_one_after_the_other():
+    """First one, then the others given it: the joint distribution again."""
+    down, up = torch.linspace(1.0, 0.0, 101), torch.ones(100)
+    times = torch.stack([torch.cat([down[:-1], 0 * down]), torch.cat([up, down]), torch.cat([up, down])], -1)
+    drawn = sample(joint(Linear()), None, torch.randn(4000, 3), times)
+    torch.testing.assert_close(drawn.mean(0), MEAN, rtol=0, atol=0.06)
+    torch.testing.assert_close(drawn.T.cov(), COVARIANCE, rtol=0, atol=0.08)
+
+
+def test_gradients_pass_through_what_is_held():
+    x = torch.randn(5, 3, requires_grad=True)
+    times = torch.tensor([[1.0, 0.0, 1.0], [0.5, 0.0, 1.0], [0.0, 0.0, 0.5]])
+    drawn = sample(joint(VariancePreserving()), None, x, times)
+    (gradient,) = torch.autograd.grad(drawn.sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.abs().sum(0) > 0).all()
+
+
+def test_mixtures_of_fields_on_other_paths_know_what_is_given():
+    """The product of a field with itself, weights 0.3 and 0.7, is the field: also where coordinates are at time 0."""
+    linear, vp = joint(Linear()), joint(VariancePreserving(0.1, 20.0))
+    x, time = torch.randn(5, 3), torch.tensor([0.6, 0.0, 0.3])
+    mixed = mix_fields([vp, linear], [0.3, 0.7]).field(None, x, time)
+    torch.testing.assert_close(mixed, vp.field(None, x, time), rtol=1e-9, atol=1e-9)
+    cosine = mix_fields([joint(Cosine()), linear], [0.3, 0.7]).field(None, x, time)
+    torch.testing.assert_close(cosine, joint(Cosine()).field(None, x, time), rtol=1e-9, atol=1e-9)
 
 
 def test_policies_mix_only_with_equal_normalizers():

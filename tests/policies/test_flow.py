@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from polopt.core.errors import UsageError
 from polopt.networks import Network
+from polopt.networks.denoisers import Conv, DiT, Flat
 from polopt.policies import Flow, MeanFlow
 from polopt.policies.base import Field, Imitates, Reparameterized, Scores
 from polopt.policies.fields import sample
@@ -43,7 +44,7 @@ def test_rectified_flow_regresses_the_velocity_of_straight_lines(float64):
     policy, batch = make(Flow), batch_of(6)
     noise = policy.draw_noise(batch)
     x = (1 - noise["time"]) * batch["action"] + noise["time"] * noise["noise"]
-    predicted = policy.predicted(policy.net.features(batch["obs"]), x, noise["time"])
+    predicted = policy.net.predict(policy.net.features(batch["obs"]), x, noise["time"])
     expected = ((predicted - (noise["noise"] - batch["action"])) ** 2).mean(-1)
     torch.testing.assert_close(policy.imitation_loss(batch, noise), expected)
     uniform = policy.draw_noise(batch_of(4000))["time"]
@@ -74,8 +75,11 @@ def test_times_are_ordered_logit_normal_numbers_and_equal_as_often_as_said():
         assert float((since == time).double().mean()) == share
 
 
-def test_the_derivative_along_the_path_is_that_of_finite_differences(float64):
-    policy = make(MeanFlow)
+@pytest.mark.parametrize("denoiser", [Flat(), DiT(16, 1, 2), Conv((8, 8), 3)], ids=["flat", "dit", "conv"])
+def test_the_derivative_along_the_path_is_that_of_finite_differences(denoiser, float64):
+    policy = make(MeanFlow, denoiser=denoiser)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     features = policy.net.features(torch.randn(5, 3))
     x, velocity = torch.randn(5, 2), torch.randn(5, 2)
     since, time = torch.full((5, 1), 0.2), torch.full((5, 1), 0.7)
@@ -167,9 +171,11 @@ def test_it_imitates_both_modes(config, steps):
     assert elsewhere < 0.2
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_loss_compiles_in_one_graph(config):
-    assert compiled_difference(make(config), batch_of(8)) < 1e-6
+@pytest.mark.parametrize(
+    ("config", "denoiser"), [(Flow, Flat()), (MeanFlow, Flat()), (MeanFlow, DiT(8, 1, 2)), (MeanFlow, Conv((8,), 3))]
+)
+def test_the_loss_compiles_in_one_graph(config, denoiser):
+    assert compiled_difference(make(config, denoiser=denoiser), batch_of(8)) < 1e-6
 
 
 @pytest.mark.parametrize("config", CONFIGS)
