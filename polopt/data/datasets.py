@@ -28,7 +28,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks import recorded
-from polopt.tasks.gym import NonFinite, reader, served
+from polopt.tasks.spaces import NonFinite, reader, served
 
 Episode = Mapping[str, Any]
 """obs [T + 1, ...] (a dict of them for Dict spaces), action, reward, terminated and truncated [T, ...], as arrays in

@@ -12,7 +12,7 @@ from polopt.core.modules import device_of
 from polopt.data.base import Acts, Carry, put
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
-from polopt.tasks.gym import reader
+from polopt.tasks.spaces import reader
 
 
 class Together(nn.Module):
