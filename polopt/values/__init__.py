@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class GroupBaseline(Config):
     """The advantage of whole rows (responses, episodes) from the rewards of the rows of their group.
 
-    advantage = (reward - baseline - shift) / scale. A row that is alone in its group has baseline 0 and scale 1.
+    advantage = (reward - baseline - shift) / scale. A row that is alone in its group (with the baseline "batch", in
+    that) has baseline and shift 0 and scale 1, so that its advantage is its reward, unless `single` is "zero".
     """
 
     baseline: str = param(
@@ -45,11 +46,15 @@ class GroupBaseline(Config):
         help="divide by the standard deviation of the rewards of the group or of the batch",
     )
     std_eps: float = param(1e-6, "arXiv 2509.24203", low=0, help="added to the standard deviation")
+    ddof: int = param(1, "verl", choices=(0, 1), help="the deviation divides by n - ddof: 1 in verl and TRL, 0 in REC")
     shift: float = param(
         0.0,
         "arXiv 2506.20520",
         unit="reward",
         help="added to the baseline; below 0, good rows weigh more than bad",
+    )
+    single: str = param(
+        "reward", "verl", choices=("reward", "zero"), help="the advantage of a row that is alone in its group"
     )
 
     named: ClassVar[dict[str, "GroupBaseline"]] = {}
@@ -60,12 +65,15 @@ class GroupBaseline(Config):
             raise UsageError(f"temperature has no effect on the baseline '{self.baseline}'")
         if self.std == "none" and self.std_eps != 1e-6:
             raise UsageError("std_eps has no effect on a baseline with std 'none'")
+        if self.std == "none" and self.ddof != 1:
+            raise UsageError("ddof has no effect on a baseline with std 'none'")
+        if (self.baseline, self.std) == ("none", "none") and self.single != "reward":
+            raise UsageError("single has no effect on the baseline 'none': no row has a group")
 
     def advantage(self, reward: "Tensor", group: "Tensor", valid: "Tensor | None" = None) -> "Tensor":
         """Advantages shaped like `reward`; `group` (int64, dense ids) and `valid` (bool) have its shape.
 
-        Rows that are not valid are in no statistic and get 0. The standard deviation divides by n - 1. Raises
-        ValueError when shapes differ.
+        Rows that are not valid are in no statistic and get 0. Raises ValueError when shapes differ.
         """
         from polopt.values.groups import group_advantage
 
@@ -79,6 +87,7 @@ GroupBaseline.named.update(
         "rloo": GroupBaseline(baseline="leave-one-out"),  # arXiv 2402.14740
         "opmd": GroupBaseline(baseline="log-avg-exp"),  # arXiv 2501.12599
         "asymre": GroupBaseline(shift=-0.1),  # arXiv 2506.20520
+        "rec": GroupBaseline(std="group", ddof=0),  # arXiv 2509.24203, official code with std_normalize
         "batch-mean": GroupBaseline(baseline="batch"),
     }
 )

@@ -33,10 +33,10 @@ def group_mean(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
     return group_sum(x, group, valid) / group_count(x, group, valid).clamp_min(1.0)
 
 
-def group_std(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Standard deviation (with n - 1) of the valid elements of a group, 0 where there are fewer than two."""
+def group_std(x: Tensor, group: Tensor, valid: Tensor | None = None, ddof: int = 1) -> Tensor:
+    """Standard deviation (dividing by n - ddof) of the valid elements of a group, 0 where there are fewer than two."""
     deviation = x - group_mean(x, group, valid)
-    degrees = (group_count(x, group, valid) - 1).clamp_min(1.0)
+    degrees = (group_count(x, group, valid) - ddof).clamp_min(1.0)
     return (group_sum(deviation.square(), group, valid) / degrees).sqrt()
 
 
@@ -70,11 +70,14 @@ def group_advantage(config: GroupBaseline, reward: Tensor, group: Tensor, valid:
             baseline = torch.zeros_like(reward)
         case _:
             baseline = group_mean(reward, over, valid)
-    advantage = reward - torch.where(count > 1, baseline, 0.0) - config.shift
+    baseline, alone = baseline + config.shift, count <= 1
+    advantage = reward - (baseline if config.baseline == "none" else torch.where(alone, 0.0, baseline))
     if config.std != "none":
         over = torch.zeros_like(group) if config.std == "batch" else group
-        scale = group_std(reward, over, valid) + config.std_eps
+        scale = group_std(reward, over, valid, config.ddof) + config.std_eps
         advantage = advantage / torch.where(group_count(reward, over, valid) > 1, scale, 1.0)
+    if config.single == "zero":
+        advantage = torch.where(alone, 0.0, advantage)
     return torch.where(_valid(reward, valid), advantage, 0.0)
 
 

@@ -26,7 +26,8 @@ SLOPES = {  # d loss / d margin of one pair
 
 
 @pytest.mark.parametrize(
-    ("loss", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.2), ("robust", 0.2), ("ipo", 0.0), ("hinge", 0.0)]
+    ("loss", "smoothing"),
+    [("sigmoid", 0.0), ("sigmoid", 0.2), ("robust", 0.2), ("ipo", 0.0), ("ipo-sum", 0.0), ("hinge", 0.0)],
 )
 def test_gradient_of_every_loss(loss, smoothing, tmp_path, float64):
     method, batch = built("dpo", tmp_path, PAIRS, loss=loss, label_smoothing=smoothing, beta=0.3)
@@ -38,7 +39,7 @@ def test_gradient_of_every_loss(loss, smoothing, tmp_path, float64):
         slopes.append(slope / divisor[:, None])
     margin = ratios[0] - ratios[1]
     assert np.abs(margin).min() > 0.01
-    per_pair = SLOPES[loss](margin, 0.3, smoothing)
+    per_pair = SLOPES[loss.removesuffix("-sum")](margin, 0.3, smoothing)
     expected = (per_pair[:, None] * (slopes[0] - slopes[1])).mean(0)
     value, metrics = method.policy_loss(batch)
     np.testing.assert_allclose(gradient(value, method.policy), expected, rtol=1e-4, atol=CLOSE)
@@ -72,8 +73,9 @@ def test_preferred_answers_become_likelier_and_the_reference_stays(tmp_path):
 
 
 def test_smoothing_that_a_loss_cannot_use():
-    with pytest.raises(UsageError, match="label_smoothing has no effect on the loss 'hinge'"):
-        plan("dpo", "addition", model="tiny", loss="hinge", label_smoothing=0.1)
+    for loss in ("hinge", "ipo-sum"):
+        with pytest.raises(UsageError, match=f"label_smoothing has no effect on the loss '{loss}'"):
+            plan("dpo", "addition", model="tiny", loss=loss, label_smoothing=0.1)
 
 
 # Data

@@ -206,13 +206,7 @@ def test_failed_rows_are_in_no_statistic(float64):
 def test_baselines_against_numpy(baseline, data, float64):
     batch, _ = made(failed=(3,))
     learner = method(data=data, **{"baseline.baseline": baseline})
-    found = learner.evaluate_groups(batch)["advantage"].numpy()
-    valid = np.arange(8) != 3
-    if data == "drop":  # group 0 without row 3: rewards 1, 0, 1/4, of which two are below their mean
-        assert found[0] > 0 or baseline == "none"
-        valid &= found != 0 if baseline == "mean" else valid
-        if baseline != "mean":
-            return
+    valid, found = kept_and_advantage(learner, batch)
     expected = np.zeros(8)
     for row in np.flatnonzero(valid):
         rest = valid & (GROUP[row] == GROUP)
@@ -229,6 +223,29 @@ def test_baselines_against_numpy(baseline, data, float64):
         )
     if data == "weight":
         expected = expected * np.exp(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def kept_and_advantage(learner, batch):
+    """(which rows stay, their advantages) of the batch of `made` without row 3, in numpy."""
+    generator = torch.Generator()
+    generator.set_state(learner.generator.get_state())
+    found = learner.evaluate_groups(batch)["advantage"].numpy()
+    valid = ~batch["failed"]
+    if learner.config.data == "drop":  # of group 0 rewards 1, 0, 1/4 are left, and two of them are below their mean
+        valid = drop_negatives(batch["reward"], batch["group"], valid, generator)
+        assert valid.tolist() in ([True, False, True, False, *[True] * 4], [True, True, False, False, *[True] * 4])
+    return valid.numpy(), found
+
+
+@pytest.mark.parametrize(("data", "ddof"), [("all", 0), ("all", 1), ("drop", 0), ("drop", 1)])
+def test_the_deviation_is_that_of_the_rows_that_stay(data, ddof, float64):
+    learner = method(data=data, baseline="rec" if ddof == 0 else "grpo")
+    valid, found = kept_and_advantage(learner, made(failed=(3,))[0])
+    expected = np.zeros(8)
+    for row in np.flatnonzero(valid):
+        rest = REWARD[valid & (GROUP[row] == GROUP)]
+        expected[row] = (REWARD[row] - rest.mean()) / (rest.std(ddof=ddof) + 1e-6)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 

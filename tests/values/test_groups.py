@@ -16,6 +16,11 @@ CONFIGS = [
     for baseline in ("mean", "leave-one-out", "log-avg-exp", "batch", "none")
     for std in ("none", "group", "batch")
     for shift in (0.0, -0.1)
+] + [
+    GroupBaseline(std="group", ddof=0),
+    GroupBaseline(std="batch", ddof=0, single="zero"),
+    GroupBaseline(baseline="leave-one-out", single="zero", shift=-0.1),
+    GroupBaseline(baseline="none", std="group", ddof=0, single="zero"),
 ]
 
 
@@ -35,7 +40,8 @@ def by_hand(config, reward, group, valid):
         own = reward[valid & (group == group[i])]
         every = reward[valid]
         base = every if config.baseline == "batch" else own
-        if len(base) < 2 or config.baseline == "none":
+        alone = len(base) < 2
+        if alone or config.baseline == "none":
             baseline = 0.0
         elif config.baseline == "leave-one-out":
             baseline = (base.sum() - reward[i]) / (len(base) - 1)
@@ -43,10 +49,13 @@ def by_hand(config, reward, group, valid):
             baseline = config.temperature * math.log(np.mean(np.exp(base / config.temperature)))
         else:
             baseline = base.mean()
-        result[i] = reward[i] - (baseline + config.shift)
+        shift = 0.0 if alone and config.baseline != "none" else config.shift
+        result[i] = reward[i] - (baseline + shift)
         spread = {"none": None, "group": own, "batch": every}[config.std]
         if spread is not None and len(spread) > 1:
-            result[i] /= spread.std(ddof=1) + config.std_eps
+            result[i] /= spread.std(ddof=config.ddof) + config.std_eps
+        if alone and config.single == "zero":
+            result[i] = 0.0
     return result
 
 
@@ -73,7 +82,11 @@ def test_advantages_by_hand():
     rloo = GroupBaseline.named["rloo"].advantage(reward, group)
     np.testing.assert_allclose(rloo.numpy(), [2 / 3, -2 / 3, -2 / 3, 2 / 3, 0.5])
     asymre = GroupBaseline.named["asymre"].advantage(reward, group)
-    np.testing.assert_allclose(asymre.numpy(), [0.6, -0.4, -0.4, 0.6, 0.6])
+    np.testing.assert_allclose(asymre.numpy(), [0.6, -0.4, -0.4, 0.6, 0.5])  # alone: no baseline that is shifted
+    zero = GroupBaseline(shift=-0.1, single="zero").advantage(reward, group)
+    np.testing.assert_allclose(zero.numpy(), [0.6, -0.4, -0.4, 0.6, 0.0])
+    rec = GroupBaseline.named["rec"].advantage(reward, group)
+    np.testing.assert_allclose(rec.numpy(), np.array([1, -1, -1, 1, 0.5]) / ([1 + 2e-6] * 4 + [1]))  # deviation 0.5
     opmd = GroupBaseline.named["opmd"].advantage(reward, group)
     base = math.log((2 * math.e + 2) / 4)
     np.testing.assert_allclose(opmd.numpy(), [1 - base, -base, -base, 1 - base, 0.5])
@@ -138,3 +151,7 @@ def test_options_without_effect_are_refused():
         GroupBaseline(temperature=2.0)
     with pytest.raises(UsageError, match="std_eps has no effect on a baseline with std 'none'"):
         GroupBaseline(std_eps=1e-4)
+    with pytest.raises(UsageError, match="ddof has no effect on a baseline with std 'none'"):
+        GroupBaseline(ddof=0)
+    with pytest.raises(UsageError, match="single has no effect on the baseline 'none': no row has a group"):
+        GroupBaseline(baseline="none", single="zero")

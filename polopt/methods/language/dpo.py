@@ -10,7 +10,8 @@ a term of the prompt, so the likelihood of the preferences is a loss of the poli
     loss     - E_(x, chosen, rejected) log sigmoid(beta (h(chosen) - h(rejected)))
 
 pi_ref is the model at the start. `--loss` takes other losses of the margin: ipo (arXiv 2310.12036, h averaged over
-tokens as its authors run it), hinge, robust; `--label-smoothing` is conservative DPO.
+tokens as its authors run it; ipo-sum is its equation 17, with the sum), hinge, robust; `--label-smoothing` is
+conservative DPO.
 
 Pairs are the columns `prompt`, `chosen`, `rejected` of a file, or a generated task's worked solutions against those of
 other problems. Evaluations add, on held-out pairs: `preferred`, the share whose chosen answer has the higher implicit
@@ -47,14 +48,14 @@ class DPO(LanguageMethod):
         batch_size: int = param(64, "appendix B", low=1, unit="pairs", help="per optimizer step")
         pairs: int = param(1_000, "polopt", low=1, help="how many are made of a task whose problems have no end")
         beta: float = param(0.1, "appendix B", above=0, help="of the implicit reward; larger stays nearer")
-        loss: str = param("sigmoid", "equation 7", choices=("sigmoid", "ipo", "hinge", "robust"))
+        loss: str = param("sigmoid", "equation 7", choices=("sigmoid", "ipo", "ipo-sum", "hinge", "robust"))
         label_smoothing: float = param(0.0, "equation 7", low=0, below=0.5, help="probability of a wrong label")
         lr: float = param(1e-6, "appendix B", above=0)
         lr_schedule: Constant | Linear | Cosine = param(Constant(), "appendix B")
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.label_smoothing and self.loss in ("ipo", "hinge"):
+            if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
                 raise UsageError(f"label_smoothing has no effect on the loss '{self.loss}'")
 
     slug = "dpo"
@@ -102,7 +103,8 @@ class DPO(LanguageMethod):
             self.log_ratio(log_prob, rows["reference_log_prob"], rows)
             for log_prob, rows in zip(log_probs, (batch["chosen"], batch["rejected"]))
         )
-        loss = pairwise(chosen, rejected, config.beta, weight, kind=config.loss, label_smoothing=config.label_smoothing)
+        kind = config.loss.removesuffix("-sum")
+        loss = pairwise(chosen, rejected, config.beta, weight, kind=kind, label_smoothing=config.label_smoothing)
         margin = implicit_reward(chosen - rejected, config.beta)
         return loss + self.anchor(log_probs[0], batch), {
             "pair_loss": loss,

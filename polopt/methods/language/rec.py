@@ -25,7 +25,8 @@ the advantage by the group's standard deviation, averages over sequences and pen
 the start, as in its first paper.
 
 Departs from the paper in: the sampler's lag is counted in batches; the pipelined lag (`sync_offset`) is left out, being
-a matter of scheduling; multi-turn episodes give all turns the same advantage.
+a matter of scheduling; multi-turn episodes give all turns the same advantage. Where the official code divides by the
+deviation of the rows that stay it takes their number n: `--baseline rec`; `--baseline.std group` alone takes n - 1.
 """
 
 from dataclasses import dataclass
