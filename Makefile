@@ -1,11 +1,12 @@
 # make demo    train a controller and a language model         make test    lint, types and tests
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
+# make docs    the README's list of methods and docs/metrics.md, from the method files
 # make test-peers    losses against other libraries' own code (not in CI)
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test test-peers lint types unit bench claims claims-page clean
+.PHONY: demo test test-peers lint types unit bench docs claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -54,6 +55,9 @@ bench: .venv/dev
 claims: .venv/language
 	for file in claims/*.py; do $(BIN)/polopt claim $$(basename $$file .py) || exit 1; done
 	$(MAKE) claims-page
+
+docs: .venv/base
+	$(BIN)/python -m polopt.cli.pages
 
 claims-page: .venv/base
 	$(BIN)/python -c 'from polopt.claims.pages import write_claims_page; print(write_claims_page())'

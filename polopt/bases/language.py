@@ -26,6 +26,7 @@ from polopt.data.samplers import Sequential, Shuffled
 from polopt.evaluation.completions import evaluate_completions, same_draws, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
+from polopt.losses.surrogate import METRICS as SURROGATE
 from polopt.optim import frozen_copy
 from polopt.policies import AnyLanguagePolicy, CausalLM
 from polopt.policies.base import Actor, Density
@@ -121,6 +122,14 @@ class CompletionMethod(LanguageMethod):
 
     unit = "completions"
     default_steps = 100_000
+    trains_on = "text tasks with rewards"
+    metrics = {
+        "reward": "of the completions of the batch, sampled | rises",
+        "accuracy": "of the completions of the batch, sampled | rises",
+        "completion_length": "mean number of tokens",
+        "truncated": "share cut at the limit | near 0, or raise `--policy.max-tokens`",
+        "failed": "share of completions whose reward could not be computed | 0",
+    }
 
     @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:
@@ -202,6 +211,14 @@ class GroupMethod(CompletionMethod):
         engine_cap: float = param(2.0, "polopt", above=0, help="largest of these weights")
 
     requires = (Density,)
+    metrics = SURROGATE | {
+        "informative": "share of completions with an advantage other than 0 | near 0: prompts are too easy or too hard",
+        "engine_gap": "mean difference between the sampler's log-probabilities and the trainer's, in nats | rounding; "
+        "above 0.1 something is wrong",
+        "engine_gap_max": "the largest of these differences",
+        "engine_ratio": "mean of the ratio trainer / sampler | 1",
+        "reference_kl": "estimate of KL(policy || reference) per token",
+    }
 
     def build(self, task: Task) -> None:
         super().build(task)

@@ -106,10 +106,23 @@ class Settings:
     default_steps: ClassVar[int] = 100_000
     eval_episodes: ClassVar[int] = 10
     headline: ClassVar[tuple[str, ...]] = ()  # the metrics to watch
+    trains_on: ClassVar[str] = ""  # in a few words, for the list of methods
+    metrics: ClassVar[dict[str, str]] = {}  # what each number means | what to look for; those of its bases are added
+    metrics_of: ClassVar[tuple[type[Settings], ...]] = ()  # other methods whose numbers it logs too
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     limits: ClassVar[tuple[Limit, ...]] = ()
     no_limit: ClassVar[str] = ""  # the reason why there is no limit case
     smoke: ClassVar[Smoke]
+
+    @classmethod
+    def explained(cls) -> dict[str, str]:
+        """`metrics` of this class, of its bases, and of `metrics_of`."""
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            for other in base.__dict__.get("metrics_of", ()):
+                found |= other.explained()
+            found |= base.__dict__.get("metrics", {})
+        return found
 
     @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:

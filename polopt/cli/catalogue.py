@@ -82,6 +82,7 @@ def _about_row(name: str, row: Row) -> list[str]:
 def _about_method(method: Description) -> Iterable[str]:
     yield method.about
     yield ""
+    yield f"trains on {method.trains_on}"
     yield f"--steps counts {method.unit}" + (f" (default {method.steps:,})" if method.steps else "")
     yield "\nparts"
     for package, names in method.parts.items():
@@ -96,6 +97,9 @@ def _about_method(method: Description) -> Iterable[str]:
         yield f"  --preset {name}: " + (", ".join(f"--{key} {value}" for key, value in changes.items()) or "no change")
     if not method.presets:
         yield "  none"
+    yield "\nmetrics"
+    cells = [(name, f"{meaning}; look for: {look}" if look else meaning) for name, meaning, look in method.metrics]
+    yield from ("  " + line for line in _table(("name", "meaning"), cells, cut=False).splitlines())
     yield "\nlimit cases"
     yield from (f"  {limit}" for limit in method.limits)
 

@@ -26,20 +26,24 @@ class Description:
 
     Attributes:
         about: the docstring of its file.
+        trains_on: in a few words.
         unit: what `--steps` counts; `steps` is how many of them are the default, None when there is none.
         parts: names that its file imports from each package of parts.
         fields: every field of its config, those of the choices not taken at the end of each part.
         presets: for each preset, the fields that it changes and their values, as on the command line.
+        metrics: each number that it logs: its name, what it means, and what to look for (or "").
         limits: the cases in which it is another method, one sentence each; or the one reason why there is none.
     """
 
     name: str
     about: str
+    trains_on: str
     unit: str
     steps: int | None
     parts: dict[str, tuple[str, ...]]
     fields: tuple[Field, ...]
     presets: dict[str, dict[str, str]]
+    metrics: tuple[tuple[str, str, str], ...]
     limits: tuple[str, ...]
 
 
@@ -80,13 +84,21 @@ def _describe(name: str) -> Description:
     return Description(
         name=name,
         about=inspect.cleandoc(ast.get_docstring(tree) or ""),
+        trains_on=cls.trains_on,
         unit=cls.unit,
         steps=getattr(cls, "default_steps", None),
         parts=_parts(tree),
         fields=tuple(fields_of(cls.Config)),
         presets={key: _changes(usual, apply(cls.Config, over)) for key, over in cls.presets.items()},
+        metrics=tuple((name, *split_metric(text)) for name, text in cls.explained().items()),
         limits=limits,
     )
+
+
+def split_metric(text: str) -> tuple[str, str]:
+    """(what a number means, what to look for) from an entry of `Settings.metrics`."""
+    meaning, _, look = text.partition(" | ")
+    return meaning, look
 
 
 def _parts(tree: ast.Module) -> dict[str, tuple[str, ...]]:

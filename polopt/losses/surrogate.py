@@ -12,6 +12,15 @@ from polopt.losses import Surrogate
 from polopt.losses.estimator import Level, cap, clip, coefficient, ratio, ring, shape, two_side
 from polopt.regularizers.kl import kl_estimate
 
+METRICS = {
+    "surrogate": "mean of advantage times ratio where the gradient is kept | small; positive when the step helps",
+    "approx_kl": "k3 estimate of KL(old || new) per decision (or token), never negative | 0.003 to 0.03; above: "
+    "smaller `lr` or fewer `epochs`",
+    "approx_kl_k1": "k1 estimate of the same: noisier, unbiased, may be negative | agrees with the one above",
+    "clip_fraction": "share of ratios outside the clip range | 0.05 to 0.3",
+}
+"""What the numbers of `surrogate_loss` mean, and after | what to look for: see `Settings.metrics`."""
+
 
 def surrogate_loss(
     surrogate: Surrogate,

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from polopt import cli, registry
+from polopt import cli
 from polopt.claims import pages as claim_pages
 from polopt.claims import results
 from polopt.training import api, datasets
@@ -108,18 +108,3 @@ def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "mailto:")):
             assert (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("name", registry.entries())
-def test_every_metric_is_explained(name):
-    from tests.guards.harness import advance, built
-
-    explained = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")))
-    with built(name) as method:
-        logged = {metric for row in advance(method, registry.load(name).smoke.steps) for metric in row}
-    assert logged <= explained
-
-
-def test_every_built_method_is_in_the_readme():
-    named = set(re.findall(r"`([\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert set(registry.entries()) <= named

@@ -31,6 +31,8 @@ def test_trains_what_it_says(name):
             own |= {parameter for optimizer in method.optimizers() for parameter in optimizer.parameters}
             history += advance(method, steps, updates=1)
         assert history
+        logged = {metric for metrics in history for metric in metrics}
+        assert logged <= {"grad_norm", *registry.load(name).explained()}, "say in `metrics` what each number means"
         assert all(math.isfinite(value) for metrics in history for value in metrics.values()), history[-1]
         for value, (path, start) in before.items():
             assert torch.isfinite(value).all(), path

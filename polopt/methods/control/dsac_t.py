@@ -133,6 +133,13 @@ class DSACv1(SAC):
     slug = "dsac-v1"
     saved = ("updates",)
     headline = ("entropy", "entropy_temperature", "q", "std")
+    metrics = {
+        "q": "mean of the return's distribution, over batch and critics | as in `sac`",
+        "std": "its standard deviation, over batch and critics: the uncertainty of the return, in its units",
+        "critic_loss": "has a gradient that means something and a value that does not",
+        "policy_loss": "temperature log pi - min Q, from every second update (`delay`) | as in `sac`",
+        "entropy": "-log pi of fresh samples, in nats, from every second update (`delay`) | as in `sac`",
+    }
     default_steps = 30_000_000  # 1.5 million updates
     presets = {"pendulum": SAC.presets["pendulum"] | {"steps_per_update": 1}}
     no_limit = "its critic is a distribution: no setting gives SAC's squared error on a mean"

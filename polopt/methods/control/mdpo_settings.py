@@ -11,6 +11,12 @@ UNIT_TEMPERATURE = {"entropy": "fixed", "entropy.value": 1.0}  # lambda = 1, the
 
 class MDPOSettings(Settings):
     headline = ("entropy", "divergence", "step_size", "explained_variance")
+    metrics = {
+        "divergence": "KL(new || old), averaged over inner steps and batch; with `tsallis_q` above 1 the sampled "
+        "Tsallis divergence",
+        "step_size": "t of mirror descent, in units of 1 / `--proximity` | from 1 down to 1 / number of iterations",
+        "clip_fraction": "nothing is clipped | 0",
+    }
     default_steps = 1_000_000
     presets = {"classic": RAW | {"window": 512, "minibatches": 4, "lr": 1e-3}}
     limits = (
@@ -29,6 +35,10 @@ class MDPOSettings(Settings):
 
 class OffPolicyMDPOSettings(Settings):
     headline = ("entropy", "divergence", "q", "critic_loss")
+    metrics = {
+        "divergence": "mean of log pi - log pi_k at fresh samples, an estimate of KL(new || old)",
+        "value_loss": "of the state-value network, where there is one",
+    }
     presets = {"pendulum": SAC.presets["pendulum"] | {"refresh": 200}}
     limits = (
         Limit(

@@ -1,4 +1,4 @@
-"""Proximal Policy Optimization, with the details that carry it.
+"""Proximal Policy Optimization, with the details that carry it, for policies with and without memory.
 
 Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347; GAE: arXiv 1506.02438; practice:
 "The 37 Implementation Details of PPO" (Huang et al., 2022), legged_gym (arXiv 2109.11978, `--preset legged`).

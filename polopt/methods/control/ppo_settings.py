@@ -3,10 +3,20 @@
 from typing import Any
 
 from polopt.bases.method import Settings, Smoke
+from polopt.losses.surrogate import METRICS as SURROGATE
 
 
 class PPOSettings(Settings):
     headline = ("entropy", "approx_kl", "clip_fraction", "explained_variance")
+    trains_on = "any task"
+    metrics = SURROGATE | {
+        "entropy": "of the policy, in nats; for a Gaussian it may be negative | falls slowly; suddenly: it has stopped "
+        "exploring",
+        "value_loss": "half the squared error of the critic, clipped",
+        "explained_variance": "1 - Var(returns - value) / Var(returns), with the critic before the update | towards 1; "
+        "below 0: worse than a constant",
+        "grad_norm": "of policy and critic together, before clipping",
+    }
     default_steps = 500_000
     presets = {
         "classic": {},

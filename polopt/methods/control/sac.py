@@ -72,6 +72,17 @@ class SAC(Method):
     slug = "sac"
     requires = (Reparameterized, Density)
     headline = ("entropy", "entropy_temperature", "q", "critic_loss")
+    trains_on = "box actions"
+    metrics = {
+        "q": "mean action value of the batch, over critics | grows to the scale of the return; far above: "
+        "overestimation",
+        "critic_loss": "half the squared error, summed over critics | may grow with the returns",
+        "policy_loss": "temperature log pi - min Q | falls as values rise; its level means nothing",
+        "entropy": "-log pi of fresh samples, in nats, in the policy's units [-1, 1] | settles at `target_entropy`, "
+        "minus the number of action coordinates",
+        "entropy_temperature": "the learned weight of the entropy | falls, then settles; towards 0: nothing left to "
+        "explore",
+    }
     default_steps = 1_000_000
     presets = {"pendulum": {"warmup": 1_000, "network.sizes": (64, 64)}}
     no_limit = "its base, the first SAC with a value network, is not in the catalogue"

@@ -61,6 +61,19 @@ class DPO(LanguageMethod):
     slug = "dpo"
     requires = (Scores,)
     headline = ("preferred", "margin", "chosen_log_prob", "chosen_log_ratio")
+    trains_on = "pairs of answers"
+    metrics = {
+        "pair_loss": "of the preferences | starts at log 2",
+        "preferred": "share of pairs whose chosen answer has the higher implicit reward | towards 1; at 1 early: "
+        "over-fitting",
+        "margin": "mean difference of the implicit rewards | grows",
+        "chosen_log_ratio": "log pi - log pi_ref of the chosen answers | should not fall far below 0",
+        "rejected_log_ratio": "the same of the rejected answers",
+        "chosen_log_prob": "log pi of the chosen answers, summed over tokens | holds",
+        "eval/preferred": "on held-out pairs; `eval/return` is this when nothing can score completions",
+        "eval/margin": "on held-out pairs",
+        "eval/chosen_log_prob": "on held-out pairs",
+    }
     extra: ClassVar[str | None] = None  # a column of further answers that the loss takes
     default_steps = 1_000
     presets = {"small": {"lr": 1e-4, "batch_size": 32}}

@@ -107,6 +107,12 @@ class HPT(GroupMethod):
 
     slug = "hpt"
     headline = ("reward", "accuracy", "imitated", "completion_length")
+    trains_on = "text tasks with demonstrations"
+    metrics = {
+        "entropy": "of the policy, in nats per token, where it has a bonus",
+        "imitated": "share of prompts that are imitated | falls",
+        "imitation_log_prob": "weighted log-probability of their demonstrations",
+    }
     presets = {
         "qwen-1.5b": {"sft_coefficient": 0.3},
         "llama-8b": {"gate": 2},

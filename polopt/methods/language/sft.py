@@ -39,6 +39,12 @@ class SFT(LanguageMethod):
 
     slug = "sft"
     headline = ("loss",)
+    trains_on = "text tasks with worked solutions, your prompts"
+    metrics = {
+        "loss": "cross-entropy per token (or completion) | falls",
+        "eval/token_loss": "per token of held-out demonstrations; `eval/return` is minus that when nothing can score "
+        "completions",
+    }
     default_steps = 2_000
     no_limit = "it is a base: there is nothing simpler in the catalogue that it could be"
     smoke = Smoke("addition", 12, {"model": "tiny", "batch_size": 24, "policy.max_tokens": 16}, {"digits": 1})

@@ -124,6 +124,12 @@ class SingleStreamPO(GroupMethod):
     slug = "single-stream-po"
     saved = ("started",)
     headline = ("reward", "accuracy", "forgetting", "tracked", "completion_length")
+    trains_on = "a pool of prompts"
+    metrics = {
+        "drift": "mean change of log-probabilities since the last visit",
+        "forgetting": "share of memory that stays",
+        "tracked": "mean of the trackers",
+    }
     presets = {"small": {"batch_prompts": 128, "updates_per_batch": 1, "lr": 1e-4, "policy.max_tokens": 32}}
     limits = (
         Limit(

@@ -50,6 +50,12 @@ class BC(Method):
     unit = "updates"
     requires = (Imitates,)
     headline = ("imitation_loss",)
+    trains_on = "recorded data, any task"
+    metrics = {
+        "imitation_loss": "per decision, -log pi(a|s) of the demonstrated action (in nats), or the squared error of a "
+        "deterministic policy; on the data that it learns from | whether the clone acts well is `eval/return`",
+        "entropy": "of the policy, in nats, where it has a bonus",
+    }
     default_steps = 10_000
     no_limit = "it is a base: there is nothing simpler in the catalogue that it could be"
     smoke = Smoke("CartPole-v1", 16, {"demonstrations": "random", "batch_size": 32, "network.sizes": (16,)})

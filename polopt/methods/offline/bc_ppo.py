@@ -62,6 +62,11 @@ class BCPPO(Staged):
     slug = "bc-ppo"
     requires = (*BC.requires, *PPO.requires)
     headline = ("imitation_loss", "entropy", "approx_kl", "explained_variance")
+    trains_on = "recorded data, then any task"
+    metrics_of = (BC, PPO)
+    metrics = {
+        "stage": "`bc` or `ppo`; the numbers are those of the stage",
+    }
     default_steps = 100_000
     presets = PPO.presets
     limits = (

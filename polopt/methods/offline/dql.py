@@ -78,6 +78,15 @@ class DQL(Offline):
     saved = ("updates",)
     requires = (Reparameterized, Imitates)
     headline = ("imitation_loss", "policy_q", "q", "critic_loss")
+    trains_on = "recorded data, box actions"
+    metrics = {
+        "imitation_loss": "error of the predicted noise or velocity | falls, then settles",
+        "policy_q": "mean Q of the policy's samples, of the critic that it ascends in this update | above `q` without "
+        "running away from it",
+        "policy_loss": "imitation minus eta times `policy_q` in units of its size | its level means nothing",
+        "q": "mean Q at the data's actions | grows to the scale of the return",
+        "critic_loss": "squared error, summed over critics",
+    }
     presets = {
         "halfcheetah": {"max_grad_norm": 9.0},
         "hopper": {"max_grad_norm": 9.0},

@@ -67,6 +67,19 @@ class IQL(Offline):
     slug = "iql"
     requires = (Imitates,)
     headline = ("value", "advantage", "policy_loss", "critic_loss")
+    trains_on = "recorded data, then the task itself if wanted"
+    metrics = {
+        "value": "mean of V over the batch | grows to the scale of the (scaled) return",
+        "q": "mean of Q at the data's actions, over critics | near `value`; V is above the mean of Q where `expectile` "
+        "is above 0.5",
+        "value_loss": "expectile loss of V | falls, then settles",
+        "critic_loss": "half the squared error of Q, summed over critics | falls, then settles",
+        "advantage": "mean of min Q - V | slightly below 0 with an expectile above 0.5",
+        "advantage_weight": "mean of min(exp(beta advantage), clip) | of the order of 1; near 0 or at the clip: scale "
+        "the rewards (`--rewards`)",
+        "clip_fraction": "share of decisions whose weight is clipped | small",
+        "policy_loss": "weighted -log pi of the data's actions",
+    }
     presets = {
         "locomotion": {"expectile": 0.7, "advantage_temperature": 3.0, "rewards": "return-range"},
         "antmaze": {"expectile": 0.9, "advantage_temperature": 10.0, "rewards": "minus-one"},

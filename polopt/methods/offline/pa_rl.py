@@ -89,6 +89,16 @@ class PARL(Offline):
     slug = "pa-rl"
     requires = (Imitates,)
     headline = ("policy_loss", "critic_loss", "q", "conservative_gap")
+    trains_on = "recorded data, then the task itself; box actions"
+    metrics = {
+        "stage": "`clone`, `offline` or `online`",
+        "q": "mean Q at the data's actions, over critics | grows to the scale of the return",
+        "critic_loss": "squared error, summed over critics; with `values.bins` a cross-entropy",
+        "value_loss": "with `--values implicit`, expectile loss of V",
+        "policy_loss": "the imitation loss on optimized actions",
+        "conservative_gap": "how far candidate actions are valued above the data's, with the returns of the data as "
+        "floor | falls towards 0 and below",
+    }
     default_steps = 1_100_000
     presets = {
         "antmaze": {"rewards": "minus-one", "critic_network.sizes": (256, 256, 256, 256), "values.bins": 128},

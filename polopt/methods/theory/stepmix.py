@@ -1,4 +1,4 @@
-"""StepMix and EpsMix: exploration whose every episode is as good as a threshold.
+"""StepMix and EpsMix: exploration whose every episode is as good as a threshold, without a neural network.
 
 Li et al., "Near-optimal Conservative Exploration in Reinforcement Learning under Episode-wise Constraints", ICML 2023,
 arXiv 2306.06265.
@@ -129,6 +129,19 @@ class Conservative(Method):
     unit = "episodes"
     default_steps = 10_000
     headline = ("violation", "regret", "conservatism")
+    trains_on = "tabular tasks"
+    metrics = {
+        "value": "exact value of the policy that was played in the episode, its coin included; the task's model is "
+        "known to the logger, not to the learner",
+        "violation": "1 if that value was below the threshold, averaged over the episodes since the row before | 0 is "
+        "the promise",
+        "regret": "optimal value minus `value`, of an episode",
+        "total_regret": "summed over all episodes, averaged over those since the row before",
+        "conservatism": "how much of the baseline was in the mixture: 0 nothing, 1 nothing else",
+        "eval/return": "exact, not sampled, of the policy that comes next",
+        "eval/violation": "likewise",
+        "eval/regret": "likewise",
+    }
     presets = {"theory": {"bonus": "bernstein", "scale": 1.0}}
     smoke = Smoke("random-mdp", 40, {"alpha": 0.5}, task_options={"states": 3, "actions": 2, "horizon": 3})
     policy: TabularMixture

@@ -1,0 +1,92 @@
+"""What pages say of methods, written from the method files: the README's list, and docs/metrics.md.
+
+`python -m polopt.cli.pages` (`make docs`) writes it between the marks that the pages have; a test keeps it in date.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from polopt import registry
+from polopt.cli.describe import split_metric
+
+BEGIN, END = "<!-- from the method files: make docs -->", "<!-- end -->"
+
+
+def method_list() -> str:
+    """A row for each method file: its entries, the first sentence of its docstring, what it trains on."""
+    rows = []
+    for path, names in groupby(_entries(), lambda name: registry.location(name).path):
+        entries = list(names)
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        what = re.split(r"\.\s", f"{doc.split(chr(10) * 2)[0]} ")[0]
+        on = dict.fromkeys(registry.load(name).trains_on for name in entries)
+        rows.append((_code(entries), " ".join(what.split()), "; ".join(on)))
+    return _table(("method", "what it is", "trains on"), rows)
+
+
+def metrics_list() -> str:
+    """A section for each class that explains numbers of its own: the entries that log just these, and a table."""
+    users: dict[Any, list[str]] = {}
+    for name in _entries():
+        owners = _owners(registry.load(name))
+        for owner in reversed(owners):
+            users.setdefault(owner, [])
+        users[owners[0]].append(name)
+    return "\n\n".join(_section(owner, users) for owner in users)
+
+
+def _owners(cls: Any) -> list[Any]:
+    """The classes from `cls` upward that explain more than the one above."""
+    line = [base for base in cls.__mro__ if hasattr(base, "collect")]  # `Method` is the last, and explains nothing
+    return [one for one, above in pairwise(line) if one.explained() != above.explained()]
+
+
+def _section(owner: Any, users: Mapping[Any, Sequence[str]]) -> str:
+    others = [*_owners(owner)[1:2], *owner.metrics_of]
+    known = {name: text for other in others for name, text in other.explained().items()}
+    own = {name: text for name, text in owner.explained().items() if known.get(name) != text}
+    rows = [(f"`{name}`", *split_metric(text)) for name, text in own.items()]
+    names = [f"`{users[other][0] if users.get(other) else other.__name__}`" for other in others]
+    intro = [f"As {' and '.join(names)}, and"] if names else []
+    title = ", ".join(users[owner]) or owner.__name__
+    return "\n\n".join([f"## {title}", *intro, _table(("name", "meaning", "look for"), rows)])
+
+
+def _entries() -> list[str]:
+    """Built methods by family and file, as they stand in it."""
+    places = registry.locations()
+    return sorted(places, key=lambda name: (registry.FAMILIES.index(places[name].path.parent.name), places[name].path))
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """What the pages under `root` should be."""
+    made = {}
+    for name, write in (("README.md", method_list), ("docs/metrics.md", metrics_list)):
+        text = (root / name).read_text(encoding="utf-8")
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise ValueError(f"{name} has no place for what is written from the method files")
+        made[root / name] = f"{before}{BEGIN}\n\n{write()}\n\n{END}{after}"
+    return made
+
+
+if __name__ == "__main__":
+    for path, text in pages(Path(__file__).parents[2]).items():
+        path.write_text(text, encoding="utf-8")
+        print(path)

@@ -1,0 +1,58 @@
+"""What pages say of methods is what the method files say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from polopt import registry
+from polopt.cli import pages
+from polopt.cli.describe import describe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_pages_are_in_date():
+    for path, text in pages.pages(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: make docs"
+
+
+def test_every_method_has_a_row_and_says_what_it_trains_on():
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in pages.method_list().splitlines()[2:]]
+    assert sorted(name for row in rows for name in re.findall(r"`([\w-]+)`", row[0])) == registry.entries()
+    assert all(what and on for _, what, on in rows), "an entry says `trains_on`"
+    by_name = {row[0]: row for row in rows}
+    assert by_name["`mdpo`, `mdpo-off`"][2] == "any task; box actions"
+    assert by_name["`sac`"][1] == "Soft Actor-Critic with automatic temperature"
+
+
+def section(title: str) -> str:
+    parts = re.split(r"^## ", pages.metrics_list(), flags=re.MULTILINE)
+    return next(part for part in parts if part.startswith(f"{title}\n"))
+
+
+def test_a_section_has_what_its_classes_add():
+    assert section("rec, grpo").count("| `surrogate` |") == 1
+    assert "| `reward` | of the completions" not in section("hpt")
+    assert section("hpt").startswith("hpt\n\nAs `rec`, and\n\n| name |")
+    assert "As `bc` and `ppo`, and\n" in section("bc-ppo")
+    assert "| `entropy` |" not in section("bc-ppo")
+    assert "| `clip_fraction` | nothing is clipped | 0 |" in section("mdpo")  # means another thing than in ppo
+    assert r"KL(new \|\| old)" in section("mdpo-off")
+
+
+def test_what_a_method_explains_includes_its_bases_and_stages():
+    shown = {method: {name: rest for name, *rest in describe(method).metrics} for method in registry.entries()}
+    assert shown["bc-ppo"]["surrogate"] == shown["ppo"]["surrogate"]
+    assert shown["bc-ppo"]["imitation_loss"][1] == "whether the clone acts well is `eval/return`"
+    assert shown["mdpo"]["clip_fraction"] == ["nothing is clipped", "0"]
+    assert shown["dsac-t"]["entropy_temperature"] == shown["sac"]["entropy_temperature"]
+    assert all(meaning for metrics in shown.values() for meaning, _ in metrics.values())
+
+
+def test_a_page_without_its_place_is_not_written(tmp_path):
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(ValueError, match=r"README\.md has no place"):
+        pages.pages(tmp_path)
