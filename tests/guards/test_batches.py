@@ -62,10 +62,11 @@ def test_losses_compile_without_graph_breaks(name, float64):
         assert seen, "no loss was called"
         for loss in method.losses():
             delattr(method, loss)
-        for loss, (batch, state) in seen.items():
+        for loss, (batch, shared, state) in seen.items():
             torch._dynamo.reset()
             compiled = torch.compile(getattr(method, loss), fullgraph=True, backend="aot_eager")
             torch.set_rng_state(state)
-            value = getattr(method, loss)(batch)[0]
+            value = getattr(method, loss)(batch, **shared)[0]
             torch.set_rng_state(state)
-            torch.testing.assert_close(compiled(batch)[0], value, rtol=1e-9, atol=1e-9, msg=lambda t, n=loss: n + t)
+            again = compiled(batch, **shared)[0]
+            torch.testing.assert_close(again, value, rtol=1e-9, atol=1e-9, msg=lambda t, n=loss: n + t)
