@@ -9,7 +9,7 @@ There are no hooks: "before collecting" is the first line of `collect`, "after t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from polopt.data.base import Source
 from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
 from polopt.optim import Optimizer, copies, renew
-from polopt.policies.base import Actor, require
+from polopt.policies.base import Actor, require, require_legal
 from polopt.tasks.base import Task
 
 M = TypeVar("M", bound="Method")
@@ -75,6 +75,13 @@ class Smoke:
     config: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
 
+
+RESERVED = (
+    *("method", "task", "task_options", "out", "init", "preset", "progress", "seeds", "jobs", "score"),
+    *("steps", "seed", "device", "dtype", "workers", "facts", "objective_weights", "threads", "compile", "eval_every"),
+    *("eval_episodes", "log_every", "checkpoint_every", "until", "loggers", "video"),
+)
+"""What a method's config may not call a field: the options of every run, and what the verbs take beside them."""
 
 HELD = ("envs", "micro_batch")
 """What the config of a learner that a method holds does not offer: the holder's count for both."""
@@ -175,6 +182,9 @@ class Method(Settings, Stateful):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.entry = cls.__dict__.get("entry", True)
+        for item in fields(cls.Config):
+            if item.name in RESERVED:
+                raise TypeError(f"{cls.__name__}.Config cannot have a field '{item.name}': every run has that option")
 
     def __init__(
         self, config: Any, task: Task, *, ledger: Ledger | None = None, parts: Mapping[str, Any] | None = None
@@ -192,6 +202,7 @@ class Method(Settings, Stateful):
         if self._given:
             raise TypeError(f"{self.slug} has no part '{next(iter(self._given))}' that could be given to it")
         self.check_policy()
+        require_legal(self.policy, self.spec)
 
     def build(self, task: Task) -> None:
         """Makes the parts as attributes."""

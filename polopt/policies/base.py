@@ -40,6 +40,7 @@ class Actor(nn.Module, ABC):
     spec: Spec
     recurrent: bool = False
     unit: bool = False
+    masks: bool = False  # True: never takes an action that `action_mask` forbids
     family: str = "policy"
 
     def __init__(self) -> None:
@@ -192,6 +193,19 @@ def require(actor: Actor, *capabilities: type, by: str) -> None:
     for capability in capabilities:
         if not isinstance(actor, capability):
             raise UsageError(f"{by} needs a policy that {PROMISES[capability]}, and a {actor.family} does not")
+
+
+def require_legal(actor: Actor, spec: Spec) -> None:
+    """Raises UsageError, one sentence, where observations say which actions are legal and the actor would not heed it,
+    or where `action_mask` does not fit the actions."""
+    mask = spec.obs.spaces.get(MASK_KEY) if isinstance(spec.obs, spaces.Dict) else None
+    if mask is None:
+        return
+    if not actor.masks:
+        raise UsageError(f"{spec.name} says with {MASK_KEY} which actions are legal, and a {actor.family} ignores it")
+    count = int(spec.action.nvec.sum()) if isinstance(spec.action, spaces.MultiDiscrete) else spec.num_actions
+    if mask.shape is None or mask.shape[-1:] != (count,):
+        raise UsageError(f"the {MASK_KEY} of {spec.name} is {mask}, not one flag for each of its {count} actions")
 
 
 class NetworkActor(Actor):

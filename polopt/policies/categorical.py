@@ -72,6 +72,7 @@ class CategoricalPolicy(NetworkActor, Enumerates, Imitates):
     """
 
     family = "categorical policy"
+    masks = True
 
     def __init__(self, spec: Spec, net: nn.Module) -> None:
         super().__init__(spec, net)
@@ -123,6 +124,7 @@ class MultiDiscretePolicy(NetworkActor, Density, Imitates):
     """
 
     family = "multi-discrete policy"
+    masks = True
     places: Tensor
     exists: Tensor
     start: Tensor

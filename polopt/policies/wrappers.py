@@ -29,6 +29,7 @@ class Wrapper(Actor):
         self.spec = actor.spec
         self.recurrent = actor.recurrent
         self.unit = actor.unit
+        self.masks = actor.masks
         self.family = f"wrapped {actor.family}"
 
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
@@ -192,6 +193,7 @@ class Uniform(Actor):
         self.spec = spec
         self.like = like
         self.unit = like is not None and like.unit
+        self.masks = spec.discrete
         self.recurrent = like is not None and like.recurrent
         self.low: Tensor
         self.high: Tensor
