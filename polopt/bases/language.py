@@ -20,10 +20,11 @@ from polopt.bases.method import Method
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.core.random import paired
 from polopt.core.state import held
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled
-from polopt.evaluation.completions import evaluate_completions, same_draws, show_completions
+from polopt.evaluation.completions import evaluate_completions, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
 from polopt.losses.surrogate import METRICS as SURROGATE
@@ -91,7 +92,7 @@ class LanguageMethod(Method):
         fit: dict[str, float] = {}
         count = episodes if task.size is None else min(episodes, task.size)
         try:
-            with same_draws():
+            with paired():
                 fit = self.evaluate_data(task, count)
         except UsageError:  # prompts for evaluation need not have the data that training needs
             if not task.scores:

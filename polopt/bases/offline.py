@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polopt.bases.method import Method
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
+from polopt.core.random import paired
 from polopt.data.base import put
 from polopt.data.datasets import episode_returns, load_dataset
 from polopt.data.demonstrations import Samples, load_demonstrations, record
@@ -121,8 +120,7 @@ def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | Non
     if not name:
         return None
     if name == "random":
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
+        with paired():
             return record(Uniform(task.spec), task, random_episodes, greedy=False)
     if DATASET_ID.fullmatch(name) and not Path(name).exists():
         return load_dataset(name).check(task.spec).data

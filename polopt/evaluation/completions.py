@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from polopt.core.random import paired
 from polopt.data.prompt_groups import PromptGroups
 from polopt.tasks.base import Task
 
 SHOWN = 8  # transcripts that are kept of an evaluation
-
-
-@contextlib.contextmanager
-def same_draws() -> Iterator[None]:
-    """Inside, torch draws the same random numbers every time; its global random state is put back afterwards."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        torch.manual_seed(0)
-        yield
 
 
 def evaluate_completions(
@@ -32,7 +23,7 @@ def evaluate_completions(
     samples `pass` (share of prompts with at least one correct completion). Completions whose reward could not be
     computed are left out. The global random state is put back afterwards.
     """
-    with same_draws():
+    with paired():
         batch = PromptGroups(task, prompts, samples, starts=range(prompts), greedy=greedy).next(actor)
     scored = ~batch["failed"]
     reward = batch["reward"][scored].double()
@@ -64,7 +55,7 @@ def evaluate_completions(
 def show_completions(actor: Any, task: Any, prompts: int = SHOWN, *, greedy: bool = True) -> list[dict[str, Any]]:
     """Transcripts of the first problems of a task that cannot score them: their reward is None."""
     problems = task.problems(range(min(prompts, SHOWN)))
-    with same_draws():
+    with paired():
         record, _ = actor.act([problem.prompt for problem in problems], greedy=greedy)
     texts = zip(actor.decode(record["prompt"], record["prompt_mask"]), actor.env_action(record["action"]))
     return [{"prompt": prompt, "completion": text, "reward": None, "correct": False} for prompt, text in texts]

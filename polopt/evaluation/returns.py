@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from polopt.core.random import paired
 from polopt.data.episodes import Episodes
 from polopt.data.teams import playing
 from polopt.policies.base import Actor
@@ -19,9 +18,7 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     Of a team (`AgentRows`) the return is that of the team, and its decisions count as one.
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+    with paired():
         joint, player = playing(task, actor)
         names = joint.spec.objectives
         keep = ("reward", "rewards") if names else ("reward",)

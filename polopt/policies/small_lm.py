@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from polopt.core.errors import UsageError, nearest
+from polopt.core.random import paired
 from polopt.data.tokenizing import need, quiet
 from polopt.policies.pretrained import write_folder
 
@@ -101,8 +102,7 @@ def make_language_model(
             **shape,
         }
     )
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with quiet(), paired(seed):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
         def write(into: Path) -> None:

@@ -31,6 +31,7 @@ from polopt import registry
 from polopt.bases.method import Method
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core.random import paired
 from polopt.core.spec import Spec
 from polopt.data.base import Acts
 from polopt.data.datasets import lengths, write_dataset
@@ -189,8 +190,8 @@ class _Recorder:
     def sampled(self, kind: str, actor: Acts, count: int) -> Batch:
         """Whole episodes of a sampling actor, until there are `count` decisions."""
         parts, size = [], 0
-        with self.task(kind) as task, torch.random.fork_rng([]):
-            torch.manual_seed(seeding.derive(self.planned.options.seed, STREAMS[kind]))
+        seed = seeding.derive(self.planned.options.seed, STREAMS[kind])
+        with self.task(kind) as task, paired(seed):
             source = Episodes(task, ROWS)
             while size < count:
                 parts.append(joined(source.next(actor), actor, task.spec.facts).cpu())
