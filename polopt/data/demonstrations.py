@@ -19,6 +19,7 @@ from polopt.core.spec import Spec
 from polopt.data.base import Acts, Source, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
+from polopt.tasks.simulated import Simulated
 
 KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first")
 
@@ -27,6 +28,21 @@ def record(actor: Acts, task: Task, episodes: int, *, greedy: bool = True) -> Ba
     """Whole episodes of `actor`, joined: a batch [B] with `KEYS` and the facts of the task, actions as the environment
     got them."""
     return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor, task.spec.facts)
+
+
+def scripted_episodes(world: Simulated, behavior: str, decisions: int) -> Batch:
+    """Whole episodes of a scripted behavior of a world, joined as by `record`: as few as have `decisions` together.
+
+    They follow from the world's seed, episode by episode in order of their starts, and take all rows of the world.
+    Raises UsageError for a behavior that it does not have.
+    """
+    actor, source, parts, size = world.scripted(behavior), Episodes(world, world.num), list[Batch](), 0
+    while size < decisions:
+        parts.append(joined(source.next(actor), actor, world.spec.facts))
+        size += len(parts[-1])
+    data = torch.cat(parts)  # type: ignore[arg-type]
+    ends = (data["terminated"] | data["truncated"]).nonzero().flatten() + 1
+    return data[: int(ends[(ends < decisions).sum()])]
 
 
 def joined(batch: Batch, actor: Acts, facts: Iterable[str] = ()) -> Batch:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -17,6 +19,14 @@ from polopt.core.state import Stateful
 Obs = Tensor | TensorDictBase | list[Any]
 Step = tuple[Obs, Tensor, Tensor, Tensor]
 
+TRAIN, EVALUATE, TRAIN_INDEX, EVALUATE_INDEX, TWIN = range(5)
+"""Streams of starts that are drawn from one seed: those of each row in turn, those with a number, those of twins."""
+
+
+def start_seed(seed: int, key: Sequence[int]) -> int:
+    """The seed of one episode start: independent streams by key, below 2**31 as some simulators need."""
+    return int(np.random.SeedSequence(seed, spawn_key=tuple(key)).generate_state(1)[0] >> 1)
+
 
 class Task(Stateful):
     """`num` rows (N) of one environment. The source resets finished rows, the task never does.
@@ -24,6 +34,7 @@ class Task(Stateful):
     Attributes:
         spec: the spaces of one row.
         num: number of rows N.
+        seed: what all starts derive from.
         obs: the present observation of every row [N, ...], None before the first reset.
         first: bool [N], rows whose episode has not been stepped yet (also after a resume that had to reset).
         exact_restore: True when a restored state continues bitwise as the saved run would have.
@@ -34,6 +45,7 @@ class Task(Stateful):
 
     spec: Spec
     num: int
+    seed: int = 0
     obs: Obs | None = None
     first: Tensor
     exact_restore: bool = True
@@ -82,6 +94,41 @@ class Task(Stateful):
         end of an episode. Stepping a row that has ended raises RunError.
         """
         raise NotImplementedError  # abstract
+
+    def twin(self, rows: int) -> Task:
+        """`rows` further rows of the same task with starts of their own: for a method that needs a second source,
+        because two sources on one task would disturb each other.
+
+        The first twin, the second, ... of a task have the same starts in every run with its seed; a method makes its
+        twins in `build`. Raises UsageError, one sentence, for a task that cannot be made again.
+        """
+        self._twins = getattr(self, "_twins", 0) + 1
+        return self._twin(rows, start_seed(self.seed, [TWIN, self._twins]))
+
+    def _twin(self, rows: int, seed: int) -> Task:
+        raise UsageError(f"{self.spec.name} has no second set of rows, which is needed here")
+
+    def snapshot(self) -> list[Any]:
+        """Where each row is in its episode, one value a row, for `restore`. Values are kept or copied, never changed.
+
+        Raises UsageError, one sentence, for a task that cannot take a row back.
+        """
+        raise UsageError(f"{self.spec.name} cannot take a row back to where it was")
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        """Takes the rows where the mask `rows` [N] is True (None: all), in order, to where `values` say: equal actions
+        then lead as they led from there. The rows may be others, also those of a twin; the starts to come stay.
+
+        Returns the observation of ALL rows [N, ...]. Raises UsageError, one sentence, for a task that cannot.
+        """
+        raise UsageError(f"{self.spec.name} cannot take a row back to where it was")
+
+    def _where(self, values: Sequence[Any], rows: Tensor | None) -> Tensor:
+        """The numbers of the rows that `values` are for. Raises ValueError unless there is one value for each."""
+        where = torch.arange(self.num) if rows is None else rows.cpu().nonzero().flatten()
+        if len(where) != len(values):
+            raise ValueError(f"{len(values)} values of a snapshot do not fit {len(where)} rows")
+        return where
 
     def render(self) -> list[Any]:
         """One frame per row, for tasks that were made with a `render_mode`."""

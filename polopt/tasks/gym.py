@@ -24,13 +24,12 @@ from torch import Tensor
 
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.spec import Spec
-from polopt.tasks.base import Obs, Step, Task
+from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.facts import Shapes, legal, probe
 from polopt.tasks.petting import FLAGS
 from polopt.tasks.restorable import Row
 from polopt.tasks.spaces import NonFinite, as_floats, reader, served, unpacked, writer
 
-TRAIN, EVALUATE, TRAIN_INDEX, EVALUATE_INDEX = range(4)
 PROBE_STEPS = 12
 
 
@@ -253,14 +252,6 @@ class GymTask(Task):
         out: Any = create_empty_array(space, n=self.num)
         batch = concatenate(space, last, out)
         return where_rows(torch.tensor([len(plan) > 0 for plan in plans]), self._checked(batch, {}), start)
-
-
-# Seeds
-
-
-def start_seed(seed: int, key: Sequence[int]) -> int:
-    """The seed of one episode start: independent streams by key, below 2**31 as some simulators need."""
-    return int(np.random.SeedSequence(seed, spawn_key=tuple(key)).generate_state(1)[0] >> 1)
 
 
 # Vectors

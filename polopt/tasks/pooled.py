@@ -15,8 +15,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from polopt.core.errors import UsageError
-from polopt.tasks.base import Task
-from polopt.tasks.gym import TRAIN, GymTask, start_seed
+from polopt.tasks.base import TRAIN, Task, start_seed
+from polopt.tasks.gym import GymTask
 from polopt.tasks.making import Maker
 
 PREFIX = "envpool/"

@@ -11,7 +11,7 @@ from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
 from polopt.data import Rollouts, successors
 from polopt.tasks import make_task
-from polopt.tasks.gym import start_seed
+from polopt.tasks.base import start_seed
 
 from .actors import Counting, Lengths, Random
 

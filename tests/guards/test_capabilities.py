@@ -16,6 +16,7 @@ from polopt.policies import AnyPolicy
 from polopt.training import api
 from tests.guards import spaces
 from tests.guards.harness import BUILT, SEED, advance
+from tests.tasks.worlds import Errands, Toll
 
 POLICIES = [kind(policy) for policy in get_args(AnyPolicy)]
 TASKS = (spaces.box, spaces.unbounded, spaces.discrete, spaces.multi_discrete, spaces.finite, spaces.multi_binary)
@@ -149,17 +150,29 @@ def test_facts_beside_the_reward_change_no_method(name):
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_several_objectives_are_learned_from_or_refused(name):
-    refusal = attempt(name, None, spaces.several)
+@pytest.mark.parametrize(
+    ("task", "plain", "objectives"), [(spaces.several, spaces.box, "calm, soon"), (Errands, spaces.finite, "pay, rest")]
+)
+def test_several_objectives_are_learned_from_or_refused(name, task, plain, objectives):
+    """Of an environment and of a batched world; weighed they are a task like one with one reward."""
+    refusal = attempt(name, None, task)
     if registry.load(name).objectives == "one":
         assert refusal == (
-            f"{name} learns from one reward, and several has 2 objectives (calm, soon): "
+            f"{name} learns from one reward, and {task.__name__} has 2 objectives ({objectives}): "
             "weigh them with --objective-weights"
         )
-        weighed = attempt(name, None, spaces.several, objective_weights=(1.0, 0.5))
-        assert weighed.replace("several", "box") == attempt(name, None, spaces.box)
+        weighed = attempt(name, None, task, objective_weights=(1.0, 0.5))
+        assert weighed.replace(task.__name__, plain.__name__) == attempt(name, None, plain)
     else:
         assert refusal == ""
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_batched_world_with_costs_serves_every_method_for_boxes(name):
+    """Dict observations, costs beside the reward, and rows that all step in one call."""
+    refusal = attempt(name, None, Toll)
+    assert (refusal == "") == (attempt(name, None, spaces.box) == ""), refusal
+    assert refusal == "" or one_sentence(refusal)
 
 
 @pytest.mark.parametrize("name", BUILT)

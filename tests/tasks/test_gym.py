@@ -20,8 +20,8 @@ from polopt.core.state import gather, restore
 from polopt.networks import Network
 from polopt.policies import Auto
 from polopt.tasks import make_task
-from polopt.tasks.base import Task
-from polopt.tasks.gym import leaves, start_seed
+from polopt.tasks.base import Task, start_seed
+from polopt.tasks.gym import leaves
 from polopt.tasks.tabular import random_mdp
 from tests.guards.spaces import VECTOR, Walk
 

@@ -1,0 +1,237 @@
+"""Worlds written as functions on tensors: all rows step in one call, and all that is random is drawn at a start."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
+from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
+from polopt.tasks.options import whole
+
+State = dict[str, Tensor]
+
+
+class Simulated(Task):
+    """Rows of a world. A world sets `spec` in its constructor and defines `draw`, `begin`, `advance` and `observe`.
+
+    They are functions of their arguments: they keep nothing, draw nothing but in `draw`, and write into no tensor. So
+    everything else follows. Equal starts and equal actions give equal episodes, whatever the row, the other rows and
+    the policy: policies that are compared from the same starts meet the same luck. A saved state, and a row that is
+    taken back to where it was, go on bitwise. Twins and evaluations have draws of their own.
+
+    An episode is truncated after `horizon` decisions; where the horizon belongs to the problem (`finite`), it
+    terminates. The state is on `device`, with observations and facts; reward and flags come on the CPU, because
+    whoever collects must look at them.
+
+    Args:
+        horizon: decisions of an episode, at most.
+        device: where the world is.
+
+    Attributes:
+        levels: a table of settings, tensors [L, ...] by name: the start with number i has row i modulo L of each in
+            place of what `draw` gives by that name. Empty: every start is drawn. May be set at any time, and is saved.
+        behaviors: names of the scripted behaviors that `behave` knows.
+        state, time: where the rows are: tensors [N, ...] by name, and the decisions taken in each episode, int64 [N].
+    """
+
+    finite: bool = False
+    behaviors: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        num: int = 1,
+        seed: int = 0,
+        evaluation: bool = False,
+        name: str = "this world",
+        *,
+        horizon: int = 100,
+        device: str = "cpu",
+    ) -> None:
+        self.seed, self.evaluation, self.name = seed, evaluation, name
+        self.horizon = whole("horizon", horizon, 1)
+        self.device = torch.device(device)
+        self.levels: State = {}
+        self._generator = torch.Generator()
+        self._seat(num)
+
+    def _seat(self, num: int) -> None:
+        """Rows that have begun no episode yet."""
+        self.num = num
+        self.state: State = {}
+        self.time = torch.zeros(num, dtype=torch.int64, device=self.device)
+        self.obs, self.facts = None, {}
+        self.first = torch.ones(num, dtype=torch.bool)
+        self._ended = torch.zeros(num, dtype=torch.bool)
+        self._starts = torch.zeros(num, dtype=torch.int64)  # episodes that each row began without being told which
+
+    # What a world gives.
+
+    def draw(self, generator: torch.Generator, index: int) -> State:
+        """All that is random in one episode of one row, tensors on the CPU without a leading dimension; {} for nothing.
+
+        Noise of every step is drawn here too, [horizon, ...], and `advance` takes the part of its time. `index` is the
+        number of the start.
+        """
+        raise NotImplementedError  # abstract
+
+    def begin(self, draws: State) -> State:
+        """The first states [n, ...] of n episodes. `draws` is what `draw` gave, stacked, with `levels` in place, and
+        "index" int64 [n], the number of each start; what later steps need of it goes into the state."""
+        raise NotImplementedError  # abstract
+
+    def advance(self, state: State, time: Tensor, action: Tensor) -> tuple[State, Tensor, Tensor, State]:
+        """One decision in every row: (state, reward [N], terminated bool [N], facts as `spec.facts` has them).
+
+        `time` int64 [N] is the number of decisions before; actions are [N, A] of a Box, in the world's own units,
+        int64 [N] or [N, D] else.
+        """
+        raise NotImplementedError  # abstract
+
+    def observe(self, state: State, time: Tensor) -> Obs:
+        """What is seen of the state: a tensor [N, ...], or a dict of them for a Dict space; floats in the default
+        dtype."""
+        raise NotImplementedError  # abstract
+
+    def behave(self, behavior: str, state: State, time: Tensor) -> Tensor:
+        """The actions of one of `behaviors`, as `advance` takes them. Its luck is drawn at the start like all other."""
+        raise NotImplementedError  # abstract
+
+    # What every world has.
+
+    def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
+        chosen = torch.ones(self.num, dtype=torch.bool) if rows is None else rows.cpu()
+        if self.obs is None and not chosen.all():
+            raise RunError(f"{self.spec.name} must be reset in all rows first")
+        where = chosen.nonzero().flatten()
+        if not len(where):
+            return self._observe()
+        if index is None:
+            stream, numbers = EVALUATE if self.evaluation else TRAIN, where + self.num * self._starts[where]
+            self._starts[where] += 1
+        else:
+            stream, numbers = EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, index.cpu()[where]
+        self._put(where, self._begun(stream, numbers), torch.zeros_like(where), torch.zeros_like(where).bool())
+        return self._observe()
+
+    def _begun(self, stream: int, numbers: Tensor) -> State:
+        """The first states of the starts `numbers` [n]."""
+        root = start_seed(self.seed, [stream])
+        each = [
+            self.draw(self._generator.manual_seed(scrambled((root << 32) + number)), number)
+            for number in numbers.tolist()
+        ]
+        draws = {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
+        draws |= {name: table[(numbers % len(table)).to(table.device)] for name, table in self.levels.items()}
+        draws["index"] = numbers
+        return self.begin({name: value.to(self.device) for name, value in draws.items()})
+
+    def _put(self, where: Tensor, state: State, time: Tensor, ended: Tensor) -> None:
+        """Sets the rows `where` [n]: their states, times and ends [n, ...]. Tensors that were handed out stay."""
+        if len(where) == self.num:
+            self.state = state
+        elif len(where):
+            there = where.to(self.device)
+            self.state = {name: value.index_copy(0, there, state[name]) for name, value in self.state.items()}
+        self.time = self.time.index_copy(0, where.to(self.device), time.to(self.device))
+        self._ended = self._ended.index_copy(0, where, ended)
+        self.first = self.first.index_copy(0, where, time == 0)
+
+    def _observe(self) -> Obs:
+        obs = self.observe(self.state, self.time)
+        self.obs = TensorDict(obs, batch_size=[self.num]) if isinstance(obs, dict) else obs  # type: ignore[arg-type]
+        return self.obs
+
+    def step(self, record: Mapping[str, Tensor]) -> Step:
+        if self.obs is None:
+            raise RunError(f"{self.spec.name} must be reset before its first step")
+        if self._ended.any():
+            row = int(self._ended.int().argmax())
+            raise RunError(f"row {row} of {self.spec.name} has ended: it must be reset before it is stepped")
+        action = record["action"].to(self.device)
+        self.state, reward, over, self.facts = self.advance(self.state, self.time, action)
+        late = (self.time >= self.horizon - 1).cpu()
+        self.time = self.time + 1
+        over = over.cpu()
+        terminated = over | late if self.finite else over
+        truncated = late & ~terminated
+        self._ended = terminated | truncated
+        self.first = torch.zeros_like(terminated)
+        return self._observe(), reward.to("cpu", torch.get_default_dtype()), terminated, truncated
+
+    def _twin(self, rows: int, seed: int) -> Task:
+        twin = copy.copy(self)
+        twin.seed, twin.levels, twin._generator = seed, dict(self.levels), torch.Generator()
+        twin._seat(rows)
+        return twin
+
+    def snapshot(self) -> list[Any]:
+        if self.obs is None:
+            raise RunError(f"{self.spec.name} must be reset before it can be taken back to where it is")
+        time, ended = self.time.tolist(), self._ended.tolist()
+        return [
+            {"state": {name: value[row] for name, value in self.state.items()}, "time": time[row], "ended": ended[row]}
+            for row in range(self.num)
+        ]
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        where = self._where(values, rows)
+        if len(where):
+            names = values[0]["state"]
+            state = {name: torch.stack([value["state"][name] for value in values]).to(self.device) for name in names}
+            time, ended = (torch.tensor([value[key] for value in values]) for key in ("time", "ended"))
+            self._put(where, state, time, ended)
+        return self._observe()
+
+    def scripted(self, behavior: str) -> Scripted:
+        """An actor that behaves so in this world; it sees the state. Raises UsageError for a name that it lacks."""
+        if behavior not in self.behaviors:
+            hint = nearest(behavior, self.behaviors) or ": it has none"
+            raise UsageError(f"{self.spec.name} has no behavior '{behavior}'{hint}")
+        return Scripted(self, behavior)
+
+    def extra_state(self) -> dict[str, Any]:
+        state = {"time": self.time.clone(), "starts": self._starts.clone(), "ended": self._ended.clone()}
+        state |= {f"level.{name}": value.clone() for name, value in self.levels.items()}
+        return state | {f"state.{name}": value.clone() for name, value in self.state.items()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if len(state["time"]) != self.num:
+            raise CheckpointError(f"it has {len(state['time'])} rows of {self.spec.name} and this run has {self.num}")
+        self.time = state["time"].to(self.device)
+        self._starts, self._ended = state["starts"].cpu().clone(), state["ended"].cpu()
+        self.first = self.time.cpu() == 0
+        found = {name: value.to(self.device) for name, value in state.items() if "." in name}
+        self.state = {name[6:]: value for name, value in found.items() if name.startswith("state.")}
+        self.levels = {name[6:]: value for name, value in found.items() if name.startswith("level.")}
+        if self.state:
+            self._observe()
+
+
+class Scripted:
+    """Acts as a scripted behavior of the world that it is in, for sources that play episodes."""
+
+    def __init__(self, world: Simulated, behavior: str) -> None:
+        self.world = world
+        self.behavior = behavior
+
+    def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]:
+        world = self.world
+        return {"action": world.behave(self.behavior, world.state, world.time)}, carry
+
+    def env_action(self, action: Tensor) -> Tensor:
+        return action
+
+
+def scrambled(key: int) -> int:
+    """64 bits that look unrelated for related keys (the finalizer of SplitMix64, Steele et al. 2014)."""
+    mask = (1 << 64) - 1
+    key = (key * 0x9E3779B97F4A7C15) & mask
+    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & mask
+    return key ^ (key >> 31)
