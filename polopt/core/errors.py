@@ -18,6 +18,10 @@ class CheckpointError(RunError):
     """A checkpoint that cannot be trusted or read."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint of which a file is missing or has changed."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" with the closest option, or a list of the options when none is close."""
     options = sorted(options)

@@ -9,6 +9,7 @@ from polopt.core.state import Stateful
 class Ledger(Stateful):
     """What has been spent: `env_steps`, `episodes`, `completions`, `tokens` and `updates` (calls of `update`)."""
 
+    learned = False
     UNITS = ("env_steps", "episodes", "completions", "tokens", "updates")
     saved = UNITS
 

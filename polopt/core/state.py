@@ -8,8 +8,9 @@ saved once by identity: a normalizer shared by policy and critic appears under i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -24,25 +25,38 @@ Leaf = Any  # Tensor | JSON value | Blob
 class Blob:
     """An immutable block of tensors, written to disk once under `key` and shared by later checkpoints.
 
-    Replay shards are blobs: a checkpoint of a large buffer costs only what is new. `tensors` may be a function, so
-    that a block that is on disk already is not copied again.
+    Replay shards are blobs: a checkpoint of a large buffer costs only what is new. `tensors` is a function, so that a
+    block that is on disk already is neither copied nor read again. The key says what is inside: equal keys, equal
+    blocks.
     """
 
     key: str
-    tensors: Callable[[], dict[str, Tensor]]
+    tensors: Callable[[], dict[str, Tensor]] = field(compare=False)
+
+
+def content_key(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """The key of a block, named by content: the same tensors have the same key, others never do."""
+    digest = hashlib.blake2b(digest_size=12)
+    for path, value in tensors.items():
+        digest.update(f"{path} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"{name}-{digest.hexdigest()}"
 
 
 class Stateful:
     """An object with state to save. Subclasses list plain attributes in `saved`, or override the two hooks."""
 
     saved: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[bool] = True
+    """False for what says where a run stands and not what it has learned: tasks, sources and what they draw from,
+    ledgers. It is neither in a snapshot nor loaded for an evaluation, and nothing below it is."""
 
     def extra_state(self) -> dict[str, Leaf]:
         """What is neither an attribute listed in `saved` nor a module, generator or Stateful attribute."""
         return {}
 
     def load_extra_state(self, state: dict[str, Leaf]) -> None:
-        """Takes back what `extra_state` gave, also when that was nothing; a Blob comes back as a dict of tensors.
+        """Takes back what `extra_state` gave, also when that was nothing.
 
         What it is given stays as it is: tensors that are written into later, and lists, are copied.
         """
@@ -73,6 +87,11 @@ def held(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
             yield from walk(value, name)
 
 
+def unlearned(item: object) -> bool:
+    """Whether this says where a run stands and not what it has learned: generators, and whatever says so."""
+    return isinstance(item, torch.Generator) or (isinstance(item, Stateful) and not item.learned)
+
+
 def _names(item: Stateful) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for cls in reversed(type(item).__mro__):
@@ -100,7 +119,8 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
         pairs += [(str(name), value) for name, value in item.items()]
     elif isinstance(item, (list, tuple)):
         pairs += [(str(index), value) for index, value in enumerate(item)]
-    yield from ((name, value) for name, value in pairs if _is_state(value))
+    # Where a run stands comes last: what it shares with what is learned has its path there.
+    yield from sorted(((name, value) for name, value in pairs if _is_state(value)), key=lambda pair: unlearned(pair[1]))
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -126,13 +146,16 @@ def find(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
     return walk(root, "")
 
 
-def gather(root: object, prefix: str = "") -> dict[str, Leaf]:
-    """The flat state of `root`: every path once. Tensors are detached but not copied."""
+def gather(root: object, prefix: str = "", *, skip: Callable[[object], bool] | None = None) -> dict[str, Leaf]:
+    """The flat state of `root`: every path once. Tensors are detached but not copied.
+
+    `skip` says what to leave out, with all that is below it (`unlearned`).
+    """
     flat: dict[str, Leaf] = {}
     seen: set[int] = set()
 
     def walk(item: Any, path: str) -> None:
-        if id(item) in seen:
+        if id(item) in seen or (skip is not None and skip(item)):
             return
         seen.add(id(item))
         if isinstance(item, torch.Generator):
@@ -152,12 +175,20 @@ def gather(root: object, prefix: str = "") -> dict[str, Leaf]:
     return flat
 
 
-def restore(root: object, flat: dict[str, Leaf], prefix: str = "", *, strict: bool = True) -> list[str]:
+def restore(
+    root: object,
+    flat: dict[str, Leaf],
+    prefix: str = "",
+    *,
+    strict: bool = True,
+    skip: Callable[[object], bool] | None = None,
+) -> list[str]:
     """Puts a gathered state back into an object built in the same way; returns the paths that were used.
 
     Scalars of an object come first, then `rebuilt()`, then its children; random generators come last of all, because
     rebuilding may draw from them. With `strict`, a missing or left-over path raises CheckpointError naming it;
-    without, only the tensors that both sides have, with equal shapes, are loaded (`--init`).
+    without, only the tensors that both sides have, with equal shapes, are loaded (`--init`). What `skip` names stays as
+    it is, with all that is below it, and then nothing is left over.
     """
     used: list[str] = []
     seen: set[int] = set()
@@ -171,7 +202,7 @@ def restore(root: object, flat: dict[str, Leaf], prefix: str = "", *, strict: bo
         return False
 
     def walk(item: Any, path: str) -> None:
-        if id(item) in seen:
+        if id(item) in seen or (skip is not None and skip(item)):
             return
         seen.add(id(item))
         if isinstance(item, torch.Generator):
@@ -209,7 +240,7 @@ def restore(root: object, flat: dict[str, Leaf], prefix: str = "", *, strict: bo
                 generator.set_state(flat[path].to("cpu", torch.uint8))
                 used.append(path)
         left = sorted(set(flat) - set(used))
-        if left:
+        if left and skip is None:
             raise CheckpointError(f"it holds '{left[0]}', which this run does not have")
     return used
 

@@ -28,6 +28,8 @@ class Acts(Protocol):
 class Source(Stateful):
     """Where batches come from: an object with saved state, never a generator."""
 
+    learned = False
+
     def next(self, actor: Acts) -> Batch:
         """Collects with `actor` and returns one batch."""
         raise NotImplementedError  # abstract

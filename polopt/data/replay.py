@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor
 from polopt.core.batch import Batch, align_left
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.modules import device_of
-from polopt.core.state import Blob, Stateful
+from polopt.core.state import Blob, Stateful, content_key
 from polopt.data.base import Acts, Source, put
 from polopt.data.priority import Priority, SumTree
 from polopt.data.rollouts import Rollouts
@@ -49,6 +48,7 @@ class Replay(Stateful):
     is an error.
     """
 
+    learned = False
     saved = ("added", "rows")
 
     def __init__(
@@ -267,12 +267,7 @@ class Replay(Stateful):
             return {path: column[low:high] for path, column in self._columns.items()}
 
         if shard not in self._keys:
-            # Named by content: the same bytes have the same name, other bytes never do, whatever was resumed.
-            digest = hashlib.blake2b(digest_size=12)
-            for path, value in tensors().items():
-                digest.update(path.encode())
-                digest.update(value.contiguous().view(torch.uint8).numpy().data)
-            self._keys[shard] = f"{self.name}-{shard}-{digest.hexdigest()}"
+            self._keys[shard] = content_key(f"{self.name}-{shard}", tensors())
         return Blob(self._keys[shard], tensors)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -285,7 +280,7 @@ class Replay(Stateful):
         for name, value in state.items():
             kind, _, rest = name.partition(".")
             if kind == "shard":
-                pieces[int(rest)] = value.tensors() if isinstance(value, Blob) else value
+                pieces[int(rest)] = value.tensors()
             elif kind == "tail":
                 number_text, _, path = rest.partition(".")
                 pieces.setdefault(int(number_text), {})[path] = value

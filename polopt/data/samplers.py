@@ -20,6 +20,7 @@ def own_generator(generator: torch.Generator | None) -> torch.Generator:
 class Sequential(Stateful):
     """0, 1, 2, ...; with a `size`, from 0 again after size - 1."""
 
+    learned = False
     saved = ("taken",)
 
     def __init__(self, size: int | None = None) -> None:
@@ -38,6 +39,7 @@ class Shuffled(Stateful):
     A draw may reach over the end of an epoch; only then can it hold an id twice. `epoch` counts the orders begun.
     """
 
+    learned = False
     saved = ("taken", "epoch")
 
     def __init__(self, size: int, generator: torch.Generator | None = None) -> None:
@@ -75,6 +77,8 @@ class Weighted(Stateful):
     Draws are the largest w_i / e_i with e_i exponentially distributed: Efraimidis and Spirakis, "Weighted random
     sampling with a reservoir", 2006. Raises UsageError for more ids than there are, RunError for weights that are none.
     """
+
+    learned = False
 
     def __init__(self, size: int, weights: Callable[[], Tensor], generator: torch.Generator | None = None) -> None:
         self.size = _positive(size)

@@ -43,6 +43,7 @@ class Task(Stateful):
             vector reward, rewards of agents. Fresh tensors at every step, that every source stores under their names.
     """
 
+    learned = False
     spec: Spec
     num: int
     seed: int = 0

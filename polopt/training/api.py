@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polopt.bases.method import Method
 from polopt.core import files
-from polopt.core.errors import CheckpointError, UsageError
-from polopt.core.state import gather, restore
+from polopt.core.errors import CheckpointError, DamagedError, UsageError
+from polopt.core.state import restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
 from polopt.training import seeding
+from polopt.training.checkpoints import unneeded
 from polopt.training.folder import Run, new_folder, write_config
 from polopt.training.loggers import make_loggers
 from polopt.training.loop import Row, Trainer
@@ -228,7 +227,10 @@ def load(
 def load_method(
     folder: Path, checkpoint: str = "latest", own: OwnCode | None = None, device: str | None = None
 ) -> tuple[Method, Plan]:
-    """Builds a run's method and loads its weights (of the best checkpoint the policy only), not its replay."""
+    """Builds a run's method and loads what it has learned, without optimizers and without where the run stood.
+
+    What only training needs, such as the data, is not opened.
+    """
     run = Run(folder)
     planned = read_plan(run, own or OwnCode())
     planned.options = replace(planned.options, device=device_here(planned.options.device, device))
@@ -243,22 +245,13 @@ def load_method(
         method = planned.build(prepare=False)
         method.task.close()
         try:
-            if checkpoint == "best":
-                restore(method.policy, state, "policy")
-            else:
-                _restore_weights(method, _method_state(state))
-        except CheckpointError as error:
+            restore(method, state, "method", skip=unneeded)
+        except DamagedError:
+            raise
+        except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
             where = run.checkpoints.path(steps[-1], kinds[checkpoint])
             raise CheckpointError(f"checkpoint {where} does not fit {run.folder / 'config.json'}: {error}") from error
     return method, planned
-
-
-def _restore_weights(method: Method, state: dict[str, Any]) -> None:
-    """Loads every tensor that the method has. Raises CheckpointError when one of the policy is not there."""
-    used = restore(method, state, strict=False)
-    for path, leaf in gather(method).items():
-        if path.startswith("policy.") and isinstance(leaf, torch.Tensor) and path not in used:
-            raise CheckpointError(f"it has no '{path}' of the shape {tuple(leaf.shape)}")
 
 
 def _method_state(state: dict[str, Any]) -> dict[str, Any]:

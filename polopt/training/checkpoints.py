@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON only, each folder whole or absent, each file with its digest.
 
     checkpoints/step-000012000/{state.json, tensors.safetensors}     the latest, and the one before it
-    checkpoints/best-000010000/{...}                                 the policy with the best evaluation
+    checkpoints/best-000010000/{...}                                 what was learned at the best evaluation
     checkpoints/blobs/KEY.safetensors                                immutable blocks shared by checkpoints (replay)
 
 `state.json` is written last inside a folder that is renamed into place: a save that is killed at any point leaves the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from polopt.core import files
-from polopt.core.errors import CheckpointError
-from polopt.core.state import Blob, Leaf
+from polopt.core.errors import DamagedError
+from polopt.core.state import Blob, Leaf, unlearned
+from polopt.optim import Optimizer
 
 FORMAT = 1
 
@@ -80,24 +82,34 @@ class Checkpoints:
         return target
 
     def load(self, step: int, kind: str = "step", *, blobs: bool = True) -> dict[str, Leaf]:
-        """Reads a checkpoint, checking every digest; without `blobs` the replay stays on disk.
+        """Reads a checkpoint, checking every digest; without `blobs`, blocks are read when somebody asks for them.
 
         Raises:
-            CheckpointError: it is damaged; the sentence names the file and the good checkpoint before it.
+            DamagedError: it is damaged; the sentence names the file and the good checkpoint before it. Of a block that
+                is read later, it is raised then.
         """
         path = self.path(step, kind)
         try:
             manifest = _read_manifest(path / "state.json")
             tensors = load(_read(path / "tensors.safetensors", manifest["tensors"]))
             state: dict[str, Leaf] = {**manifest["values"], **tensors}
-            for name, key in manifest["blobs"].items() if blobs else ():
-                blob_path = self.folder / "blobs" / f"{key}.safetensors"
-                state[name] = load(_read(blob_path, manifest["blob_digests"][key]))
+            for name, key in manifest["blobs"].items():
+                read = partial(self._read_blob, step, kind, key, manifest["blob_digests"][key])
+                state[name] = Blob(key, partial(_itself, read()) if blobs else read)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            others = [other for other in self.steps() if not (kind == "step" and other == step)]
-            offer = f"; resume from the one before with --checkpoint {others[-1]}" if others else ""
-            raise CheckpointError(f"checkpoint {path} is damaged ({error}){offer}") from error
+            raise self._damaged(step, kind, error) from error
         return state
+
+    def _read_blob(self, step: int, kind: str, key: str, digest: str) -> dict[str, Tensor]:
+        try:
+            return load(_read(self.folder / "blobs" / f"{key}.safetensors", digest))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self._damaged(step, kind, error) from error
+
+    def _damaged(self, step: int, kind: str, error: Exception) -> DamagedError:
+        others = [other for other in self.steps() if not (kind == "step" and other == step)]
+        offer = f"; resume from the one before with --checkpoint {others[-1]}" if others else ""
+        return DamagedError(f"checkpoint {self.path(step, kind)} is damaged ({error}){offer}")
 
     def drop_after(self, step: int) -> None:
         """Forgets a future that will be lived again: newer checkpoints, and blobs that no kept one refers to."""
@@ -136,6 +148,15 @@ class Checkpoints:
             if path.stem not in used:
                 files.remove(path)
                 files.remove(path.with_suffix(".sha256"))
+
+
+def _itself(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
+def unneeded(item: object) -> bool:
+    """What an evaluation does without: where the run stands, and optimizers."""
+    return unlearned(item) or isinstance(item, Optimizer)
 
 
 def _encode(tensors: dict[str, Tensor]) -> bytes:

@@ -24,7 +24,7 @@ from polopt.core.state import Stateful, gather, restore
 from polopt.evaluation.figures import to_json
 from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
-from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state
+from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state, unneeded
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
 
@@ -191,7 +191,7 @@ class Trainer(Stateful):
             value = self.score.of(scores, method.slug)
             if math.isfinite(value) and (self.best is None or value > self.best):
                 self.best = value
-                self.checkpoints.save(self.count, gather(method.policy, "policy"), kind="best", keep=1)
+                self.checkpoints.save(self.count, gather(method, "method", skip=unneeded), kind="best", keep=1)
             if self.until is not None and self.until.met(scores):
                 self.stopped = True
             self._tick()

@@ -252,11 +252,12 @@ def test_the_sum_tree_adds_up(size: int, seed: int) -> None:
 
 
 def saved_and_loaded(flat: dict[str, Any]) -> dict[str, Any]:
-    """As a checkpoint would: tensors copied, blobs read back as their tensors."""
-    loaded = {}
+    """As a checkpoint would: tensors copied, also those of blobs."""
+    loaded: dict[str, Any] = {}
     for key, leaf in flat.items():
         if isinstance(leaf, Blob):
-            loaded[key] = {path: value.clone() for path, value in leaf.tensors().items()}
+            tensors = {path: value.clone() for path, value in leaf.tensors().items()}
+            loaded[key] = Blob(leaf.key, lambda tensors=tensors: tensors)
         else:
             loaded[key] = leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
     return loaded

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 import polopt
 from polopt import registry
+from polopt.core.state import Blob, gather, restore
 from polopt.training.folder import Run
-from tests.guards.harness import BUILT, SEED
+from tests.guards.harness import BUILT, SEED, advance, built
 
 
 def settings(name):
@@ -39,6 +43,29 @@ def same(one, other):
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return one == other
+
+
+def content(leaf):
+    """A copy of a leaf, of a block its tensors."""
+    return copy.deepcopy(leaf.tensors() if isinstance(leaf, Blob) else leaf)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_was_restored_stays_as_it_is(name):
+    """Snapshots and archives are restored from again: training on writes into nothing that was given back."""
+    steps = registry.load(name).smoke.steps
+    with built(name) as method:
+        advance(method, steps // 2)
+        state = {
+            path: Blob(leaf.key, partial(dict, content(leaf))) if isinstance(leaf, Blob) else content(leaf)
+            for path, leaf in gather(method).items()
+        }
+    before = {path: content(leaf) for path, leaf in state.items()}
+    with built(name) as other:
+        restore(other, state)
+        advance(other, steps)
+    for path, leaf in before.items():
+        assert same(leaf, content(state[path])), path
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -230,11 +230,14 @@ def test_a_damaged_block_of_the_replay_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     block = {"x": torch.arange(10.0)}
     checkpoints.save(1, {"replay@shard.0": Blob("b0", lambda: block)})
-    assert torch.equal(checkpoints.load(1)["replay@shard.0"]["x"], block["x"])
+    assert torch.equal(checkpoints.load(1)["replay@shard.0"].tensors()["x"], block["x"])
     damage(tmp_path / "checkpoints" / "blobs" / "b0.safetensors", "flipped")
     with pytest.raises(CheckpointError, match=r"b0\.safetensors does not match its digest"):
         checkpoints.load(1)
-    checkpoints.load(1, blobs=False)
+    later = checkpoints.load(1, blobs=False)["replay@shard.0"]
+    assert later.key == "b0"
+    with pytest.raises(CheckpointError, match=r"checkpoint .*000000001 is damaged .*b0\.safetensors"):
+        later.tensors()
 
 
 def test_blocks_are_written_once_and_removed_with_their_last_checkpoint(tmp_path):
@@ -319,7 +322,7 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, leaves | {"block": Blob("key", lambda: dict(leaves))})
     state = checkpoints.load(1)
-    for found in (state, state["block"]):
+    for found in (state, state["block"].tensors()):
         assert torch.equal(found["one"], torch.tensor([0.0, 1.0, 2.0]))
         assert torch.equal(found["other"], torch.tensor([0.0, 3.0]))
         assert torch.equal(found["same"], whole)
