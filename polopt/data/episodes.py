@@ -168,6 +168,7 @@ class Episodes(Source):
         played = torch.zeros(total, dtype=torch.int64)  # the row that played it
         played[job[job >= 0]] = torch.arange(task.num)[job >= 0]
         steps: list[dict[str, Any]] = []
+        task.player = self
         with torch.no_grad():
             obs = put(task.reset(index=index[job.clamp_min(0)]), device)
             carry: Carry | None = None

@@ -27,6 +27,9 @@ class Rollouts(Source):
     Of `AgentRows` the teams are stepped: N in the window counts agents, in the ledger and in `episodes` teams.
 
     The actor gets observations on its own device, and the window is there too.
+
+    When another source has played the task in between, its episodes are not those of the last window: all rows begin
+    anew. For two sources side by side, give each rows of its own.
     """
 
     def __init__(self, task: Task, steps: int, ledger: Ledger | None = None) -> None:
@@ -43,7 +46,10 @@ class Rollouts(Source):
         task, actor = playing(self.task, actor)
         columns: dict[str, list[Any]] = {}
         with torch.no_grad():
-            obs = put(task.reset() if task.obs is None else task.obs, device)
+            if task.obs is None or (task.player is not self and not task.first.all()):
+                task.reset()
+            task.player = self
+            obs = put(task.obs, device)
             if self._carry is not None:  # one that was loaded comes on the CPU
                 self._carry = {name: put(value, device) for name, value in self._carry.items()}
             first = task.first
@@ -110,7 +116,7 @@ class Rollouts(Source):
     def extra_state(self) -> dict[str, Any]:
         carry = {f"carry.{name}": value for name, value in (self._carry or {}).items()}
         state = {"returns": self._returns.clone(), "lengths": self._lengths.clone(), "ended": list(self._ended)}
-        return {**state, **carry}
+        return {**state, **carry, "plays": self.task.player is self}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._returns = state["returns"].clone()
@@ -118,3 +124,5 @@ class Rollouts(Source):
         self._ended = [list(pair) for pair in state["ended"]]
         carry = {name[6:]: value for name, value in state.items() if name.startswith("carry.")}
         self._carry = carry or None
+        if state["plays"]:
+            self.task.player = self

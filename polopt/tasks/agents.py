@@ -94,6 +94,14 @@ class AgentRows(Task):
         return self.joint.first.repeat_interleave(self.agents)
 
     @property
+    def player(self) -> object:
+        return self.joint.player
+
+    @player.setter
+    def player(self, source: object) -> None:
+        self.joint.player = source
+
+    @property
     def exact_restore(self) -> bool:  # type: ignore[override]
         return self.joint.exact_restore
 

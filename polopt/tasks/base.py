@@ -41,6 +41,8 @@ class Task(Stateful):
         restore_note: one sentence that says why it does not; empty when it does.
         facts: what else is true of the step just taken, [N, ...] by the names of `spec.facts`: costs, the parts of a
             vector reward, rewards of agents. Fresh tensors at every step, that every source stores under their names.
+        player: the source that moved it last: another one that goes on would go on in episodes that it does not know.
+            A task that is made of another's rows hands it on.
     """
 
     learned = False
@@ -52,6 +54,7 @@ class Task(Stateful):
     exact_restore: bool = True
     restore_note: str = ""
     facts: Mapping[str, Tensor] = MappingProxyType({})
+    _player: object = None
     elastic: bool = False
     """True when `num` may be set at any time; the next reset must then be one of all rows. Sources give such a task
     `record["active"]` (bool [N]), and it steps only the rows where that is True."""
@@ -79,6 +82,14 @@ class Task(Stateful):
     def environments(self) -> int:
         """How many environments one step of all rows steps: N, unless several rows are of one environment."""
         return self.num
+
+    @property
+    def player(self) -> object:
+        return self._player
+
+    @player.setter
+    def player(self, source: object) -> None:
+        self._player = source
 
     def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
         """Starts new episodes in the rows where the bool mask `rows` [N] is True (None: all).

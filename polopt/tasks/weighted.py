@@ -70,6 +70,14 @@ class Weighted(Task):
         return self.task.facts
 
     @property
+    def player(self) -> object:
+        return self.task.player
+
+    @player.setter
+    def player(self, source: object) -> None:
+        self.task.player = source
+
+    @property
     def exact_restore(self) -> bool:  # type: ignore[override]
         return self.task.exact_restore
 
