@@ -116,7 +116,7 @@ def run_claim(
     done = {(line["arm"], line["seed"], line["key"]) for line in lines if "metrics" in line}
     missing = [(arm, seed) for arm, seed in claim.jobs() if (arm, seed, keys[arm]) not in done]
     if missing:
-        stamp = {"expect": expect_key(claim), "commit": commit, "polopt": polopt.__version__}
+        stamp: Line = {"expect": expect_key(claim), "commit": commit, "polopt": polopt.__version__}
         stamp |= {} if claim.revision == 1 else {"revision": claim.revision}
         with appending(place.lines(slug)) as append:
             for count, line in enumerate(_run(path, claim, claim.budget, missing, workers), start=1):
