@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,7 +118,8 @@ class AgentRows(Task):
 
     def step(self, record: Mapping[str, Tensor]) -> Step:
         obs, reward, terminated, truncated = self.joint.step({"action": self.teams_of(record["action"])})
-        step = {**self.joint.facts, "reward": reward, "terminated": terminated, "truncated": truncated, "next_obs": obs}
+        facts = {name: fact.to(reward.device) if name in OF_AGENTS else fact for name, fact in self.joint.facts.items()}
+        step = {**facts, "reward": reward, "terminated": terminated, "truncated": truncated, "next_obs": obs}
         rows = self.rows(TensorDict(step, batch_size=[self.joint.num]))
         self.facts = {name: rows[name] for name in (*self.spec.facts, "mask") if name in rows.keys()}
         return rows["next_obs"], rows["reward"], rows["terminated"], rows["truncated"]
@@ -137,6 +138,25 @@ class AgentRows(Task):
     def teams_of(self, value: Tensor) -> Tensor:
         """What agents have [N V, ...] as what teams have: [N, V, ...]."""
         return value.reshape(-1, self.agents, *value.shape[1:])
+
+    def twin(self, rows: int) -> AgentRows:
+        """`rows` further agents, in teams of their own. Raises UsageError unless they make whole teams."""
+        if rows % self.agents:
+            raise UsageError(f"{self.spec.name} has teams of {self.agents}, which {rows} rows do not make")
+        return AgentRows(self.joint.twin(rows // self.agents))
+
+    def snapshot(self) -> list[Any]:
+        """Where each row's team is, once for each of its agents."""
+        return [value for value in self.joint.snapshot() for _ in range(self.agents)]
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        """Takes whole teams back. Raises UsageError when `rows` names a part of one."""
+        chosen = None if rows is None else rows.reshape(-1, self.agents)
+        if chosen is not None and (chosen.any(1) != chosen.all(1)).any():
+            raise UsageError(f"the agents of {self.spec.name} are taken back together, as a team")
+        self.joint.restore(values[:: self.agents], None if chosen is None else chosen[:, 0])
+        assert self.obs is not None
+        return self.obs
 
     def render(self) -> list[Any]:
         return self.joint.render()

@@ -16,7 +16,7 @@ from polopt.core.state import gather, restore
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows, per_agent
 
-from .teams import Duo
+from .teams import Crew, Duo
 
 T, F = True, False
 
@@ -182,3 +182,46 @@ def test_ends_of_agents_and_of_teams():
 def test_a_key_without_an_axis_of_agents_is_named():
     with pytest.raises(ValueError, match=r"'value' of shape \(2, 4\) has no axis of 3 agents, and is not shared"):
         per_agent(team([2, 4], value=torch.zeros(2, 4)), SPEC)
+
+
+def test_a_batched_world_of_a_team_is_one_too():
+    """Without `alive` nobody leaves; what the agents share is repeated, in observations and in facts."""
+    rows = AgentRows(make_task(Crew, num=2, seed=5))
+    obs = rows.reset()
+    assert rows.spec.obs["place"].shape == (1,)
+    assert obs["goal"].shape == obs["place"].shape == (6, 1)
+    assert torch.equal(obs["goal"][0], obs["goal"][2])
+    after, reward, _, truncated = act(rows, 1, 1, 0, 0, 1, 1)
+    assert (after["place"] - obs["place"]).flatten().tolist() == [1, 1, -1, -1, 1, 1]
+    assert torch.equal(reward, -(after["place"] - obs["goal"]).abs().flatten())
+    assert dict(rows.spec.facts) == {"goal": (1,)}
+    assert torch.equal(rows.facts["goal"], obs["goal"])
+    assert rows.facts.keys() == {"goal"}
+    for _ in range(4):
+        assert not truncated.any()
+        _, _, _, truncated = act(rows, 0, 0, 0, 0, 0, 0)
+    assert truncated.all()
+
+
+def test_twins_are_whole_teams_with_starts_of_their_own():
+    rows = AgentRows(make_task(Crew, num=2, seed=5))
+    first = rows.reset()["place"]
+    twin = rows.twin(6)
+    assert (twin.num, twin.joint.num) == (6, 2)
+    assert not torch.equal(twin.reset()["place"], first)
+    assert torch.equal(rows.obs["place"], first)
+    with pytest.raises(UsageError, match="Crew has teams of 3, which 4 rows do not make"):
+        rows.twin(4)
+
+
+def test_teams_are_taken_back_whole():
+    rows = AgentRows(make_task(Crew, num=2, seed=5))
+    first = rows.reset()["place"].clone()
+    where = rows.snapshot()
+    assert len(where) == 6
+    act(rows, 1, 1, 1, 1, 1, 1)
+    obs = rows.restore(where[3:], torch.tensor([F, F, F, T, T, T]))
+    assert (obs["place"] - first).flatten().tolist() == [1, 1, 1, 0, 0, 0]
+    assert torch.equal(rows.restore(where)["place"], first)
+    with pytest.raises(UsageError, match="the agents of Crew are taken back together, as a team"):
+        rows.restore(where[:1], torch.tensor([T, F, F, F, F, F]))
