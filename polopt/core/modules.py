@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,3 +25,23 @@ def device_of(actor: Any) -> torch.device:
     """Where an actor wants its observations, and where batches are made: the device of its parameters, or the CPU."""
     parameter = next(parameters_of(actor), None) if isinstance(actor, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def dtype_of(actor: Any) -> torch.dtype:
+    """The precision in which an actor computes: that of its floating parameters, or the default."""
+    if isinstance(actor, nn.Module):
+        for parameter in parameters_of(actor):
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return torch.get_default_dtype()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it, new floating tensors have this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -31,7 +31,8 @@ class Spec:
 
     With `agents` = V > 1 a row is a team: its observation, action and facts have an axis [V] of agents in front, all
     but the keys and facts named in `shared`, which the whole team has in common. `state` is the space of the fact
-    "state", if there is one.
+    "state", if there is one. `env_obs` is the space of the environment's own observations where the task serves others
+    (from 0 on, where a space starts elsewhere): `raw_obs` is what `predict` is given.
 
     Raises UsageError for a fact with the name of a key that batches have anyway, and for objectives without `rewards`.
     """
@@ -46,6 +47,7 @@ class Spec:
     agents: int = 1
     shared: tuple[str, ...] = ()
     state: gymnasium.Space | None = None
+    env_obs: gymnasium.Space | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in self.facts:
@@ -66,7 +68,13 @@ class Spec:
             return self
         obs = _one(self.obs, self.shared, f"the observations of {self.name}")
         action = _one(self.action, (), f"the actions of {self.name}")
-        return replace(self, obs=obs, action=action, agents=1, shared=())
+        raw = None if self.env_obs is None else _one(self.env_obs, self.shared, f"the observations of {self.name}")
+        return replace(self, obs=obs, action=action, agents=1, shared=(), env_obs=raw)
+
+    @property
+    def raw_obs(self) -> gymnasium.Space:
+        """The space of the environment's own observations."""
+        return self.obs if self.env_obs is None else self.env_obs
 
     @property
     def discrete(self) -> bool:

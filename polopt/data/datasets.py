@@ -26,9 +26,10 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError
+from polopt.core.observations import misfit, served
 from polopt.core.spec import Spec
 from polopt.tasks import recorded
-from polopt.tasks.spaces import NonFinite, reader, served
+from polopt.tasks.spaces import NonFinite, reader
 
 Episode = Mapping[str, Any]
 """obs [T + 1, ...] (a dict of them for Dict spaces), action, reward, terminated and truncated [T, ...], as arrays in
@@ -179,7 +180,7 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     batch = TensorDict(data, batch_size=[size])
     if returns is not None:
         batch["returns"] = returns_to_go(batch, returns)
-    spec = Spec(served(obs_space), action_space, _environment_name(name), {"dataset": name})
+    spec = Spec(served(obs_space), action_space, _environment_name(name), {"dataset": name}, env_obs=obs_space)
     return Dataset(name, spec, batch, recorded.references(name), metadata)
 
 
@@ -320,7 +321,7 @@ def _columns(number: int, episode: Episode, spec: Spec) -> dict[str, Any]:
     try:
         return {
             "observations": _as_stored(episode["obs"], spec.obs, count + 1),
-            "actions": _as_stored(episode["action"], spec.action, count),
+            "actions": _as_stored(episode["action"], spec.action, count, rounds=True),
             "rewards": np.asarray(episode["reward"], dtype=np.float64),
             "terminations": np.asarray(episode["terminated"], dtype=bool).reshape(count),
             "truncations": np.asarray(episode["truncated"], dtype=bool).reshape(count),
@@ -331,10 +332,20 @@ def _columns(number: int, episode: Episode, spec: Spec) -> dict[str, Any]:
         ) from None
 
 
-def _as_stored(value: Any, space: gymnasium.Space, count: int) -> Any:
+def _as_stored(value: Any, space: gymnasium.Space, count: int, rounds: bool = False) -> Any:
+    """Arrays in the type of the space. Raises ValueError where that would lose what they say; `rounds` is for actions.
+
+    Integers of a Box are served as floats, so whole floats go back into one; images are not.
+    """
     if isinstance(space, spaces.Dict):
         return {key: _as_stored(value[key], part, count) for key, part in space.spaces.items()}
-    return np.asarray(value, dtype=space.dtype).reshape(count, *(space.shape or ()))
+    array = np.asarray(value)
+    if array.dtype.kind == "f" and np.issubdtype(space.dtype, np.integer) and space.dtype != np.uint8:
+        whole = np.rint(array)
+        array = whole.astype(space.dtype) if rounds or np.array_equal(whole, array) else array
+    if problem := misfit(array, space.dtype):
+        raise ValueError(problem)
+    return array.astype(space.dtype).reshape(count, *(space.shape or ()))
 
 
 def _equal_spaces(one: gymnasium.Space, other: gymnasium.Space) -> bool:

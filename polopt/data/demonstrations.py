@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from polopt.data.base import Acts, Source, put
 from polopt.data.episodes import Episodes
 from polopt.tasks.base import Task
 from polopt.tasks.simulated import Simulated
+from polopt.tasks.spaces import rounded
 
 KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first")
 
@@ -27,7 +27,7 @@ KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "first
 def record(actor: Acts, task: Task, episodes: int, *, greedy: bool = True) -> Batch:
     """Whole episodes of `actor`, joined: a batch [B] with `KEYS` and the facts of the task, actions as the environment
     got them."""
-    return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor, task.spec.facts)
+    return joined(Episodes(task, episodes=episodes, greedy=greedy).next(actor), actor, task.spec)
 
 
 def scripted_episodes(world: Simulated, behavior: str, decisions: int) -> Batch:
@@ -38,18 +38,18 @@ def scripted_episodes(world: Simulated, behavior: str, decisions: int) -> Batch:
     """
     actor, source, parts, size = world.scripted(behavior), Episodes(world, world.num), list[Batch](), 0
     while size < decisions:
-        parts.append(joined(source.next(actor), actor, world.spec.facts))
+        parts.append(joined(source.next(actor), actor, world.spec))
         size += len(parts[-1])
     data = torch.cat(parts)  # type: ignore[arg-type]
     ends = (data["terminated"] | data["truncated"]).nonzero().flatten() + 1
     return data[: int(ends[(ends < decisions).sum()])]
 
 
-def joined(batch: Batch, actor: Acts, facts: Iterable[str] = ()) -> Batch:
-    """The decisions of a batch [R, T] of `Episodes`, one after the other: a batch [B] with `KEYS` and `facts`."""
+def joined(batch: Batch, actor: Acts, spec: Spec) -> Batch:
+    """The decisions of a batch [R, T] of `Episodes`, one after the other: a batch [B] with `KEYS` and the facts."""
     batch = batch.clone(False).set("next_obs", batch["final_obs"])
-    flat = batch.select(*KEYS, *facts)[batch["mask"]]
-    return flat.set("action", actor.env_action(flat["action"]))
+    flat = batch.select(*KEYS, *spec.facts)[batch["mask"]]
+    return flat.set("action", rounded(actor.env_action(flat["action"]), spec.action))
 
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:

@@ -36,7 +36,7 @@ class Together(nn.Module):
     def predict(self, obs: Any) -> np.ndarray:
         """Acts greedily on one NumPy observation of a team; the actions [V, ...] for its environment."""
         spec = self.rows.joint.spec
-        team = put(reader(spec.obs, spec.name)(_batch_of_one(obs)), device_of(self))
+        team = put(reader(spec.raw_obs, spec.name)(_batch_of_one(obs)), device_of(self))
         record, carry = self.act(team, self._carry, greedy=True)
         self._carry = carry or None
         return self.env_action(record["action"])[0].cpu().numpy()

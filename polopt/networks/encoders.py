@@ -14,11 +14,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from polopt.core.errors import UsageError
+from polopt.core.observations import MASK_KEY
 from polopt.networks.layers import initialize
 
 Obs = Any  # a Tensor, or a (nested) dict or TensorDict of them
 
-MASK_KEY = "action_mask"
 """Key of a dict observation that says which actions are legal: read by policies, never by networks."""
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -86,15 +86,16 @@ class Encoder(nn.Module):
 
 
 class VectorEncoder(Encoder):
-    """Flattens a Box or MultiBinary; uint8 values are divided by 255."""
+    """Flattens a Box or MultiBinary; uint8 values of pictures (0 to 255) are divided by 255."""
 
     def __init__(self, space: gymnasium.Space) -> None:
         super().__init__()
         self.dims = len(space.shape or ())
         self.size = math.prod(space.shape or ())
+        self.divisor = _divisor(space)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return _real(obs).reshape(*obs.shape[: obs.dim() - self.dims], self.size)
+        return _real(obs, self.divisor).reshape(*obs.shape[: obs.dim() - self.dims], self.size)
 
 
 class OneHotEncoder(Encoder):
@@ -119,14 +120,15 @@ class ImageEncoder(Encoder):
     """The convolutional network of Mnih et al. 2015: three layers, then 512 rectified features.
 
     Reads [H, W], [H, W, C], [C, H, W] (also frame stacks [S, H, W]), [S, H, W, C] and [S, C, H, W]: the smaller one of
-    the first and last dimension is taken for the channels, and stacked frames become channels. uint8 pixels are
-    divided by 255. Images with a side under 36 pixels get two layers of 3 by 3 instead.
+    the first and last dimension is taken for the channels, and stacked frames become channels. uint8 pixels
+    from 0 to 255 are divided by 255. Images with a side under 36 pixels get two layers of 3 by 3 instead.
     """
 
     def __init__(self, space: spaces.Box, init: str = "default", features: int = 512) -> None:
         super().__init__()
         self.shape = tuple(space.shape)
         self.size = features
+        self.divisor = _divisor(space)
         channels, height, width = _image_shape(self.shape)
         gain = math.sqrt(2.0) if init == "orthogonal" else 1.0
         layers: list[nn.Module] = []
@@ -142,7 +144,7 @@ class ImageEncoder(Encoder):
     def forward(self, obs: Tensor) -> Tensor:
         lead = obs.shape[: obs.dim() - len(self.shape)]
         image = channels_first(obs.reshape(-1, *self.shape), self.shape)
-        return self.linear(self.convolutions(_real(image)).flatten(1)).relu().reshape(*lead, self.size)
+        return self.linear(self.convolutions(_real(image, self.divisor)).flatten(1)).relu().reshape(*lead, self.size)
 
 
 class DictEncoder(Encoder):
@@ -186,7 +188,12 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return stack * channels, height, width
 
 
-def _real(obs: Tensor) -> Tensor:
-    if obs.dtype == torch.uint8:
-        return obs.to(torch.get_default_dtype()) / 255.0
-    return obs if obs.is_floating_point() else obs.to(torch.get_default_dtype())
+def _divisor(space: gymnasium.Space) -> float | None:
+    """255 for what has the range of pictures; other bytes are numbers like any others."""
+    picture = isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.low.max() == 0
+    return 255.0 if picture and space.high.min() == 255 else None  # type: ignore[union-attr]
+
+
+def _real(obs: Tensor, divisor: float | None) -> Tensor:
+    real = obs if obs.is_floating_point() else obs.to(torch.get_default_dtype())
+    return real if divisor is None else real / divisor

@@ -10,22 +10,20 @@ policies `hidden` and `first`. [...] stands for the leading dimensions of the ba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
-import numpy as np
-import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
-from polopt.core.modules import device_of
+from polopt.core.modules import default_dtype, device_of, dtype_of
+from polopt.core.observations import MASK_KEY, checker, lifted
 from polopt.core.spec import Spec
-from polopt.networks.encoders import MASK_KEY, Obs, is_dict
+from polopt.networks.encoders import Obs, is_dict
 from polopt.networks.normalizer import Normalizer
 from polopt.policies.fields import Path
+from polopt.tasks.spaces import NonFinite, reader, without_choice, writer
 
 Record = dict[str, Tensor]
 
@@ -73,14 +71,31 @@ class Actor(nn.Module, ABC):
     def predict(self, obs: Any, *, greedy: bool = True) -> Any:
         """Acts on one numpy observation (no batch dimension) and returns the action for `env.step`.
 
-        Recurrent policies remember the episode so far; call `reset` when a new one begins.
+        The observation is read as that of a training environment is, and the parameters say in which precision.
+        Recurrent policies remember the episode so far; call `reset` when a new one begins. Raises UsageError for an
+        observation that is not in the environment's space or not finite, or that allows no action.
         """
-        record, carry = self.act(to_tensor(self.spec.obs, obs, device_of(self)), self._carry, greedy=greedy)
+        spec = self.spec
+        with default_dtype(dtype_of(self)):
+            seen = self._read(obs)
+            record, carry = self.act(seen, self._carry, greedy=greedy)
+            action = self.env_action(record["action"])
         self._carry = carry if carry else None
-        action = self.env_action(record["action"])[0].cpu().numpy()
-        if isinstance(self.spec.action, spaces.Discrete):
-            return self.spec.action.dtype.type(action)
-        return action.astype(self.spec.action.dtype)
+        return writer(spec.action, spec.name)(action)[0]
+
+    def _read(self, obs: Any) -> Any:
+        """One observation of the environment as a batch of one row, on the device of the policy."""
+        spec = self.spec
+        if problem := checker(spec.raw_obs)(obs):
+            raise UsageError(f"predict was given {problem}")
+        try:
+            seen = reader(spec.raw_obs, spec.name)(lifted(spec.raw_obs, obs))
+        except NonFinite as error:
+            raise UsageError(f"predict was given an observation{error.where} that is not finite") from None
+        mask = legal_actions(seen)
+        if mask is not None and without_choice(mask, spec.action).any():
+            raise UsageError(f"predict was given an observation whose {MASK_KEY} forbids every action")
+        return seen.to(device_of(self))
 
     def reset(self) -> None:
         """Forgets the episode that `predict` has followed."""
@@ -273,19 +288,3 @@ def legal_actions(obs: Obs) -> Tensor | None:
 def legal_in(batch: Batch) -> Tensor | None:
     """`action_mask` of a batch; without one, that of its observation; without that, None."""
     return batch[MASK_KEY].bool() if MASK_KEY in batch.keys() else legal_actions(batch["obs"])
-
-
-def to_tensor(space: gymnasium.Space, obs: Any, device: torch.device | None = None) -> Any:
-    """One numpy observation as tensors with a leading dimension of 1: floats in the default dtype, uint8 and bool as
-    they are, other integers int64; a Dict space gives a dict."""
-    if isinstance(space, spaces.Dict):
-        assert isinstance(obs, Mapping)
-        return {key: to_tensor(item, obs[key], device) for key, item in space.spaces.items()}
-    array = np.asarray(obs)
-    if np.issubdtype(array.dtype, np.floating):
-        dtype = torch.get_default_dtype()
-    elif array.dtype in (np.uint8, np.bool_):
-        dtype = torch.uint8 if array.dtype == np.uint8 else torch.bool
-    else:
-        dtype = torch.int64
-    return torch.as_tensor(array, dtype=dtype, device=device)[None]

@@ -23,12 +23,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.observations import MASK_KEY, served
 from polopt.core.spec import Spec
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.facts import Shapes, legal, probe
 from polopt.tasks.petting import FLAGS
 from polopt.tasks.restorable import Row
-from polopt.tasks.spaces import NonFinite, as_floats, reader, served, unpacked, writer
+from polopt.tasks.spaces import NonFinite, as_floats, reader, unpacked, without_choice, writer
 
 PROBE_STEPS = 12
 
@@ -75,9 +76,10 @@ class GymTask(Task):
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action, name)
-        self.spec = Spec(served(space), action, name, info, **said)
+        self.spec = Spec(served(space), action, name, info, env_obs=space, **said)
         self._facts: Shapes = dict(self.spec.facts)
         self._flags = [name for name in FLAGS if self.spec.agents > 1]
+        self._masked = self.spec.agents == 1 and self.spec.discrete and MASK_KEY in getattr(space, "spaces", {})
 
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -115,6 +117,8 @@ class GymTask(Task):
         # A fresh options dict each time: Gymnasium pops the mask from it.
         raw, info = self._call(self._vector.reset, seed=seeds, options={"reset_mask": mask})
         new = self._checked(raw, info)
+        if self._masked:
+            self._check_choice(new, mask)
         chosen = torch.from_numpy(mask)
         self.obs = new if rows is None or self.obs is None else where_rows(chosen, new, self.obs)
         self.first = self.first | chosen
@@ -141,6 +145,8 @@ class GymTask(Task):
             self.facts = {**facts, **{name: facts[name] > 0 for name in self._flags}}
         self._ended = terminated | truncated
         self._any_ended = bool(self._ended.any())
+        if self._masked:
+            self._check_choice(obs, ~self._ended)
         self.first = self._none_first
         self.obs = obs
         return obs, as_floats(reward), torch.from_numpy(terminated), torch.from_numpy(truncated)
@@ -166,6 +172,12 @@ class GymTask(Task):
             return self._read(raw)
         except NonFinite as error:
             raise self._fault(f"its observation{error.where} is not finite", error.row) from None
+
+    def _check_choice(self, obs: Any, live: np.ndarray) -> None:
+        """Raises RunError where a mask forbids every action in a row that goes on; at an end it may."""
+        stuck = without_choice(obs[MASK_KEY], self.spec.action) & torch.from_numpy(live)
+        if stuck.any():
+            raise self._fault(f"its {MASK_KEY} forbids every action", int(stuck.int().argmax()))
 
     def _fault(self, what: str, row: int) -> RunError:
         return RunError(f"{self._name} failed: {what} (row {row}, step {self._steps[row]} of the episode)")

@@ -15,11 +15,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from polopt.core.observations import checker
 from polopt.tasks.facts import Shapes, objectives, pack
 from polopt.tasks.petting import TeamEnv
 
 STEP = "(observation, reward, terminated, truncated, info)"
-Check = Callable[[Any], str]  # "" when the observation is right, otherwise what is wrong with it
 
 
 class Restorable(gymnasium.Wrapper):
@@ -62,7 +62,9 @@ class Restorable(gymnasium.Wrapper):
             obs, reward, terminated, truncated, info = result
             if self.objectives:
                 info = {**info, "rewards": reward}
-            reward = float(np.sum(reward)) if self.objectives else float(reward)
+            if not isinstance(reward, float) and np.size(reward) != 1 and not self.objectives:
+                return self._failed_step(f"its step returned a reward of shape {np.shape(reward)}, not a number")
+            reward = float(np.sum(reward))
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
         problem = self._check(obs)
@@ -121,49 +123,6 @@ class Row:
             self.said |= env.unwrapped.team
             self.info["agent_names"] = env.unwrapped.names
         return row
-
-
-def checker(space: spaces.Space) -> Check:
-    """A quick test of one observation: shapes and ranges that a buffer would hide by broadcasting or wrapping."""
-    if isinstance(space, spaces.Dict):
-        parts = {key: checker(part) for key, part in space.spaces.items()}
-
-        def check_dict(obs: Any) -> str:
-            if not isinstance(obs, dict) or set(obs) != set(parts):
-                found = sorted(map(str, obs)) if isinstance(obs, dict) else type(obs).__name__
-                return f"an observation with the keys {found}, not {sorted(parts)}"
-            for key, check in parts.items():
-                problem = check(obs[key])
-                if problem:
-                    return f"{problem} under '{key}'"
-            return ""
-
-        return check_dict
-    if isinstance(space, spaces.Discrete):
-        low, high = int(space.start), int(space.start + space.n)
-
-        def check_discrete(obs: Any) -> str:
-            if np.ndim(obs) == 0 and low <= obs < high and int(obs) == obs:
-                return ""
-            return f"the observation {obs!r}, which is not in {space}"
-
-        return check_discrete
-    shape = space.shape
-
-    def check_array(obs: Any) -> str:
-        if isinstance(obs, np.ndarray) and obs.shape == shape and obs.dtype != object:
-            return ""
-        try:
-            array = np.asarray(obs)
-        except ValueError:
-            return "an observation that is not an array"
-        if array.dtype == object or array.dtype.kind in "USV":
-            return f"an observation of type {type(obs).__name__}, not an array of numbers"
-        if array.shape == shape:
-            return ""
-        return f"an observation of shape {array.shape}, but its observation space has shape {shape}"
-
-    return check_array
 
 
 def blank(space: spaces.Space) -> Any:

@@ -1,4 +1,8 @@
-"""Gymnasium's spaces as tensors: observations that are read and checked, actions that are written."""
+"""Tensors of what an environment gives, and what it gets of tensors: one way for all who read and write.
+
+Training, evaluation, data sets and `predict` share these readers and writers, so they see the same numbers. What may be
+wrong with a single observation is said by `polopt.core.observations`, which worker processes import: it needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.errors import UsageError
+from polopt.core.observations import MASK_KEY
 from polopt.tasks.facts import Shapes
 
 FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
@@ -41,23 +46,10 @@ def unpacked(packed: np.ndarray, shapes: Shapes) -> dict[str, Tensor]:
     return {name: part.reshape(len(part), *shape) for (name, shape), part in zip(shapes.items(), parts)}
 
 
-def served(space: spaces.Space) -> spaces.Space:
-    """The space of the tensors that the task gives: MultiBinary becomes a Box, unless it is an action mask."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({k: v if k == "action_mask" else served(v) for k, v in space.spaces.items()})
-    if isinstance(space, spaces.MultiBinary):
-        return spaces.Box(0.0, 1.0, space.shape, np.float32)
-    if isinstance(space, spaces.Discrete) and space.start:
-        return spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete) and space.start.any():
-        return spaces.MultiDiscrete(space.nvec)
-    return space
-
-
 def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any], Any]:
     """A function from a batch of raw observations to fresh tensors (or a TensorDict of them) [N, ...]."""
     if isinstance(space, spaces.Dict):
-        parts = {key: reader(part, name, key == "action_mask") for key, part in space.spaces.items()}
+        parts = {key: reader(part, name, key == MASK_KEY) for key, part in space.spaces.items()}
 
         def read_dict(raw: Any) -> TensorDict:
             tensors = {}
@@ -88,10 +80,21 @@ def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any]
         return read_box
     kind = type(space).__name__
     raise UsageError(
-        f"{name} has a {kind} observation space; polopt serves Box, Discrete, MultiDiscrete, MultiBinary and "
-        "Dict of these: "
-        "wrap the environment"
+        f"{name} has a {kind} observation space; polopt serves Box, Discrete, MultiDiscrete, MultiBinary and Dict of "
+        "these: wrap the environment"
     )
+
+
+def without_choice(mask: Tensor, space: spaces.Space) -> Tensor:
+    """The rows, bool [N], whose mask [N, A] of legal actions leaves nothing to do: in one factor, of several."""
+    counts = space.nvec.reshape(-1).tolist() if isinstance(space, spaces.MultiDiscrete) else [mask.shape[-1]]
+    return torch.stack([~part.any(-1) for part in mask.split(counts, -1)]).any(0)
+
+
+def rounded(action: Tensor, space: spaces.Space) -> Tensor:
+    """Actions [N, ...] in the environment's units: whole numbers where its Box holds nothing else."""
+    whole = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
+    return action.round() if whole and action.is_floating_point() else action
 
 
 def writer(space: spaces.Space, name: str) -> Callable[[Tensor], np.ndarray]:
@@ -99,7 +102,7 @@ def writer(space: spaces.Space, name: str) -> Callable[[Tensor], np.ndarray]:
     dtype = space.dtype
     if isinstance(space, spaces.Box):
         shape = space.shape
-        return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype).reshape(-1, *shape)
+        return lambda action: np.array(rounded(action.detach().cpu(), space).numpy(), dtype=dtype).reshape(-1, *shape)
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype)
     raise UsageError(

@@ -194,7 +194,7 @@ class _Recorder:
         with self.task(kind) as task, paired(seed):
             source = Episodes(task, ROWS)
             while size < count:
-                parts.append(joined(source.next(actor), actor, task.spec.facts).cpu())
+                parts.append(joined(source.next(actor), actor, task.spec).cpu())
                 size += len(parts[-1])
         data = _cat(parts)
         ends = lengths(data).cumsum(0)

@@ -1,0 +1,94 @@
+"""Observation spaces: which are served as what, and whether one raw observation is in its space. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+MASK_KEY = "action_mask"
+Check = Callable[[Any], str]  # what is wrong with an observation, or ""
+
+
+def served(space: spaces.Space) -> spaces.Space:
+    """The space of the tensors that the task gives: MultiBinary becomes a Box, unless it is an action mask."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({k: v if k == MASK_KEY else served(v) for k, v in space.spaces.items()})
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.Box(0.0, 1.0, space.shape, np.float32)
+    if isinstance(space, spaces.Discrete) and space.start:
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and space.start.any():
+        return spaces.MultiDiscrete(space.nvec)
+    return space
+
+
+def checker(space: spaces.Space) -> Check:
+    """A quick test of one observation: shapes, types and ranges that a buffer would hide by broadcasting or wrapping.
+
+    Numbers may narrow within their kind, where they fit: float64 in a float32 space, int64 in one of int8.
+    """
+    if isinstance(space, spaces.Dict):
+        parts = {key: checker(part) for key, part in space.spaces.items()}
+
+        def check_dict(obs: Any) -> str:
+            if not isinstance(obs, dict) or set(obs) != set(parts):
+                found = sorted(map(str, obs)) if isinstance(obs, dict) else type(obs).__name__
+                return f"an observation with the keys {found}, not {sorted(parts)}"
+            for key, check in parts.items():
+                problem = check(obs[key])
+                if problem:
+                    return f"{problem} under '{key}'"
+            return ""
+
+        return check_dict
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n)
+
+        def check_discrete(obs: Any) -> str:
+            if np.ndim(obs) == 0 and low <= obs < high and int(obs) == obs:
+                return ""
+            return f"the observation {obs!r}, which is not in {space}"
+
+        return check_discrete
+    if isinstance(space, spaces.MultiDiscrete):
+        return lambda obs: (
+            "" if space.contains(np.asarray(obs)) else f"the observation {obs!r}, which is not in {space}"
+        )
+    shape, dtype = space.shape, space.dtype
+
+    def check_array(obs: Any) -> str:
+        if isinstance(obs, np.ndarray) and obs.shape == shape and obs.dtype == dtype:
+            return ""
+        try:
+            array = np.asarray(obs)
+        except ValueError:
+            return "an observation that is not an array"
+        if array.dtype == object or array.dtype.kind in "USV":
+            return f"an observation of type {type(obs).__name__}, not an array of numbers"
+        if array.shape != shape:
+            return f"an observation of shape {array.shape}, but its observation space has shape {shape}"
+        return misfit(array, dtype)
+
+    return check_array
+
+
+def misfit(array: np.ndarray, dtype: Any) -> str:
+    """Why an array of numbers cannot be stored as `dtype` without losing what it says, or ""."""
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        return f"{array.dtype} in a {np.dtype(dtype)} space"
+    if np.issubdtype(dtype, np.integer) and array.size and array.dtype != dtype:
+        limits = np.iinfo(dtype)
+        for value in (array.min(), array.max()):
+            if not limits.min <= value <= limits.max:
+                return f"{value} in a {np.dtype(dtype)} space"
+    return ""
+
+
+def lifted(space: spaces.Space, obs: Any) -> Any:
+    """One raw observation, of any memory layout, as a batch of one row."""
+    if isinstance(space, spaces.Dict):
+        return {key: lifted(part, obs[key]) for key, part in space.spaces.items()}
+    return np.asarray(obs, dtype=space.dtype)[None]
