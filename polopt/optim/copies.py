@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -33,7 +33,7 @@ def frozen_copy(module: M) -> M:
     return twin
 
 
-def duplicate(module: M, shared: dict[int, nn.Module] | None = None) -> M:
+def duplicate(module: M, shared: Mapping[int, nn.Module] | None = None) -> M:
     """A deep copy that knows what it was made of, with its own parameters and buffers; `shared` maps the ids of parts
     that it shares with the module to these parts."""
     memo: dict[int, Any] = dict(shared or {})
