@@ -55,6 +55,7 @@ class Task(Stateful):
     restore_note: str = ""
     facts: Mapping[str, Tensor] = MappingProxyType({})
     _player: object = None
+    _twins: int = 0
     elastic: bool = False
     """True when `num` may be set at any time; the next reset must then be one of all rows. Sources give such a task
     `record["active"]` (bool [N]), and it steps only the rows where that is True."""
@@ -114,8 +115,10 @@ class Task(Stateful):
         The first twin, the second, ... of a task have the same starts in every run with its seed; a method makes its
         twins in `build`. Raises UsageError, one sentence, for a task that cannot be made again.
         """
-        self._twins = getattr(self, "_twins", 0) + 1
-        return self._twin(rows, start_seed(self.seed, [TWIN, self._twins]))
+        self._twins += 1
+        twin = self._twin(rows, start_seed(self.seed, [TWIN, self._twins]))
+        twin._twins, twin.player = 0, None
+        return twin
 
     def _twin(self, rows: int, seed: int) -> Task:
         raise UsageError(f"{self.spec.name} has no second set of rows, which is needed here")
@@ -129,7 +132,8 @@ class Task(Stateful):
 
     def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
         """Takes the rows where the mask `rows` [N] is True (None: all), in order, to where `values` say: equal actions
-        then lead as they led from there. The rows may be others, also those of a twin; the starts to come stay.
+        then lead as they led from there, also the luck (but not in tabular tasks, whose luck is no row's). The rows may
+        be others, also those of a twin; the starts to come stay.
 
         Returns the observation of ALL rows [N, ...]. Raises UsageError, one sentence, for a task that cannot.
         """

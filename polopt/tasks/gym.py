@@ -26,12 +26,10 @@ from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.observations import MASK_KEY, served
 from polopt.core.spec import Spec
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
-from polopt.tasks.facts import Shapes, legal, probe
+from polopt.tasks.facts import Shapes, probe
 from polopt.tasks.petting import FLAGS
-from polopt.tasks.restorable import Row
+from polopt.tasks.restorable import Row, restores
 from polopt.tasks.spaces import NonFinite, as_floats, reader, unpacked, without_choice, writer
-
-PROBE_STEPS = 12
 
 
 class GymTask(Task):
@@ -68,6 +66,7 @@ class GymTask(Task):
         self.evaluation = evaluation
         self._make = make
         self._name = name
+        self._workers = workers
         self._asked: Shapes = probe(make, facts, name) if facts else {}
         self._vector: Any
         self._vector, info, said = self._make_vector(workers)
@@ -224,12 +223,51 @@ class GymTask(Task):
         ends = np.cumsum(self._steps)
         plans = [actions[end - count : end] for count, end in zip(self._steps, ends)]
         self._actions = self._aligned(plans)
-        self.obs = self._replayed(plans)
+        self.obs = self._replayed(plans, np.ones(self.num, dtype=bool))
         self.first = torch.from_numpy(self._steps == 0)
         saved = {f"obs{path}": leaf for path, leaf in leaves(self.obs)}
         if not all(torch.equal(leaf, state[name].to(leaf.dtype)) for name, leaf in saved.items()):
             self.restore_note = f"{self._name} did not replay to the saved observation, so its episodes start anew"
             self.reset()
+
+    def _twin(self, rows: int, seed: int) -> Task:
+        facts = tuple(self._asked)
+        return GymTask(self._make, rows, seed, self._workers, self.evaluation, self._name, facts)
+
+    def snapshot(self) -> list[Any]:
+        self._check_replay()
+        if self.obs is None:
+            raise RunError(f"{self._name} must be reset before it can be taken back to where it is")
+        return [
+            {"seed": seed, "actions": plan, "ended": bool(ended), "obs": self.obs[row]}
+            for row, (seed, plan, ended) in enumerate(zip(self._seeds, self._plans(), self._ended))
+        ]
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        self._check_replay()
+        where = self._where(values, rows)
+        if self.obs is None and len(where) < self.num:
+            raise RunError(f"{self._name} must be reset in all rows first")
+        mask = np.zeros(self.num, dtype=bool)
+        mask[where.numpy()] = True
+        plans = self._plans()
+        for row, value in zip(where.tolist(), values):
+            self._seeds[row], plans[row], self._ended[row] = value["seed"], value["actions"], value["ended"]
+            self._steps[row] = len(plans[row])
+        self._any_ended = bool(self._ended.any())
+        self._actions = self._aligned(plans)
+        new = self._replayed(plans, mask)
+        self.obs = new if self.obs is None else where_rows(torch.from_numpy(mask), new, self.obs)
+        self.first = torch.where(torch.from_numpy(mask), torch.from_numpy(self._steps == 0), self.first)
+        for row, value in zip(where.tolist(), values):
+            if not all(torch.equal(one, other) for (_, one), (_, other) in zip(leaves(new[row]), leaves(value["obs"]))):
+                raise RunError(f"{self._name} did not replay to where it was (row {row}, step {self._steps[row]})")
+        return self.obs
+
+    def _check_replay(self) -> None:
+        if not self.exact_restore:
+            reason = "it does not repeat itself exactly from a seed and the same actions"
+            raise UsageError(f"{self._name} cannot take a row back to where it was: {reason}")
 
     def _plans(self) -> list[np.ndarray]:
         """The actions of each row's present episode, [steps of the row, ...]."""
@@ -248,9 +286,11 @@ class GymTask(Task):
             batch[longest - len(plan) :, row] = plan
         return list(batch)
 
-    def _replayed(self, plans: list[np.ndarray]) -> Obs:
-        raw, info = self._call(self._vector.reset, seed=list(self._seeds), options={})
+    def _replayed(self, plans: list[np.ndarray], mask: np.ndarray) -> Obs:
+        """The observations after the rows where `mask` is True were begun anew and went through their plans."""
+        raw, info = self._call(self._vector.reset, seed=list(self._seeds), options={"reset_mask": mask.copy()})
         start = self._checked(raw, info)
+        plans = [plan if again else plan[:0] for plan, again in zip(plans, mask)]
         self._call(self._vector.set_attr, "plan", [list(plan) for plan in plans])
         results = self._call(self._vector.call, "replay")
         fault = next((fault for _, fault in results if fault), "")
@@ -337,53 +377,3 @@ def leaves(obs: Any, path: str = "") -> list[tuple[str, Tensor]]:
     if isinstance(obs, Tensor):
         return [(path, obs)]
     return [leaf for key, value in obs.items() for leaf in leaves(value, f"{path}.{key}")]
-
-
-# The self-test
-
-
-def restores(make: Callable[[], gymnasium.Env], name: str) -> str:
-    """ "" if a seed and actions bring an environment back bitwise, else one sentence.
-
-    One copy plays a first episode for some steps and then a second one; another copy plays only the second.
-    """
-    tail = ", so its episodes start anew at a resume"
-    envs: list[gymnasium.Env] = []
-    try:
-        envs = [make(), make()]
-        env: Any = envs[0]
-        while env is not env.unwrapped:
-            if getattr(env, "across_resets", False):
-                return f"an episode of {name} depends on the one before{tail}"
-            env = env.env
-        rng = np.random.default_rng(0)
-        _play(envs[0], 1, rng, None)
-        trace, actions = _play(envs[0], 2, rng, None)
-        again, _ = _play(envs[1], 2, rng, actions)
-        same = len(trace) == len(again) and all(map(_equal, trace, again))
-        return "" if same else f"{name} does not repeat itself from a seed and the same actions{tail}"
-    except Exception as error:
-        return f"{name} could not be tested for exact restoring ({type(error).__name__}){tail}"
-    finally:
-        for env in envs:
-            with contextlib.suppress(Exception):
-                env.close()
-
-
-def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list[Any] | None) -> tuple[list, list]:
-    obs, _ = env.reset(seed=seed)
-    trace, played = [obs], []
-    for step in range(PROBE_STEPS if actions is None else len(actions)):
-        action = legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
-        obs, reward, terminated, truncated, _ = env.step(action)
-        trace += [reward, terminated, truncated, np.array(obs) if not isinstance(obs, dict) else dict(obs)]
-        played.append(action)
-        if terminated or truncated:
-            break
-    return trace, played
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return np.array_equal(np.asarray(a), np.asarray(b))

@@ -86,6 +86,10 @@ class PooledTask(GymTask):
             return GymTask(maker, num=num, seed=seed, evaluation=True, name=maker.name)
         return cls(name, num, seed, workers, **options)
 
+    def _twin(self, rows: int, seed: int) -> Task:
+        name, _, _, threads, options = self._pool
+        return PooledTask(name, rows, seed, threads, **options)
+
     def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], dict[str, Any]]:
         pool = Pool(*self._pool)
         return pool, {"horizon": pool.pool.spec.config.max_episode_steps}, {}

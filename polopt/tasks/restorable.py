@@ -6,6 +6,7 @@ may not be picklable, and would end the worker), and replays actions so that an 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -16,9 +17,10 @@ import numpy as np
 from gymnasium import spaces
 
 from polopt.core.observations import checker
-from polopt.tasks.facts import Shapes, objectives, pack
+from polopt.tasks.facts import Shapes, legal, objectives, pack
 from polopt.tasks.petting import TeamEnv
 
+PROBE_STEPS = 12
 STEP = "(observation, reward, terminated, truncated, info)"
 
 
@@ -137,3 +139,53 @@ def blank(space: spaces.Space) -> Any:
 def _said(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# The self-test
+
+
+def restores(make: Callable[[], gymnasium.Env], name: str) -> str:
+    """ "" if a seed and actions bring an environment back bitwise, else one sentence.
+
+    One copy plays a first episode for some steps and then a second one; another copy plays only the second.
+    """
+    tail = ", so its episodes start anew at a resume"
+    envs: list[gymnasium.Env] = []
+    try:
+        envs = [make(), make()]
+        env: Any = envs[0]
+        while env is not env.unwrapped:
+            if getattr(env, "across_resets", False):
+                return f"an episode of {name} depends on the one before{tail}"
+            env = env.env
+        rng = np.random.default_rng(0)
+        _play(envs[0], 1, rng, None)
+        trace, actions = _play(envs[0], 2, rng, None)
+        again, _ = _play(envs[1], 2, rng, actions)
+        same = len(trace) == len(again) and all(map(_equal, trace, again))
+        return "" if same else f"{name} does not repeat itself from a seed and the same actions{tail}"
+    except Exception as error:
+        return f"{name} could not be tested for exact restoring ({type(error).__name__}){tail}"
+    finally:
+        for env in envs:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list[Any] | None) -> tuple[list, list]:
+    obs, _ = env.reset(seed=seed)
+    trace, played = [obs], []
+    for step in range(PROBE_STEPS if actions is None else len(actions)):
+        action = legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
+        obs, reward, terminated, truncated, _ = env.step(action)
+        trace += [reward, terminated, truncated, np.array(obs) if not isinstance(obs, dict) else dict(obs)]
+        played.append(action)
+        if terminated or truncated:
+            break
+    return trace, played
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return np.array_equal(np.asarray(a), np.asarray(b))

@@ -5,8 +5,9 @@ Everything is float64. Steps h = 0..H-1; V[H] = 0. Backward induction: Puterman 
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -107,15 +108,21 @@ class TabularTask(Task):
     def __init__(
         self, mdp: TabularMDP, num: int = 1, seed: int = 0, evaluation: bool = False, name: str = "tabular MDP"
     ) -> None:
-        self.num = num
         self.mdp = mdp
+        self.evaluation = evaluation
         obs = spaces.Dict({"state": spaces.Discrete(mdp.states), "step": spaces.Discrete(mdp.horizon + 1)})
         info = {"mdp": mdp, "horizon": mdp.horizon}
         self.spec = Spec(obs=obs, action=spaces.Discrete(mdp.actions), name=name, info=info)
-        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(evaluation),))))
         self._below = mdp.transition.cumsum(-1).numpy()  # [H, S, A, S]
         self._reward = mdp.reward.numpy()
-        self._state = np.full(num, mdp.start, dtype=np.int64)
+        self._seat(num, seed)
+
+    def _seat(self, num: int, seed: int) -> None:
+        """Rows at the start, whose luck is drawn from `seed`."""
+        self.num, self.seed = num, seed
+        streams = np.random.SeedSequence(seed, spawn_key=(int(self.evaluation),))
+        self._rng = np.random.Generator(np.random.PCG64(streams))
+        self._state = np.full(num, self.mdp.start, dtype=np.int64)
         self._time = np.zeros(num, dtype=np.int64)
         self.obs: Obs | None = None
         self.first = torch.ones(num, dtype=torch.bool)
@@ -141,6 +148,19 @@ class TabularTask(Task):
         self._time = self._time + 1
         terminated = torch.from_numpy(self._time == self.mdp.horizon)
         return self._observe(), reward, terminated, torch.zeros(self.num, dtype=torch.bool)
+
+    def _twin(self, rows: int, seed: int) -> Task:
+        twin = copy.copy(self)
+        twin._seat(rows, seed)
+        return twin
+
+    def snapshot(self) -> list[Any]:
+        return list(zip(self._state.tolist(), self._time.tolist(), strict=True))
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        where = self._where(values, rows).numpy()
+        self._state[where], self._time[where] = np.array(values, dtype=np.int64).reshape(-1, 2).T
+        return self._observe()
 
     def extra_state(self) -> dict[str, Any]:
         return {

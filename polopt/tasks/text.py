@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
-from polopt.tasks.base import Step, Task
+from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.options import flag, number, whole
 from polopt.tasks.rewards import Rewards, Unscored, make_rewards
 
@@ -94,7 +95,6 @@ class TextTask(Task):
         score_truncated: bool = False,
         heldout: Any = True,
     ) -> None:
-        self.num = num
         self.seed = seed
         self.evaluation = evaluation
         self.pool = None if pool is None else whole("pool", pool, 1)
@@ -109,13 +109,18 @@ class TextTask(Task):
         text = spaces.Text(MAX_TEXT)
         facts = dict.fromkeys(("correct", "failed", "level"), ())
         self.spec = Spec(obs=text, action=spaces.Text(MAX_TEXT), name=name, info=info, facts=facts)
+        self._taken = 0  # problems that resets without an index have used
+        self._seat(num)
+
+    def _seat(self, num: int) -> None:
+        """Rows that have begun no conversation yet."""
+        self.num = num
         self.obs: list[Any] | None = None
         self.first = torch.ones(num, dtype=torch.bool)
         self.correct = torch.zeros(num, dtype=torch.bool)
         self.failed = torch.zeros(num, dtype=torch.bool)
         self.failure = ""
         self.transcripts: list[list[Message]] = []
-        self._taken = 0  # problems that resets without an index have used
         self._problems: list[Problem] = []
         self._index: list[int] = []
         self._ended: list[bool] = []
@@ -183,11 +188,7 @@ class TextTask(Task):
             raise RunError(f"{self.spec.name} must be reset as a whole first and whenever its number of rows changes")
         assert rows is None or len(rows) == self.num, "one flag per row"
         assert index is None or len(index) == self.num, "one index per row"
-        if len(self._problems) != self.num:
-            blank = [False] * self.num
-            self._problems, self._index, self._ended = [Problem("")] * self.num, [0] * self.num, blank
-            self.transcripts, self.obs = [[] for _ in blank], [""] * self.num
-            self.first, self.correct, self.failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(3))
+        self._make_room()
         obs, first = list(self.obs or [""] * self.num), self.first.clone()
         chosen = list(range(self.num)) if rows is None else [row for row in range(self.num) if rows[row]]
         if index is None:
@@ -201,6 +202,40 @@ class TextTask(Task):
             obs[row] = problem.prompt if isinstance(problem.prompt, str) else list(problem.prompt)
             first[row] = True
         self.obs, self.first = obs, first
+        return list(obs)
+
+    def _make_room(self) -> None:
+        """Empty rows, as many as `num` says now."""
+        if len(self._problems) != self.num:
+            blank = [False] * self.num
+            self._problems, self._index, self._ended = [Problem("")] * self.num, [0] * self.num, blank
+            self.transcripts, self.obs = [[] for _ in blank], [""] * self.num
+            self.first, self.correct, self.failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(3))
+
+    def _twin(self, rows: int, seed: int) -> Task:
+        twin = copy.copy(self)  # the same problems, of which it takes others where it is not told which
+        twin._seat(rows)
+        twin._taken = seed << 31
+        return twin
+
+    def snapshot(self) -> list[Any]:
+        if self.obs is None:
+            raise RunError(f"{self.spec.name} must be reset before it can be taken back to where it is")
+        first = self.first.tolist()
+        rows = zip(self._index, self.transcripts, self.obs, self._ended, first, strict=True)
+        return [dict(zip(("index", "transcript", "obs", "ended", "first"), row)) for row in rows]
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        where = self._where(values, rows)
+        if len(where) < self.num and len(self._problems) != self.num:
+            raise RunError(f"{self.spec.name} must be reset as a whole first and whenever its number of rows changes")
+        self._make_room()
+        obs, self.first = list(self.obs or []), self.first.clone()
+        problems = self.problems([value["index"] for value in values])
+        for row, value, problem in zip(where.tolist(), values, problems):
+            self._problems[row], self._index[row], self._ended[row] = problem, value["index"], value["ended"]
+            self.transcripts[row], obs[row], self.first[row] = list(value["transcript"]), value["obs"], value["first"]
+        self.obs = obs
         return list(obs)
 
     def step(self, record: Mapping[str, Any]) -> Step:

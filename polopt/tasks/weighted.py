@@ -41,6 +41,15 @@ class Weighted(Task):
         rewards = self.task.facts["rewards"]
         return obs, rewards @ self.weights.to(rewards), terminated, truncated
 
+    def twin(self, rows: int) -> Task:
+        return Weighted(self.task.twin(rows), self.weights.tolist())
+
+    def snapshot(self) -> list[Any]:
+        return self.task.snapshot()
+
+    def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
+        return self.task.restore(values, rows)
+
     def render(self) -> list[Any]:
         return self.task.render()
 
@@ -56,6 +65,10 @@ class Weighted(Task):
     @property
     def num(self) -> int:  # type: ignore[override]
         return self.task.num
+
+    @property
+    def environments(self) -> int:
+        return self.task.environments
 
     @property
     def obs(self) -> Obs | None:  # type: ignore[override]
