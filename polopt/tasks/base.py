@@ -71,7 +71,7 @@ class Task(Stateful):
             if option not in known:
                 raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
         made: Any = cls
-        return made(num=num, seed=seed, evaluation=evaluation, name=name, **options)  # type: ignore[no-any-return]
+        return made(num=num, seed=seed, evaluation=evaluation, name=name, **options)
 
     @classmethod
     def options(cls, name: str) -> set[str]:

@@ -132,7 +132,7 @@ def named_function(name: str) -> Callable[..., Any] | None:
     _, colon, path = where.partition(":")
     if not colon or not all(part.isidentifier() for part in path.split(".")):
         return None
-    return imported(where, name)  # type: ignore[no-any-return]
+    return imported(where, name)
 
 
 def is_dataset(name: str) -> bool:
