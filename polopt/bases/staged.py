@@ -104,7 +104,7 @@ class Staged(Method):
     @progress.setter
     def progress(self, value: float) -> None:
         """A stage with a length anneals over that length, the last one over what is left of the budget."""
-        Method.progress.__set__(self, value)
+        Method.progress.__set__(self, value)  # type: ignore[attr-defined]
         if self.stage_until:
             unit, limit = next(iter(self.stage_until.items()))
             part = (self.ledger[unit] - self.stage_start[unit]) / limit

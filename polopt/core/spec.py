@@ -13,8 +13,8 @@ from gymnasium import spaces
 from polopt.core.errors import UsageError
 
 # Keys that sources write themselves: no fact may have such a name.
-STORED = ("obs", "action", "reward", "terminated", "truncated", "first", "final_obs", "next_obs", "action_mask")
-STORED += ("index", "group", "origin", "weight")
+STORED = {"obs", "action", "reward", "terminated", "truncated", "first", "final_obs", "next_obs", "action_mask"}
+STORED |= {"index", "group", "origin", "weight"}
 
 
 @dataclass(frozen=True)

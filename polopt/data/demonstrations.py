@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +41,7 @@ def scripted_episodes(world: Simulated, behavior: str, decisions: int) -> Batch:
     while size < decisions:
         parts.append(joined(source.next(actor), actor, world.spec))
         size += len(parts[-1])
-    data = torch.cat(parts)  # type: ignore[arg-type]
+    data: Any = torch.cat(parts)  # type: ignore[arg-type]
     ends = (data["terminated"] | data["truncated"]).nonzero().flatten() + 1
     return data[: int(ends[(ends < decisions).sum()])]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polopt.config import Config, param
 from polopt.core.errors import UsageError
@@ -46,7 +46,7 @@ class Flat(Config):
 
         parts = (size,) if parts is None else tuple(parts)
         extra = size + times * len(parts) * time_size
-        whole = network.build(space, size, inputs_extra=extra, normalizer=normalizer)
+        whole: Any = network.build(space, size, inputs_extra=extra, normalizer=normalizer)
         return FlatDenoiser(whole, parts, times, time_size, highest)
 
 
@@ -81,7 +81,7 @@ class DiT(Config):
         from polopt.networks.dit import DiTDenoiser
 
         tokens = [(_tokens("a DiT denoiser", part, self.token_size), self.token_size) for part in parts or (size,)]
-        encoder = network.build(space, self.width, head_gain=1.0, normalizer=normalizer)
+        encoder: Any = network.build(space, self.width, head_gain=1.0, normalizer=normalizer)
         return DiTDenoiser(
             encoder,
             tokens,
@@ -127,7 +127,7 @@ class Conv(Config):
         from polopt.networks.unet import ConvDenoiser
 
         length = sum(_tokens("a Conv denoiser", part, self.token_size) for part in parts or (size,))
-        encoder = network.build(space, self.channels[-1], head_gain=1.0, normalizer=normalizer)
+        encoder: Any = network.build(space, self.channels[-1], head_gain=1.0, normalizer=normalizer)
         return ConvDenoiser(
             encoder,
             length,

@@ -47,6 +47,7 @@ class DiTDenoiser(Denoiser):
         self.transformer = Transformer(width, depth, heads, condition=width)
         self.outputs = nn.ModuleList(nn.Linear(width, size) for _, size in tokens)
         for layer in self.outputs:
+            assert isinstance(layer, nn.Linear)
             initialize(layer, gain=head_gain)
 
     def features(self, obs: Obs) -> Tensor:

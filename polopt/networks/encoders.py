@@ -190,8 +190,9 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _divisor(space: gymnasium.Space) -> float | None:
     """255 for what has the range of pictures; other bytes are numbers like any others."""
-    picture = isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.low.max() == 0
-    return 255.0 if picture and space.high.min() == 255 else None  # type: ignore[union-attr]
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return None
+    return 255.0 if space.low.max() == 0 and space.high.min() == 255 else None
 
 
 def _real(obs: Tensor, divisor: float | None) -> Tensor:

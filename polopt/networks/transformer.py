@@ -72,9 +72,9 @@ class Block(nn.Module):
         return rotate(x.unflatten(-1, (self.heads, -1)), angle.unsqueeze(-2)).flatten(-2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        parts = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in (query, key, value))
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for x in (query, key, value))
         mask = None if mask is None else mask.unsqueeze(-3)
-        return functional.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(-3, -2).flatten(-2)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(-3, -2).flatten(-2)
 
 
 class Transformer(nn.Module):
@@ -124,7 +124,8 @@ class Transformer(nn.Module):
 
     def new_memory(self, rows: int) -> Memory:
         """The memory before the first token."""
-        empty = self.blocks[0].project.weight.new_zeros(rows, len(self.blocks), self.context, self.width)
+        like = next(self.parameters())
+        empty = like.new_zeros(rows, len(self.blocks), self.context, self.width)
         return {"keys": empty, "values": empty, "count": torch.zeros(rows, dtype=torch.int64, device=empty.device)}
 
     def step(self, x: Tensor, memory: Memory, condition: Tensor | None = None) -> tuple[Tensor, Memory]:

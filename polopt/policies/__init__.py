@@ -266,8 +266,15 @@ def _denoiser(
     """The network of a policy that turns noise into actions, which asks it at so many times."""
     _need(spec, name, "Box", finite=True)
     _memoryless(network, name)
-    options = {"times": times, "time_size": policy.time_size, "highest": highest, "normalizer": normalizer}
-    return policy.denoiser.build(network, spec.obs, spec.action_dim, **options)
+    return policy.denoiser.build(
+        network,
+        spec.obs,
+        spec.action_dim,
+        times=times,
+        time_size=policy.time_size,
+        highest=highest,
+        normalizer=normalizer,
+    )
 
 
 def _check_clamp(low: float, high: float) -> None:

@@ -61,7 +61,8 @@ class Restorable(gymnasium.Wrapper):
             result = self.env.step(action)
             if len(result) != 5:
                 return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
-            obs, reward, terminated, truncated, info = result
+            obs, given, terminated, truncated, info = result
+            reward: Any = given
             if self.objectives:
                 info = {**info, "rewards": reward}
             if not isinstance(reward, float) and np.size(reward) != 1 and not self.objectives:

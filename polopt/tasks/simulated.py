@@ -144,7 +144,7 @@ class Simulated(Task):
 
     def _observe(self) -> Obs:
         obs = self.observe(self.state, self.time)
-        self.obs = TensorDict(obs, batch_size=[self.num]) if isinstance(obs, dict) else obs  # type: ignore[arg-type]
+        self.obs = TensorDict(obs, batch_size=[self.num]) if isinstance(obs, dict) else obs
         return self.obs
 
     def step(self, record: Mapping[str, Tensor]) -> Step:

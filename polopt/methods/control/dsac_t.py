@@ -215,7 +215,7 @@ class DSACT(DSACv1):
     class Config(DSACv1.Config):
         expected_value: bool = param(True, "refinement 1", help="regress the mean on the expected target")
         critics: int = param(2, "refinement 2", low=1, help="members of the critic ensemble")
-        adjustment: VarianceBased | HuberVarianceBased | FixedBound | Likelihood = param(
+        adjustment: VarianceBased | HuberVarianceBased | FixedBound | Likelihood = param(  # type: ignore[assignment]
             VarianceBased(), "refinement 3", help="of the critic's gradient"
         )
 
