@@ -169,6 +169,7 @@ class Method(Settings, Stateful):
     unit: ClassVar[str] = "env_steps"  # what --steps counts
     requires: ClassVar[tuple[type, ...]] = ()  # capabilities of the policy
     objectives: ClassVar[str] = "one"  # what it learns from: "one" reward, "several" (`rewards` of a batch), or "any"
+    facts: ClassVar[tuple[str, ...]] = ()  # facts of the task that it learns from, such as "cost"
     teams: ClassVar[str] = "rows"  # how it takes a team: "rows", every agent is one, or "joint", [N, T, V, ...]
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
@@ -196,7 +197,7 @@ class Method(Settings, Stateful):
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         self._given = dict(parts or {})
         self._progress = 0.0
-        self.check_objectives()
+        self.check_rewards()
         self.check_team()
         self.build(task)
         if self._given:
@@ -255,10 +256,16 @@ class Method(Settings, Stateful):
         """An `Optimizer` over these modules that splits batches into the config's micro-batches."""
         return Optimizer(*modules, micro_batch=self.config.micro_batch, **options)
 
-    def check_objectives(self) -> None:
+    def check_rewards(self) -> None:
         """Raises UsageError, in one sentence, when the task has several objectives and the method learns from one
-        reward, or the other way round."""
+        reward, or the other way round, and when it lacks one of `facts`."""
         spec = self.spec
+        for name in self.facts:
+            if name not in spec.facts:
+                raise UsageError(
+                    f"{self.slug} learns from the fact '{name}', which {spec.name} does not give: --facts names "
+                    "entries of an environment's info"
+                )
         if self.objectives == "one" and not spec.scalar:
             raise UsageError(
                 f"{self.slug} learns from one reward, and {spec.name} has {len(spec.objectives)} objectives "

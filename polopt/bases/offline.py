@@ -107,7 +107,8 @@ class Offline(Method):
 
 
 def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | None:
-    """Recorded decisions [B] for a task, with `KEYS` and actions as its environment gets them.
+    """Recorded decisions [B] for a task, with `KEYS`, its facts as far as they were recorded, and
+    actions as its environment gets them.
 
     Args:
         name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
@@ -123,7 +124,7 @@ def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | Non
         with paired():
             return record(Uniform(task.spec), task, random_episodes, greedy=False)
     if DATASET_ID.fullmatch(name) and not Path(name).exists():
-        return load_dataset(name).check(task.spec).data
+        return load_dataset(name, facts=task.spec.facts).check(task.spec).data
     return load_demonstrations(name, task.spec)
 
 

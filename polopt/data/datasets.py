@@ -33,7 +33,7 @@ from polopt.tasks.spaces import NonFinite, reader
 
 Episode = Mapping[str, Any]
 """obs [T + 1, ...] (a dict of them for Dict spaces), action, reward, terminated and truncated [T, ...], as arrays in
-the environment's own units."""
+the environment's own units; and facts, if there are some, a dict of [T, ...]."""
 
 ENDS = ("terminated", "truncated")
 
@@ -47,7 +47,8 @@ class Dataset:
         spec: the spaces it was recorded with; `spec.name` is that of the environment, if it says so.
         data: every decision [B], episode after episode: obs, action (as a task takes it: in the environment's units,
             discrete ones counted from 0), reward, next_obs (the true successor), terminated, truncated, first, index
-            (0 .. B - 1). The last decision of an episode that has no end of its own counts as truncated.
+            (0 .. B - 1), and the facts that were asked for. The last decision of an episode that has no end of its own
+            counts as truncated.
         references: (return of a random policy, of an expert), for normalized scores, or None.
         metadata: all that Minari stores about it.
     """
@@ -115,12 +116,13 @@ def returns_to_go(data: Batch, discount: float = 1.0) -> Tensor:
 # Reading
 
 
-def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
+def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str] = ()) -> Dataset:
     """Reads a dataset; one that is not here is downloaded first.
 
     Args:
         name: its id, such as "pendulum/medium-v0" or "D4RL/door/human-v2".
         returns: with a discount, `data` also has the key `returns` [B], the return to go.
+        facts: entries of Minari's `infos`; of those that it stores, `data` has the values after each decision.
 
     Raises UsageError, one sentence: an unknown id (with the nearest one that is here), no network, or what is there is
     not Minari's, damaged or empty.
@@ -131,6 +133,7 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     metadata = recorded.metadata(name)
     columns: dict[str, list[Any]] = {key: [] for key in ("obs", "next_obs", "action", "reward", *ENDS)}
     counts: list[int] = []
+    kept: dict[str, list[np.ndarray]] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -148,6 +151,10 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
             columns["reward"].append(np.asarray(episode.rewards, dtype=np.float64))
             columns["terminated"].append(np.asarray(episode.terminations, dtype=bool))
             columns["truncated"].append(np.asarray(episode.truncations, dtype=bool))
+            if not counts:
+                kept = {fact: [] for fact in facts if fact in (episode.infos or {})}
+            for fact, parts in kept.items():
+                parts.append(_after(episode.infos[fact], count, f"the values of '{fact}' for {count} decisions"))
             if {len(part) for key in ("reward", *ENDS) for part in columns[key][-1:]} != {count}:
                 raise ValueError(f"episode {episode.id} has columns of different lengths")
             counts.append(count)
@@ -171,6 +178,9 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     for key, what in (("reward", "a reward"), ("action", "an action")):
         if not torch.isfinite(data[key]).all():
             raise UsageError(f"the dataset {name} is damaged: {what} is not finite")
+    for fact, parts in kept.items():
+        values = torch.from_numpy(_join(parts))
+        data[fact] = values if values.dtype == torch.bool else values.to(torch.get_default_dtype())
     size, last = sum(counts), np.cumsum(counts) - 1
     data |= {key: torch.from_numpy(_join(columns[key])) for key in ENDS}
     data["truncated"][last] |= ~data["terminated"][last]
@@ -180,18 +190,22 @@ def load_dataset(name: str, *, returns: float | None = None) -> Dataset:
     batch = TensorDict(data, batch_size=[size])
     if returns is not None:
         batch["returns"] = returns_to_go(batch, returns)
-    spec = Spec(served(obs_space), action_space, _environment_name(name), {"dataset": name}, env_obs=obs_space)
+    shapes = {fact: tuple(data[fact].shape[1:]) for fact in kept}
+    info = {"dataset": name}
+    spec = Spec(served(obs_space), action_space, _environment_name(name), info, shapes, env_obs=obs_space)
     return Dataset(name, spec, batch, recorded.references(name), metadata)
 
 
-def episodes_of(data: Batch) -> list[dict[str, Any]]:
-    """The episodes of a batch [B] of decisions in order (keys as in `Dataset.data`), in the environment's units."""
+def episodes_of(data: Batch, facts: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The episodes of a batch [B] of decisions in order (keys as in `Dataset.data`), in the environment's units, with
+    those of `facts` that it has."""
     bounds = [*data["first"].nonzero().flatten().tolist(), len(data)]
     found = []
     for low, high in pairwise(bounds):
         part = data[low:high]
         episode = {key: part[key].numpy() for key in ("reward", *ENDS)}
         episode["action"] = part["action"].numpy()
+        episode["facts"] = {name: part[name].numpy() for name in facts if name in part.keys()}
         episode["obs"] = _trail(part["obs"], part["next_obs"][-1:])
         found.append(episode)
     return found
@@ -213,7 +227,7 @@ def write_dataset(
     Args:
         name: its id, "namespace/name-v0".
         episodes: a batch [B] of decisions (keys as in `Dataset.data`), or episodes as arrays (`Episode`).
-        spec: the spaces of the task.
+        spec: the spaces of the task; its facts are stored as Minari's `infos`, 0 before the first decision.
         task: the task by name, and `task_options`, so that `--task NAME` makes it again.
         env_spec: its `gymnasium.EnvSpec`, for other readers.
         references: (return of a random policy, of an expert).
@@ -229,7 +243,7 @@ def write_dataset(
     folder = recorded.dataset_folder(name)
     if folder.exists():
         raise UsageError(f"there is a dataset {name} already: choose another name, or remove {folder}")
-    parts = episodes_of(episodes) if isinstance(episodes, TensorDict) else list(episodes)
+    parts = episodes_of(episodes, spec.facts) if isinstance(episodes, TensorDict) else list(episodes)
     if not any(len(part["reward"]) for part in parts):
         raise UsageError(f"there is nothing to write to {name}: no episode has a decision")
     new = None
@@ -291,6 +305,22 @@ def _cut(value: Any, low: int, high: int, what: str) -> Any:
     return value[low:high]
 
 
+def _after(values: Any, count: int, what: str) -> np.ndarray:
+    """The values [T, ...] after each decision: Minari stores the info of the reset before them."""
+    array = np.asarray(values)
+    if len(array) not in (count, count + 1):
+        raise ValueError(f"{what} are {len(array)}")
+    return array[len(array) - count :]
+
+
+def _led(values: Any, count: int) -> np.ndarray:
+    """The inverse of `_after`. Raises ValueError unless there is one value for each decision."""
+    array = np.asarray(values)
+    if len(array) != count:
+        raise ValueError(f"a fact has {len(array)} values")
+    return np.concatenate([np.zeros_like(array[:1]), array])
+
+
 def _join(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Mapping):
         return {key: _join([part[key] for part in parts]) for key in parts[0]}
@@ -325,6 +355,7 @@ def _columns(number: int, episode: Episode, spec: Spec) -> dict[str, Any]:
             "rewards": np.asarray(episode["reward"], dtype=np.float64),
             "terminations": np.asarray(episode["terminated"], dtype=bool).reshape(count),
             "truncations": np.asarray(episode["truncated"], dtype=bool).reshape(count),
+            "infos": {name: _led(values, count) for name, values in episode.get("facts", {}).items()},
         }
     except (ValueError, TypeError) as error:
         raise UsageError(

@@ -58,7 +58,7 @@ class Restorable(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._steps += 1
         try:
-            result = self.env.step(action)
+            result: Any = self.env.step(action)
             if len(result) != 5:
                 return self._failed_step(f"its step returned {len(result)} values, not {STEP}")
             obs, given, terminated, truncated, info = result

@@ -113,6 +113,7 @@ def make_datasets(
     )
     recipe |= {"steps": planned.steps, "seed": seed, "transitions": transitions, "medium": medium}
     recipe |= {"reference_episodes": reference_episodes}
+    recipe |= {"facts": list(planned.options.facts)} if planned.options.facts else {}
     missing = [dataset for dataset in wanted if not _is_there(dataset, recipe)]
     if not missing:
         return list(wanted)
@@ -248,6 +249,7 @@ class Watch:
         if not isinstance(source, Rollouts):
             raise UsageError(f"{method.slug} does not collect window by window: medium sets need another --method")
         self.collect: Callable[[Acts], Batch] = source.next
+        self.facts = tuple(source.task.spec.facts)
         self.long: list[Batch] = []
         self.short: list[Batch] = []  # windows of one step are many: they are joined now and then
         source.next = self  # type: ignore[method-assign]
@@ -257,7 +259,7 @@ class Watch:
         seen = window.clone(False)
         seen["next_obs"] = successors(seen)
         seen["action"] = actor.env_action(seen["action"])
-        self.short.append(seen.select(*KEYS).cpu())
+        self.short.append(seen.select(*KEYS, *self.facts).cpu())
         if len(self.short) == 1_000:
             self.long, self.short = [*self.long, _cat(self.short, 1)], []
         return window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -21,6 +22,7 @@ from polopt.data.datasets import episode_returns, load_dataset, returns_to_go, w
 from polopt.data.demonstrations import record
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
+from tests.tasks.envs import Costly
 
 h5py = pytest.importorskip("h5py")
 minari = pytest.importorskip("minari")
@@ -102,6 +104,39 @@ def test_a_dataset_that_minari_wrote_is_read():
     assert task.spec.info["dataset"] == "theirs-v3"
     with pytest.raises(UsageError, match=r"^the observations of theirs-v3 are Box.*, and those of Pendulum-v1 are Box"):
         data.check(task.spec)
+
+
+def test_facts_are_stored_as_infos_and_read_back():
+    """cost = obs at each decision, pair [reward, -reward]; others read them behind the info of the reset."""
+    spec = replace(BOX, facts={"cost": (), "pair": (2,)})
+    parts = [
+        part | {"facts": {"cost": part["obs"][:-1, 0], "pair": np.stack([part["reward"], -part["reward"]], -1)}}
+        for part in THREE
+    ]
+    write_dataset("walks/facts-v0", parts, spec)
+    assert minari.load_dataset("walks/facts-v0")[0].infos["cost"].tolist() == [0, 0, 1, 2]
+    data = load_dataset("walks/facts-v0", facts=("cost", "pair", "other"))
+    assert data.spec.facts == {"cost": (), "pair": (2,)}
+    assert torch.equal(data.data["cost"], data.data["obs"][:, 0])
+    assert torch.equal(data.data["pair"], torch.stack([data.data["reward"], -data.data["reward"]], -1))
+    assert data.data["cost"].dtype == torch.get_default_dtype()
+    assert "cost" not in load_dataset("walks/facts-v0").data.keys()
+    write_dataset("walks/again-v0", data.data, data.spec)  # from a batch, as recorders have it
+    again = load_dataset("walks/again-v0", facts=("pair",))
+    assert torch.equal(again.data["pair"], data.data["pair"])
+    short = [THREE[0] | {"facts": {"cost": np.zeros(2)}}]
+    with pytest.raises(UsageError, match=r"episode 0, of 3 decisions, does not fit .* a fact has 2 values"):
+        write_dataset("walks/short-v0", short, spec)
+
+
+def test_facts_reach_what_learns_from_data():
+    """Recorded on a task with facts, read by the data of a method on that task."""
+    task = make_task(Costly, 2, facts=("cost",))
+    write_dataset("costly/some-v0", record(Uniform(task.spec), task, 3, greedy=False), task.spec)
+    data = recorded_data("costly/some-v0", task, random_episodes=1)
+    start, time = data["obs"][:, 1], data["obs"][:, 0] - data["obs"][:, 1]
+    assert torch.equal(data["cost"], 10 * start + time + 1)
+    assert "cost" not in recorded_data("costly/some-v0", make_task(Costly), random_episodes=1).keys()
 
 
 @pytest.mark.parametrize("task", ["Pendulum-v1", "CartPole-v1", "recall", "chain", "masked"])

@@ -128,6 +128,11 @@ class Both(Method):
         self.policy = Gaussian().build(self.spec, Network(sizes=(4,)))
 
 
+class Costs(Both):
+    slug = "needs-costs"
+    facts = ("effort",)
+
+
 class Several(Both):
     slug = "needs-several"
     objectives = "several"
@@ -137,6 +142,9 @@ def test_methods_say_what_they_learn_from() -> None:
     for cls in (Both, Several):
         assert cls(cls.Config(), make_task(several)).spec.objectives == NAMES
     Both(Both.Config(), make_task("Pendulum-v1"))
+    Costs(Costs.Config(), make_task(several, facts=("effort", "parts")))
+    with pytest.raises(UsageError, match="needs-costs learns from the fact 'effort', which several does not give"):
+        Costs(Costs.Config(), make_task(several))
     with pytest.raises(UsageError, match="needs-several learns from several objectives, and Pendulum-v1 has one"):
         Several(Several.Config(), make_task("Pendulum-v1"))
 

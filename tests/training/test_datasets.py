@@ -16,6 +16,7 @@ from polopt.training import api, datasets
 from polopt.training.dataset_facts import coverage, info, measure
 from polopt.training.datasets import KINDS, in_order, make_datasets
 from polopt.training.folder import Run
+from tests.tasks.envs import Costly
 
 pytest.importorskip("minari")
 SETTINGS = {
@@ -139,6 +140,22 @@ def test_off_policy_and_interrupted(tmp_path, monkeypatch):
     assert len(replay) % 20 == 0
     assert float(replay["action"].abs().max()) > 1.2  # up to 2, not in the policy's units
     assert replay["truncated"].nonzero().flatten().tolist()[:2] == [15, 31]
+
+
+def test_facts_are_recorded_with_the_rest(tmp_path, monkeypatch):
+    """In the sets, in what a training run collects, and in the recipe, which other facts make another one."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    settings = SETTINGS | {"steps": 64, "window": 8, "transitions": 20}
+    assert make_datasets(Costly, ("random",), argv=["--facts", "cost"], **settings) == ["costly/random-v0"]
+    data = load_dataset("costly/random-v0", facts=("cost", "energy")).data
+    assert torch.equal(data["cost"], 9 * data["obs"][:, 1] + data["obs"][:, 0] + 1)  # 10 start + t, obs = start + t - 1
+    assert "energy" not in data.keys()
+    with pytest.raises(UsageError, match=r"there is a dataset costly/random-v0 with another recipe"):
+        make_datasets(Costly, ("random",), argv=["--facts", "cost,energy"], **settings)
+    method = api.plan("ppo", Costly, facts=("energy",), window=4, envs=1, loggers=()).build()
+    watch = datasets.Watch(method)
+    method.collect()
+    assert torch.equal(in_order(watch.windows())["energy"][:, 0], torch.tensor([1.0, 2.0, 3.0, 1.0]))
 
 
 def test_an_expert_that_learned_nothing_is_an_error(tmp_path, monkeypatch):
