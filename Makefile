@@ -1,4 +1,5 @@
 # make demo    train a controller and a language model         make test    lint, types and tests
+# make test-all   also what is too slow for every change (not in CI)
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
 # make docs    the README's list of methods and docs/metrics.md, from the method files
 # make test-peers    losses against other libraries' own code (not in CI)
@@ -6,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test test-peers lint types unit bench docs claims claims-page clean
+.PHONY: demo test test-all test-peers lint types unit bench docs claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -37,6 +38,10 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+# What `make test` leaves out: every option of every part, compilation of every method ...
+test-all: lint types .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 unit: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

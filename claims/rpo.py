@@ -101,6 +101,9 @@ def reference(seed: int) -> Any:
     return kept
 
 
+NOW = {name: f"imitation.{name}" for name in ("eta", "coefficient")}  # the recorded lines have the names of that time
+
+
 @dataclass(frozen=True)
 class Arm:
     """One method on the pairs of a seed's world."""
@@ -118,7 +121,8 @@ class Arm:
         with tempfile.TemporaryDirectory(prefix="polopt-claim-") as folder:
             path = write(Path(folder) / "pairs.jsonl", rows)
             settings = {"model": str(Path(reference(seed).name) / "ref"), "lr": 2e-3, "batch_size": BATCH, "seed": seed}
-            settings |= dict(self.settings) | ({} if self.method == "sft" else {"beta": 0.1})
+            settings |= {NOW.get(name, name): value for name, value in self.settings}
+            settings |= {} if self.method == "sft" else {"beta": 0.1}
             measured = {name: settings[name] for name in ("model", "seed")} | {"beta": 0.1}
             judge: Any = plan("dpo", path, task_options={"heldout": False}, **measured).build()
             method: Any = plan(self.method, path, task_options={"heldout": False}, **settings).build()

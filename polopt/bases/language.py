@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,13 @@ class LanguageMethod(Method):
         lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
         max_grad_norm: float | None = param(1.0, "official code", above=0)
         weight_decay: float = param(0.0, "assumed", low=0)
+
+        learns_from_samples: ClassVar[bool] = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.learns_from_samples:
+                self.refuse("policy.engine", "policy.log_probs", because="where nothing is sampled to train on")
 
     unit = "updates"
     eval_episodes = 64
@@ -120,6 +127,8 @@ class CompletionMethod(LanguageMethod):
         batch_prompts: int = param(96, "official code", low=1, unit="prompts", help="per batch")
         samples_per_prompt: int = param(8, "official code", low=1, unit="completions")
         updates_per_batch: int = param(1, "official code", low=1, help="optimizer steps per batch, on parts of it")
+
+        learns_from_samples = True
 
     unit = "completions"
     default_steps = 100_000
@@ -211,6 +220,13 @@ class GroupMethod(CompletionMethod):
         )
         engine_cap: float = param(2.0, "polopt", above=0, help="largest of these weights")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.engine_correction == "none":
+                self.refuse("engine_cap", because="on the engine_correction 'none'")
+
+        inert = {"engine_correction": "the weights are 1 but for rounding where transformers samples"}
+
     requires = (Density,)
     metrics = SURROGATE | {
         "informative": "share of completions with an advantage other than 0 | near 0: prompts are too easy or too hard",
@@ -219,6 +235,10 @@ class GroupMethod(CompletionMethod):
         "engine_gap_max": "the largest of these differences",
         "engine_ratio": "mean of the ratio trainer / sampler | 1",
         "reference_kl": "estimate of KL(policy || reference) per token",
+    }
+    probes = {
+        "engine_cap": {"engine_correction": "token", "engine_cap": 0.5},
+        "surrogate.dual_clip": {"surrogate.dual_clip": 1.0001, "updates_per_batch": 2},
     }
 
     def build(self, task: Task) -> None:

@@ -120,6 +120,8 @@ class Settings:
     limits: ClassVar[tuple[Limit, ...]] = ()
     no_limit: ClassVar[str] = ""  # the reason why there is no limit case
     smoke: ClassVar[Smoke]
+    probes: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Of options that the smoke run does not show, as nothing is clipped in it, say: settings under which they act."""
 
     @classmethod
     def explained(cls) -> dict[str, str]:
@@ -163,6 +165,8 @@ class Method(Settings, Stateful):
         micro_batch: int | None = param(
             None, "polopt", low=1, help="rows per backward pass; smaller needs less memory and changes nothing else"
         )
+
+        inert = {"micro_batch": "the pieces of a batch add up to the whole"}
 
     slug: ClassVar[str] = _ClassName()  # type: ignore[assignment]
     entry: ClassVar[bool] = True  # False of a class in a method file that nobody trains by name; not inherited

@@ -58,7 +58,15 @@ class Offline(Method):
             2_000_000, "polopt", low=1, unit="transitions", help="dataset and online experience together"
         )
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.dataset != "random":
+                self.refuse("random_episodes", because="without the dataset 'random'")
+            if self.offline_updates is None:
+                self.refuse("online_steps", "replay_size", because="without offline_updates: it never goes online")
+
     unit = "updates"
+    probes = {"replay_size": {"replay_size": 401}}
     default_steps = 1_000_000
     reward_scale: float = 1.0
     reward_shift: float = 0.0

@@ -117,6 +117,8 @@ class Config:
     """Named values of this config: its keys are legal values on the command line."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = types.MappingProxyType({})
     """Named sets of overrides, for `--preset NAME`."""
+    inert: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+    """Fields that may change without any number changing, and why; a subclass names its own. A guard tries the rest."""
 
     def __post_init__(self) -> None:
         hints = hints_of(type(self))
@@ -135,10 +137,28 @@ class Config:
                     if getattr(fitted, name, None) != getattr(type(fitted)(), name, None):
                         raise InvalidValue(f"{item.name}.{name}", "does nothing here")
 
+    def refuse(self, *names: str, because: str) -> None:
+        """For `__post_init__`: raises UsageError if one of these fields is not at its default, as it has no effect.
+
+        A dotted name is a field of a part, whose default is that of the part's class.
+        """
+        for path in names:
+            *parts, name = path.split(".")
+            config: Any = self
+            for part in parts:
+                config = getattr(config, part)
+            usual = [_default(item) for item in fields(config) if item.name == name] if config is not None else []
+            if usual and getattr(config, name) != usual[0]:
+                raise InvalidValue(path, f"has no effect {because}")
+
     @classmethod
     def from_value(cls, value: Any) -> Config | None:
         """Makes this config from a value that is not one (a callable for a network ...); None where it cannot."""
         return None
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 MISFIT: Any = object()

@@ -30,6 +30,13 @@ class Network(Config):
         None, "polopt", help="your own trunk: make(inputs, outputs) -> module; replaces the hidden layers"
     )
 
+    inert = {"encoder": "auto is one of the others"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recurrent == "none":
+            self.refuse("recurrent_size", because="without a recurrent core")
+
     @classmethod
     def from_value(cls, value: Any) -> "Network | None":
         """A callable where a network is asked for is the user's own trunk."""

@@ -40,6 +40,8 @@ class TextModel(Config):
     trust_remote_code: bool = param(False, "polopt", help="run Python code that comes with the model")
     allow_pickle: bool = param(False, "polopt", help="read weights from pickle files too")
 
+    inert = dict.fromkeys(("trust_remote_code", "allow_pickle"), "a permission")
+
     def build(self, spec: "Spec") -> "TextPolicy":
         raise NotImplementedError  # abstract
 
@@ -62,6 +64,11 @@ class CausalLM(TextModel):
     )
     engine: str = param("transformers", "polopt", choices=("transformers", "vllm"), help="what samples")
     gradient_checkpointing: bool = param(False, "polopt", help="recompute layers in backward: slower, less memory")
+
+    inert = {
+        "gradient_checkpointing": "the same gradients with less memory",
+        "log_probs": "the two agree but for rounding where transformers samples",
+    }
 
     def build(self, spec: "Spec") -> "CausalLMPolicy":
         need_text(spec)

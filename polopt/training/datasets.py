@@ -235,7 +235,7 @@ def least_progress(low: float, high: float) -> str | None:
 
 def plan_again(planned: Plan) -> Plan:
     """The same plan, for a run that is not kept."""
-    return replace(planned, options=replace(planned.options, loggers=(), checkpoint_every=2**40, video=False))
+    return replace(planned, options=replace(planned.options, loggers=(), checkpoint_every=2**40))
 
 
 class Watch:

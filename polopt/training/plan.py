@@ -194,6 +194,8 @@ def plan(
     if argv is not None:
         groups, typed = parse_many(groups, argv, presets=cls.presets)
     configs, preset = apply_many(groups, settings, presets=cls.presets)
+    if configs["run"].video:
+        raise UsageError("video is an option of 'polopt train': elsewhere polopt.report(folder) records one of a run")
     return Plan(
         method,
         task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -40,13 +41,16 @@ def built(name: str, task: str | None = None, **changes: Any) -> Iterator[Method
 
 def advance(method: Method, steps: int, updates: int | None = None) -> list[dict[str, float]]:
     """The loop without anything around it, until `steps` of the method's unit; returns the metrics of each update."""
-    history: list[dict[str, float]] = []
-    while method.ledger[method.unit] < steps and len(history) != updates:
+    return list(islice(steps_of(method, steps), updates))
+
+
+def steps_of(method: Method, steps: int) -> Iterator[dict[str, float]]:
+    """The same, update by update."""
+    while method.ledger[method.unit] < steps:
         method.progress = min(method.ledger[method.unit] / steps, 1.0)
         metrics = method.update(method.collect())
         method.ledger.updates += 1
-        history.append({key: float(value) for key, value in metrics.items()})
-    return history
+        yield {key: float(value) for key, value in metrics.items()}
 
 
 def learner(method: Method) -> Method:

@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence():
     with pytest.raises(UsageError, match="dql needs a policy that passes gradients through its samples"):
         make(policy="autoregressive")
     with pytest.raises(UsageError, match="dql learns from a dataset: name one as --task, or with --dataset"):
-        make(dataset="")
+        make(dataset="", random_episodes=10)
 
 
 def test_rewards_of_antmaze_are_scaled_as_in_the_released_code():

@@ -148,7 +148,7 @@ def recorded_file(tmp_path, rewards: list[list[float]]) -> str:
 )
 def test_must_4_rewards_are_scaled(tmp_path, kind, scaled):
     file = recorded_file(tmp_path, [[1.0, 2.0], [5.0], [7.0]])  # returns 3, 5, 7: a range of 4
-    method = make(dataset=file, rewards=kind)
+    method = make(dataset=file, random_episodes=10, rewards=kind)
     seen = torch.cat([method.collect()["reward"] for _ in range(10)])
     assert sorted(set(seen.tolist())) == scaled
     assert method.source.data["reward"].max() == 7.0  # what is stored stays
@@ -220,7 +220,7 @@ def test_dropout_is_in_the_policy_alone_and_only_where_it_learns():
 
 def test_what_it_learns_from_must_be_named():
     with pytest.raises(UsageError, match="iql learns from a dataset: name one as --task, or with --dataset"):
-        make(dataset="")
+        make(dataset="", random_episodes=10)
     with pytest.raises(UsageError, match="which a recurrent network cannot learn from"):
         make(**{"network.recurrent": "gru"})
 

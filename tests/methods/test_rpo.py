@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from polopt.core.errors import UsageError
+from polopt.methods.language.rpo import Average, Sum
 from polopt.training.api import plan
 from tests.methods.pairs import CLOSE, ROWS, answers, built, gradient, log_probs, sigmoid, without, written
 
@@ -30,14 +31,14 @@ def imitation(method, batch):
 
 @pytest.mark.parametrize(("eta", "beta"), [(0.5, 0.3), (0.5, 0.6), (2.0, 0.3), (0.0, 0.3)])
 def test_must_1_coefficient_is_eta_beta_on_the_sum_over_tokens(eta, beta, tmp_path, float64):
-    method, batch = built("rpo", tmp_path, PAIRS, eta=eta, beta=beta)
+    method, batch = built("rpo", tmp_path, PAIRS, imitation=Sum(eta), beta=beta)
     _, slopes, _ = answers(method.policy, batch["chosen"])
     np.testing.assert_allclose(imitation(method, batch), -eta * beta * slopes.mean(0), rtol=1e-4, atol=CLOSE)
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.6])
 def test_must_1_average_over_tokens_is_an_option_without_beta(beta, tmp_path, float64):
-    method, batch = built("rpo", tmp_path, PAIRS, imitation="average", coefficient=0.7, eta=9.0, beta=beta)
+    method, batch = built("rpo", tmp_path, PAIRS, imitation=Average(0.7), beta=beta)
     _, slopes, tokens = answers(method.policy, batch["chosen"])
     np.testing.assert_allclose(
         imitation(method, batch), -0.7 * (slopes / tokens[:, None]).mean(0), rtol=1e-4, atol=CLOSE
@@ -45,7 +46,7 @@ def test_must_1_average_over_tokens_is_an_option_without_beta(beta, tmp_path, fl
 
 
 def test_must_2_chosen_only_in_the_same_forward_pass(tmp_path, float64, monkeypatch):
-    method, batch = built("rpo", tmp_path, PAIRS, eta=1.0)
+    method, batch = built("rpo", tmp_path, PAIRS, imitation=Sum(1.0))
     scored, original = [], method.policy.log_prob
     monkeypatch.setattr(method.policy, "log_prob", lambda rows: scored.append(rows) or original(rows))
     method.policy_loss(batch)
@@ -56,7 +57,7 @@ def test_must_2_chosen_only_in_the_same_forward_pass(tmp_path, float64, monkeypa
 
 
 def test_must_2_no_gradient_through_the_reference(tmp_path):
-    method, _ = built("rpo", tmp_path, PAIRS, eta=1.0, lr=1e-2)
+    method, _ = built("rpo", tmp_path, PAIRS, imitation=Sum(1.0), lr=1e-2)
     start = [parameter.clone() for parameter in method.reference_policy.parameters()]
     for _ in range(3):
         method.update(method.collect())
@@ -68,7 +69,7 @@ def test_must_2_no_gradient_through_the_reference(tmp_path):
 
 @pytest.mark.parametrize("form", ["sum", "average"])
 def test_must_3_other_answers_of_a_baseline_are_imitated(form, tmp_path, float64):
-    method, batch = built("rpo", tmp_path, ROWS, eta=0.5, beta=0.3, imitation=form)
+    method, batch = built("rpo", tmp_path, ROWS, beta=0.3, imitation=Sum(0.5) if form == "sum" else Average(0.2))
     texts = method.policy.decode(batch["baseline", "completion"], batch["baseline", "attention"])
     assert texts == [row["baseline"] for row in ROWS]
     _, slopes, tokens = answers(method.policy, batch["baseline"])
@@ -118,7 +119,7 @@ def test_must_5_lengths_count_as_each_form_says(tmp_path, float64):
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "abcdefgh", "rejected": "b"}]
     terms = {}
     for form in ("sum", "average"):
-        method, batch = built("rpo", tmp_path, rows, imitation=form, eta=1.0, coefficient=1.0, beta=1.0)
+        method, batch = built("rpo", tmp_path, rows, imitation=Sum(1.0) if form == "sum" else Average(1.0), beta=1.0)
         log_prob = method.policy.log_prob(batch["chosen"])
         terms[form] = method.anchor(log_prob, batch).item()
     total, tokens = log_prob.sum(1).detach().numpy(), np.array([2, 9])  # with the end token
@@ -131,15 +132,15 @@ def test_must_5_lengths_count_as_each_form_says(tmp_path, float64):
 def test_must_5_the_forms_agree_where_eta_beta_length_is_the_coefficient(tmp_path, float64):
     rows = [{"prompt": p, "chosen": c, "rejected": "b"} for p, c in (("p", "abc"), ("q", "xyz"))]  # 4 tokens each
     found = []
-    for settings in ({"imitation": "average", "coefficient": 0.2}, {"eta": 0.5}):
+    for settings in ({"imitation": Average(0.2)}, {"imitation": Sum(0.5)}):
         method, batch = built("rpo", tmp_path, rows, beta=0.1, **settings)
         found.append(gradient(method.policy_loss(batch)[0], method.policy))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=CLOSE)
 
 
-@pytest.mark.parametrize("form", ["sum", "average"])
+@pytest.mark.parametrize("form", [Sum(1.0), Average()])
 def test_parts_of_a_batch_add_up(form, tmp_path, float64):
-    method, batch = built("rpo", tmp_path, ROWS, imitation=form, eta=1.0)
+    method, batch = built("rpo", tmp_path, ROWS, imitation=form)
     with torch.no_grad():
         parts = [method.policy_loss(part)[0].item() for part in batch.split([2, 1])]
         assert sum(parts) == pytest.approx(method.policy_loss(batch)[0].item(), rel=1e-5)
@@ -150,7 +151,7 @@ def test_imitation_holds_the_likelihood_of_chosen_answers(tmp_path):
     change = {}
     for eta in (0.0, 5.0):
         settings = {"model": "tiny", "beta": 0.1, "lr": 2e-3, "batch_size": 3}
-        method = plan("rpo", path, eta=eta, seed=1, **settings).build()
+        method = plan("rpo", path, imitation=Sum(eta), seed=1, **settings).build()
         before = log_probs(method.policy, method.source.data["chosen"]).mean()
         for _ in range(40):
             method.update(method.collect())
@@ -162,6 +163,12 @@ def test_presets_are_the_official_recipes():
     beta, gemma, average = (
         plan("rpo", "addition", model="tiny", preset=p).config for p in ("zephyr-beta", "zephyr-gemma", "average")
     )
-    assert (beta.beta, beta.eta, beta.lr, beta.batch_size, beta.lr_schedule.warmup) == (0.01, 0.005, 5e-7, 128, 0.1)
-    assert (gemma.beta, gemma.eta) == (0.05, 0.005)
-    assert (average.beta, average.coefficient, average.imitation) == (0.5, 0.2, "average")
+    assert (beta.beta, beta.imitation, beta.lr, beta.batch_size, beta.lr_schedule.warmup) == (
+        0.01,
+        Sum(0.005),
+        5e-7,
+        128,
+        0.1,
+    )
+    assert (gemma.beta, gemma.imitation) == (0.05, Sum(0.005))
+    assert (average.beta, average.imitation) == (0.5, Average(0.2))

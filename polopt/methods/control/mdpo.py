@@ -77,6 +77,11 @@ class MDPO(MDPOSettings, PPO):
         normalize_obs: bool = param(True, "official code", help="running mean and std, clipped at 10")
         normalize_reward: bool = param(True, "official code", help="divide by the running std of returns")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.proximity == 0:
+                self.refuse("step_schedule", "tsallis_q", because="at proximity 0, without a divergence")
+
     slug = "mdpo"
     saved = ("iterations",)
     requires = (Density,)

@@ -21,6 +21,7 @@ Departs from the paper in: the defaults are those of the 37 details for classic 
 policy and critic have separate networks also on images, and the preset for Procgen keeps the convolutions of Atari.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,14 @@ class PPO(PPOSettings, Method):
         network: Network = param(Network((64, 64), "tanh", init="orthogonal", head_gain=0.01), "37 details: detail 2")
         critic_network: Network | None = param(None, "polopt", help="none: the same as the policy's")
         policy: AnyPolicy = param(Auto(), "section 6.1")
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.value_clip is None and self.surrogate.clip_range == (0.0, math.inf):
+                self.refuse("clip_schedule", because="where nothing is clipped")
+            self.refuse("critic_network.head_gain", because="on a critic, whose last layer has scale 1")
+
+        inert = {"surrogate.level": "a row is one decision, unless a policy is recurrent or decides in a chain"}
 
     slug = "ppo"
     requires = (Scores,)

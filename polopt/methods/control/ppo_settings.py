@@ -85,6 +85,12 @@ class PPOSettings(Settings):
         },
     }
     no_limit = "it is the base of the others"
+    probes = {
+        "surrogate.dual_clip": {"surrogate.dual_clip": 1.0001},
+        "value_clip": {"value_clip": 1e-4},
+        "clip_schedule": {"value_clip": 1e-3},
+        "target_kl": {"target_kl": 1e-9},
+    }
     smoke = Smoke("CartPole-v1", 192, {"envs": 2, "window": 32, "minibatches": 2, "epochs": 2, "network.sizes": (16,)})
 
     @classmethod

@@ -69,6 +69,11 @@ class SAC(Method):
         network: Network = param(Network(sizes=(256, 256), activation="relu"), "table 1")
         policy: AnyPolicy = param(SquashedGaussian(), "appendix C")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.critics == 1:
+                self.refuse("policy_critic", because="with one critic")
+
     slug = "sac"
     requires = (Reparameterized, Density)
     headline = ("entropy", "entropy_temperature", "q", "critic_loss")

@@ -104,8 +104,11 @@ class HPT(GroupMethod):
                 raise UsageError(f"gate and offline_gate have no effect on the gating '{self.gating}'")
             if self.offline_surrogate.needs_old:
                 raise UsageError("offline_surrogate must do without an old policy, as luffy, srft and sft do")
+            if self.offline_gate <= self.gate:
+                self.refuse("offline_surrogate", because="without an offline_gate above the gate")
 
     slug = "hpt"
+    probes = {"offline_surrogate": {"offline_gate": 3}}
     headline = ("reward", "accuracy", "imitated", "completion_length")
     trains_on = "text tasks with demonstrations"
     metrics = {

@@ -74,8 +74,16 @@ class REC(GroupMethod):
         data: str = param("all", "section 4", choices=("all", "drop", "weight"), help="which samples count, how much")
         weight_temperature: float = param(1.0, "official code", above=0, help="of --data weight")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.restraint == "none":
+                self.refuse("restraint_coefficient", because="on the restraint 'none'")
+            if self.data != "weight":
+                self.refuse("weight_temperature", because=f"on the data '{self.data}'")
+
     slug = "rec"
     headline = ("reward", "accuracy", "clip_fraction", "approx_kl", "completion_length")
+    probes = {"restraint_coefficient": {"restraint": "k2"}, "weight_temperature": {"data": "weight"}}
     presets = {
         "opmd": {"surrogate": "reinforce", "restraint": "k2"},
         "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},

@@ -120,8 +120,16 @@ class SingleStreamPO(GroupMethod):
             super().__post_init__()
             if self.rho_min > self.rho_max:
                 raise UsageError(f"rho_min must be at most rho_max, and {self.rho_min:g} is above {self.rho_max:g}")
+            if self.sampling == "shuffled":
+                self.refuse("exploration", because="on the sampling 'shuffled'")
+            if self.forgetting == "constant":
+                self.refuse("half_drift", "rho_max", because="on the forgetting 'constant'")
+            if (self.baseline, self.sampling) == ("batch", "shuffled"):
+                tracked = ("initial_samples", "forgetting", "half_drift", "rho_min", "rho_max")
+                self.refuse(*tracked, because="where neither baseline nor sampling looks at the tracker")
 
     slug = "single-stream-po"
+    probes = {"rho_max": {"rho_max": 0.9}}
     saved = ("started",)
     headline = ("reward", "accuracy", "forgetting", "tracked", "completion_length")
     trains_on = "a pool of prompts"

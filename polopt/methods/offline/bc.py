@@ -46,6 +46,11 @@ class BC(Method):
         network: Network = param(Network((256, 256), "relu"), "arXiv 2004.07219")
         policy: AnyPolicy = param(Auto(), "polopt")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.demonstrations != "random":
+                self.refuse("random_episodes", because="without the demonstrations 'random'")
+
     slug = "bc"
     unit = "updates"
     requires = (Imitates,)

@@ -69,6 +69,7 @@ class BCPPO(Staged):
     }
     default_steps = 100_000
     presets = PPO.presets
+    probes = PPO.probes
     limits = (
         Limit(
             "ppo",

@@ -74,6 +74,11 @@ class DQL(Offline):
         network: Network = param(Network((256, 256, 256), "mish"), "official code", help="of policy and critics")
         policy: AnyPolicy = param(Diffusion(steps=5, schedule="vp", min_std=0.0), "official code")
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.candidates > 1:
+                self.refuse("policy.greedy", because="among candidates, which are samples")
+
     slug = "dql"
     saved = ("updates",)
     requires = (Reparameterized, Imitates)

@@ -51,6 +51,7 @@ from polopt.tasks.tabular import TabularMDP
 from polopt.values.confidence import BONUSES, lower_values, optimistic_plan, scaled
 
 ROUNDING = 1e-12  # of a value in float64
+NEARLY_SAFE = {"alpha": 0.9, "scale": 0.01}  # where mixtures begin within few episodes
 Lower = Callable[[Tensor], Tensor]  # policies [C, H, S, A] -> lower bounds [C] of their values
 
 
@@ -143,6 +144,7 @@ class Conservative(Method):
         "eval/regret": "likewise",
     }
     presets = {"theory": {"bonus": "bernstein", "scale": 1.0}}
+    probes = dict.fromkeys(("bonus", "delta", "episodes"), NEARLY_SAFE)
     smoke = Smoke("random-mdp", 40, {"alpha": 0.5}, task_options={"states": 3, "actions": 2, "horizon": 3})
     policy: TabularMixture
 
@@ -207,6 +209,7 @@ class StepMix(Conservative):
         orientation: str = param("baseline-first", "assumed", choices=("baseline-first", "optimistic-first"))
 
     slug = "stepmix"
+    probes = {"orientation": NEARLY_SAFE}
     no_limit = "its base, UCBVI, is its own `--mixing none`, which alpha = 1 equals; a test compares the two"
 
     def choose(self, lower: Lower, optimistic: Tensor) -> tuple[Tensor, float, float]:
