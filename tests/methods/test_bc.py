@@ -79,7 +79,7 @@ def test_demonstrations_must_be_named_and_there():
         ("nowhere.safetensors", "there are no demonstrations at"),
     ):
         with pytest.raises(UsageError, match=said):
-            make(demonstrations=name)
+            make(demonstrations=name, random_episodes=10)
 
 
 def test_a_recurrent_network_is_refused():

@@ -337,8 +337,8 @@ def test_entropy_is_averaged_over_all_tokens(float64):
 
 def test_engine_correction_weighs_own_completions_only(float64):
     found = []
-    for correction in ("none", "token"):
-        method = make(engine_correction=correction, engine_cap=1.5, entropy_coefficient=0.0, seed=1)
+    for correction in ({"engine_correction": "none"}, {"engine_correction": "token", "engine_cap": 1.5}):
+        method = make(entropy_coefficient=0.0, seed=1, **correction)
         batch = collected(method)
         gap = np.random.default_rng(0).normal(0, 0.5, batch["mask"].shape) * batch["mask"].numpy()
         batch["engine_log_prob"] = batch["log_prob"] - torch.tensor(gap)
