@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ C = TypeVar("C", bound=configs.Config)
 class Limit:
     """A setting at which a method *is* another one, proved by a test that the registry generates.
 
-    With `at`, three updates on the base's own batches give bitwise the base's policy; with `at` changed by `apart` they
-    must not, or the mechanism is not wired in.
+    With `at`, three updates on the same batches give bitwise the base's policy; with `at` changed by `apart` they must
+    not, or the mechanism is not wired in.
 
     Attributes:
         base: name of the other method.
@@ -48,6 +48,10 @@ class Limit:
         because: why the two are equal there.
         tolerance: largest difference of a parameter; above 0 only with a reason in `because`.
         task: where it holds, if the base's smoke task has other spaces.
+        learner: path of the learner that is the base, of those that the method holds (`Method.learners`); "" is the
+            method itself.
+        collects: whose batches these are, "base" or "method"; what the method collects reaches the base as the
+            learner's `update` gets it.
     """
 
     base: str
@@ -57,6 +61,8 @@ class Limit:
     base_at: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 0.0
     task: str | None = None
+    learner: str = ""
+    collects: Literal["base", "method"] = "base"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Blob:
 def content_key(name: str, tensors: Mapping[str, Tensor]) -> str:
     """The key of a block, named by content: the same tensors have the same key, others never do."""
     digest = hashlib.blake2b(digest_size=12)
-    for path, value in tensors.items():
+    for path, value in sorted(tensors.items()):
         digest.update(f"{path} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"{name}-{digest.hexdigest()}"

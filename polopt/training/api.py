@@ -12,9 +12,10 @@ from typing import Any
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
-from polopt.core.state import restore
+from polopt.core.state import find, restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
+from polopt.tasks.base import Task
 from polopt.training import seeding
 from polopt.training.checkpoints import unneeded
 from polopt.training.folder import Run, new_folder, write_config
@@ -170,8 +171,14 @@ def _rows(
     finally:
         for logger in trainer._loggers:
             logger.close()
-        for task in (eval_task, method.task):
-            task.close()
+        _close(method)
+        eval_task.close()
+
+
+def _close(method: Method) -> None:
+    """Closes its task, and those of its learners and sources."""
+    for _, task in find(method, Task):
+        task.close()
 
 
 def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
@@ -243,7 +250,7 @@ def load_method(
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
     with runtime(planned.options):
         method = planned.build(prepare=False)
-        method.task.close()
+        _close(method)
         try:
             restore(method, state, "method", skip=unneeded)
         except DamagedError:

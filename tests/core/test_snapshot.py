@@ -15,7 +15,7 @@ from polopt.core.batch import weigh
 from polopt.core.errors import CheckpointError
 from polopt.core.ledger import Ledger
 from polopt.core.snapshot import Archive, Snapshot, give, take
-from polopt.core.state import Stateful, gather, restore
+from polopt.core.state import Stateful, content_key, gather, restore
 from polopt.data import Sequential
 from polopt.optim import Optimizer
 from polopt.training.checkpoints import Checkpoints
@@ -104,6 +104,14 @@ def test_the_key_is_the_content():
     with torch.no_grad():
         other.net.weight.mul_(1.0).add_(1e-7)
     assert take(other).blobs != take(Learner()).blobs
+
+
+def test_the_key_does_not_depend_on_the_order():
+    one, other = torch.ones(2), torch.zeros(2)
+    assert content_key("x", {"a": one, "b": other}) == content_key("x", {"b": other, "a": one})
+    keys = {content_key("x", {"a": each}) for each in (one, one.double(), one.reshape(1, 2), one.int(), torch.ones(()))}
+    assert len(keys) == 5
+    assert content_key("x", {"b": one}) not in keys
 
 
 def test_what_does_not_fit_is_named():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from polopt import registry
-from tests.guards.harness import BUILT, advance, built
+from tests.guards.harness import BUILT, advance, built, own_methods
 
 FOLDER = Path(__file__).parent / "golden"
 UPDATES = 6
@@ -34,7 +34,7 @@ def write(name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="polopt-golden-") as cache:
+    with tempfile.TemporaryDirectory(prefix="polopt-golden-") as cache, own_methods():
         os.environ["POLOPT_CACHE"] = cache  # new models come from today's code
         for each in sys.argv[1:] or BUILT:
             write(each)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
-from polopt import registry
+from polopt.bases.method import Method
 from polopt.bases.staged import Staged
-from tests.guards.harness import BUILT, advance, built, parameters, reseed
+from tests.guards.harness import BUILT, advance, built, load, parameters, reseed
 
-LEARNERS = [name for name in BUILT if not issubclass(registry.load(name), Staged)]
-WITH_LOSSES = [name for name in LEARNERS if any(item.endswith("_loss") for item in dir(registry.load(name)))]
+
+def learns(name: str) -> bool:
+    """Whether a method has losses: its own, or those of learners that it holds."""
+    cls = load(name)
+    config = cls.Config()
+    holds = any(isinstance(getattr(config, item.name), Method.Config) for item in fields(config))
+    return issubclass(cls, Staged) or holds or any(item.endswith("_loss") for item in dir(cls))
+
+
+WITH_LOSSES = [name for name in BUILT if learns(name)]
+
+
+def half(name: str) -> int:
+    """Half of the smoke run; a staged one has reached its last stage."""
+    return load(name).smoke.steps // 2
 
 
 @pytest.mark.parametrize("name", WITH_LOSSES)
@@ -19,7 +34,8 @@ def test_micro_batches_change_nothing(name, float64):
     for micro_batch in (None, 16):
         reseed()
         with built(name, micro_batch=micro_batch) as method:
-            advance(method, registry.load(name).smoke.steps // 2)
+            assert {learner.config.micro_batch for _, learner in method.learners()} == {micro_batch}
+            advance(method, half(name))
             results.append({path: value.detach().clone() for path, value in parameters(method).items()})
     for path, value in results[0].items():
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
@@ -27,46 +43,60 @@ def test_micro_batches_change_nothing(name, float64):
 
 @pytest.mark.parametrize("name", WITH_LOSSES)
 def test_updates_compile_without_graph_breaks(name, float64):
+    """One update after half of the run; of a staged method that of the last stage, and one of every stage before."""
     results = []
     for compiled in (False, True):
         reseed()
         with built(name) as method:
-            advance(method, registry.load(name).smoke.steps // 2)
+            found = [] if issubclass(load(name), Staged) else advance(method, half(name))[-1:]
+            torch._dynamo.reset()
             if compiled:
-                torch._dynamo.reset()
                 method.compile(fullgraph=True, backend="aot_eager")
-            metrics = advance(method, method.ledger[method.unit] + 1)[-1]
-            results.append((metrics, {path: value.detach().clone() for path, value in parameters(method).items()}))
+            if not found:
+                found = advance(method, half(name))
+            found += advance(method, method.ledger[method.unit] + 1)[-1:]
+            results.append((found, {path: value.detach().clone() for path, value in parameters(method).items()}))
     # Adam corrects its start in float32 there, which counts where a gradient is next to nothing
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
-def spy(original, loss, seen):
-    """The loss, noting the batch, what else it was given, and the random state of its last call."""
+def spied(learner: Method, seen: dict) -> None:
+    """Makes each loss note, in `seen`, the batch, what else it was given and the random state of its last call."""
 
-    def call(batch, **shared):
-        seen[loss] = (batch.clone(), shared, torch.get_rng_state())
-        return original(batch, **shared)
+    def spy(loss: str):
+        original = getattr(learner, loss)
 
-    return call
+        def call(batch, **shared):
+            seen[learner, loss] = (batch.clone(), shared, torch.get_rng_state())
+            return original(batch, **shared)
+
+        setattr(learner, loss, call)
+
+    for loss in learner.losses():
+        spy(loss)
 
 
 @pytest.mark.parametrize("name", WITH_LOSSES)
 def test_losses_compile_without_graph_breaks(name, float64):
-    smoke = registry.load(name).smoke
     with built(name) as method:
-        seen: dict[str, tuple] = {}  # what each loss was last called with
-        for loss in method.losses():
-            setattr(method, loss, spy(getattr(method, loss), loss, seen))
-        advance(method, smoke.steps // 2)
+        seen: dict[tuple[Method, str], tuple] = {}  # what each loss of each learner was last called with
+        met: list[Method] = []  # stages have learners of their own
+        while method.ledger[method.unit] < half(name):
+            for _, learner in method.learners():
+                if learner not in met:
+                    met.append(learner)
+                    spied(learner, seen)
+            advance(method, half(name), updates=1)
+        for learner in met:
+            assert not list(learner.losses()) or learner in {one for one, _ in seen}, f"no loss of {learner.slug}"
+            for loss in learner.losses():
+                delattr(learner, loss)
         assert seen, "no loss was called"
-        for loss in method.losses():
-            delattr(method, loss)
-        for loss, (batch, shared, state) in seen.items():
+        for (learner, loss), (batch, shared, state) in seen.items():
             torch._dynamo.reset()
-            compiled = torch.compile(getattr(method, loss), fullgraph=True, backend="aot_eager")
+            compiled = torch.compile(getattr(learner, loss), fullgraph=True, backend="aot_eager")
             torch.set_rng_state(state)
-            value = getattr(method, loss)(batch, **shared)[0]
+            value = getattr(learner, loss)(batch, **shared)[0]
             torch.set_rng_state(state)
-            again = compiled(batch, **shared)[0]
-            torch.testing.assert_close(again, value, rtol=1e-9, atol=1e-9, msg=lambda t, n=loss: n + t)
+            found = compiled(batch, **shared)[0]
+            torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-9, msg=lambda text, n=loss: n + text)

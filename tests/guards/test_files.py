@@ -10,7 +10,7 @@ import pytest
 
 import polopt
 from polopt import registry
-from tests.guards.harness import BUILT
+from tests.guards.harness import ENTRIES
 
 METHODS = Path(polopt.__file__).parent / "methods"
 SETTINGS = sorted(METHODS.glob("*/*_settings.py"))
@@ -115,7 +115,7 @@ def test_in_a_class_config_comes_first_and_collecting_before_updating(path):
         assert order == sorted(order), f"{node.name}: {names}"
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT if not registry.find(name).base_only])
+@pytest.mark.parametrize("name", [name for name in ENTRIES if not registry.find(name).base_only])
 def test_what_must_not_be_skipped_is_tested(name):
     """The test module of a row says how many such items its paper has: MUST = n, and tests test_must_1_... to n."""
     path = TESTS / f"test_{registry.find(name).slug.replace('-', '_')}.py"

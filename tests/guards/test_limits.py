@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from dataclasses import fields, replace
 
 import pytest
@@ -10,18 +12,18 @@ import torch
 from polopt import registry
 from polopt.core.state import gather, restore
 from polopt.training import api
-from tests.guards.harness import BUILT, built, learner, reseed
+from tests.guards.harness import BUILT, built, load, reseed
 
 CASES = [
     pytest.param(name, limit, id=f"{name}-is-{limit.base}")
     for name in BUILT
-    for limit in registry.load(name).__dict__.get("limits", ())
+    for limit in load(name).__dict__.get("limits", ())
 ]
 UPDATES = 3
 
 
 def policies_after(name, limit, settings):
-    """Policies of the base and of the method after the same batches, which the base collected."""
+    """Policies of the base and of the method, or of the learner that it holds, after the same batches."""
     smoke = registry.load(limit.base).smoke
     if limit.task is not None:
         smoke = replace(smoke, task=limit.task, task_options={})
@@ -30,19 +32,41 @@ def policies_after(name, limit, settings):
         common = {key: value for key, value in smoke.config.items() if key.partition(".")[0] in names}
         planned = api.plan(name, smoke.task, task_options=smoke.task_options, seed=7, **{**common, **settings})
         method = planned.build()
+        learner = dict(method.learners())[limit.learner]
         # The two start from the same weights wherever they have modules of the same name and shape.
         state = {path: leaf.clone() for path, leaf in gather(base).items() if torch.is_tensor(leaf)}
-        restore(learner(method), state, strict=False)
+        restore(learner, state, strict=False)
         for update in range(UPDATES):
-            batch = base.collect()
+            batches = [base.collect()] if limit.collects == "base" else []
             for each in (base, method):
                 each.progress = update / UPDATES
-                reseed()
-                learner(each).generator.manual_seed(update)
-                each.update(batch.clone())
+            with same_draws(learner, update, batches if limit.collects == "method" else None):
+                method.update(method.collect() if limit.collects == "method" else batches[0].clone())
+            with same_draws(base, update):
+                for batch in batches:
+                    base.update(batch)
+            for each in (base, method):
                 each.ledger.updates += 1
+        assert dict(method.learners())[limit.learner] is learner
         method.task.close()
-        return [gather(each.policy) for each in (base, method)]
+        return [gather(each.policy) for each in (base, learner)]
+
+
+@contextlib.contextmanager
+def same_draws(learner, number, batches=None):
+    """The learner's updates draw the same random numbers as those of another one; its batches are noted."""
+    original, count = learner.update, itertools.count(number)
+
+    def update(batch):
+        if batches is not None:
+            batches.append(batch.clone())
+        reseed()
+        learner.generator.manual_seed(next(count))
+        return original(batch)
+
+    learner.update = update
+    yield
+    del learner.update
 
 
 def difference(one, other):

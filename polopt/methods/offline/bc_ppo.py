@@ -73,6 +73,7 @@ class BCPPO(Staged):
     limits = (
         Limit(
             "ppo",
+            learner="learner",
             at={"bc_updates": 0, "critic_warmup": 0},
             apart={"critic_warmup": 1},
             because="without cloned updates and without a warm-up the second stage is PPO",
