@@ -23,7 +23,6 @@ from polopt.data.tokenizing import Prompt, pack_left
 from polopt.policies.base import Density, Record, same_family
 from polopt.policies.causal_passes import CausalPasses
 from polopt.policies.causal_scoring import per_token
-from polopt.policies.language import CausalLM
 from polopt.policies.text import TextPolicy, no_conversation
 
 Sampler = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -45,7 +44,7 @@ class CausalLMPolicy(TextPolicy, Density):
         compaction: the batch that writes shrinks when at most this share of its rows still does.
     """
 
-    def __init__(self, spec: Spec, config: CausalLM) -> None:
+    def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__(spec, config)
         self.compaction = 0.75
         probe = torch.tensor([self.tokens.eos, *self.tokens.ids[:3]], device=device_of(self))

@@ -16,7 +16,6 @@ from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.data.tokenizing import Prompt, Tokens, need, pad_left, pad_right, quiet
 from polopt.policies.base import Imitates, Record
-from polopt.policies.language import TextModel
 from polopt.policies.pretrained import load_pretrained, write_folder
 
 
@@ -46,7 +45,7 @@ class TextPolicy(Imitates):
 
     family = "language model"
 
-    def __init__(self, spec: Spec, config: TextModel) -> None:
+    def __init__(self, spec: Spec, config: Any) -> None:
         super().__init__()
         self.spec = spec
         self.config: Any = config
@@ -189,7 +188,7 @@ def no_conversation(count: int, device: torch.device | None) -> Record:
     return {"tokens": tokens, "attention": tokens.bool()}
 
 
-def _adapt(model: nn.Module, config: TextModel) -> nn.Module:
+def _adapt(model: nn.Module, config: Any) -> nn.Module:
     lora = config.lora
     assert lora is not None
     peft = need("peft")
