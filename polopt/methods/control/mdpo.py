@@ -6,17 +6,15 @@ Iteration k is a step of mirror descent: the linearized return minus a divergenc
 iteration started is maximized, and that only roughly, by m gradient steps with pi_k frozen.
 
     proximal    pi_{k+1} ~ argmax_pi  E_{s ~ rho_k}[ E_{a ~ pi}[A_k(s, a)] - KL(pi || pi_k) / t_k ]     NEW first
-    solution    pi_k exp(t_k A_k) / Z, which m = `inner_steps` (on-policy) or `refresh` (off-policy) steps approach: the
-                first counts gradient steps on one window, the second environment steps, as the released code does
+    solution    pi_k exp(t_k A_k) / Z, which m = `inner_steps` gradient steps or `refresh` environment steps approach
     t_k         max(1 - k / K, 1 / K) / `proximity` in iteration k of K;  max(...) is `step_size`, pi_k `old_policy`
 
-On-policy, with the whole window in every inner step and nothing clipped; the critic learns by itself afterwards:
+On-policy, with the whole window in every inner step and nothing clipped; the critic learns by itself afterwards. At
+pi = pi_k the divergence has no gradient: a single inner step is the plain policy gradient, whatever t_k.
 
     policy      E[ -ratio advantage ] + KL(pi || pi_k) / t_k,   ratio = pi(a|s) / pi_k(a|s),   KL in closed form
     `tsallis_q` q: for KL, E[ ratio (log_{2-q} pi - log_{2-q} pi_k) ] with log_p(x) = (x^(1-p) - 1) / (1 - p)
     value       `value_coefficient` times PPO's clipped loss, `epochs` passes of `minibatches`
-
-At pi = pi_k the divergence has no gradient: a single inner step is the plain policy gradient, whatever t_k.
 
 Off-policy, with lambda the `entropy` temperature, c = `proximity` = 1 / t_k constant, a = rsample(s):
 
@@ -107,8 +105,7 @@ class MDPO(MDPOSettings, PPO):
         """From the old policy, averaged over the batch; the new policy comes first."""
         if self.config.tsallis_q == 1:
             return exact_proximity(self.policy, self.old_policy, batch)
-        log_prob = self.policy.log_prob(batch)
-        return sampled_proximity(log_prob, batch["log_prob"], batch["weight"], self.config.tsallis_q)
+        return sampled_proximity(self.policy.log_prob(batch), batch["log_prob"], batch["weight"], self.config.tsallis_q)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().policy_loss(batch)
@@ -190,10 +187,8 @@ class OffPolicyMDPO(OffPolicyMDPOSettings, SAC):
         loss = pathwise(q, log_prob, temperature, weight) + (config.proximity - temperature) * divergence
         if config.moment_penalty > 0:
             mean, log_std = self.policy.moments(batch)
-            moments = (mean.square() + log_std.square()).mean(-1)
-            loss = loss + config.moment_penalty * weighted_mean(moments, weight)
-        entropy = weighted_mean(-log_prob, weight)
-        return loss, {"policy_loss": loss, "entropy": entropy, "divergence": divergence}
+            loss = loss + config.moment_penalty * weighted_mean((mean.square() + log_std.square()).mean(-1), weight)
+        return loss, {"policy_loss": loss, "entropy": weighted_mean(-log_prob, weight), "divergence": divergence}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().update(batch)

@@ -80,14 +80,13 @@ class PPO(PPOSettings, Method):
         network: Network = param(Network((64, 64), "tanh", init="orthogonal", head_gain=0.01), "37 details: detail 2")
         critic_network: Network | None = param(None, "polopt", help="none: the same as the policy's")
         policy: AnyPolicy = param(Auto(), "section 6.1")
+        inert = {"surrogate.level": "a row is one decision, unless a policy is recurrent or decides in a chain"}
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.value_clip is None and self.surrogate.clip_range == (0.0, math.inf):
                 self.refuse("clip_schedule", because="where nothing is clipped")
             self.refuse("critic_network.head_gain", because="on a critic, whose last layer has scale 1")
-
-        inert = {"surrogate.level": "a row is one decision, unless a policy is recurrent or decides in a chain"}
 
     slug = "ppo"
     requires = (Scores,)
@@ -96,9 +95,8 @@ class PPO(PPOSettings, Method):
         config = self.config
         normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
         self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
-        normalizer = getattr(self.policy, "normalizer", None)
-        network = config.critic_network or config.network
-        self.critic = self.part("critic", StateValue, self.spec, network, normalizer=normalizer)
+        own, network = getattr(self.policy, "normalizer", None), config.critic_network or config.network
+        self.critic = self.part("critic", StateValue, self.spec, network, normalizer=own)
         self.reward_normalizer = RewardNormalizer(task.num, config.discount) if config.normalize_reward else None
         self.source = Rollouts(task, config.window, self.ledger)
         self.recurrent = self.policy.recurrent or self.critic.recurrent
