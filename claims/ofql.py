@@ -67,7 +67,9 @@ class InTheMaze:
             data = Path(folder) / "routes.safetensors"
             spec = Spec(maze.observation_space, maze.action_space, "point-maze")
             save_demonstrations(data, transitions(episodes), spec)
-            settings = SETTINGS | dict(self.settings) | {"dataset": str(data), "eval_every": budget["updates"]}
+            recorded = {"lr_schedule": "cosine"}  # the default when the lines were recorded
+            settings = SETTINGS | recorded | dict(self.settings)
+            settings |= {"dataset": str(data), "eval_every": budget["updates"]}
             run: Any = polopt.train(
                 self.method,
                 "point-maze",

@@ -56,6 +56,15 @@ PA: dict[str, Any] = VALUES | {
     "values.random_actions": 4,
     "values.actions": "next",
 }
+RECORDED: dict[str, Any] = {
+    "policy_tau": None,
+    "values.histogram": None,
+    "network.activation": "relu",
+    "network.blocks": "plain",
+    "network.normalization": "none",
+    "network.dropout": 0.0,
+}
+"""Defaults of PA-RL when its lines were recorded; its policy's embedding of a time, where it has one, had size 16."""
 NATIVE: dict[str, Any] = VALUES | {
     "policy.schedule": "cosine",
     "rewards": "minus-one",
@@ -95,6 +104,10 @@ class InTheMaze:
         import polopt
 
         data = "demonstrations" if self.method == "bc" else "dataset"
+        settings = dict(self.settings)
+        if self.method == "pa-rl":
+            settings |= RECORDED
+            settings |= {} if settings.get("policy") == "autoregressive" else {"policy.time_size": 16}
         run: Any = polopt.train(
             self.method,
             "point-maze",
@@ -108,7 +121,7 @@ class InTheMaze:
             eval_every=300,
             eval_episodes=50,
             log_every=300,
-            **{data: str(folder / "data"), **dict.fromkeys(self.rates, rate), **dict(self.settings)},
+            **{data: str(folder / "data"), **dict.fromkeys(self.rates, rate), **settings},
         )
         success = {row["updates"]: 100.0 * row["eval/return"] for row in run.evaluations}
         online = [value for count, value in success.items() if count > OFFLINE] or [0.0]  # none with --quick

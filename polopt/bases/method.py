@@ -181,6 +181,7 @@ class Method(Settings, Stateful):
     objectives: ClassVar[str] = "one"  # what it learns from: "one" reward, "several" (`rewards` of a batch), or "any"
     facts: ClassVar[tuple[str, ...]] = ()  # facts of the task that it learns from, such as "cost"
     teams: ClassVar[str] = "rows"  # how it takes a team: "rows", every agent is one, or "joint", [N, T, V, ...]
+    learns: ClassVar[str] = "policy"  # the attribute with the actor that is trained; `policy` may be made of it
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
     policy: Any  # an Actor; what it promises is in `requires`

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polopt.config import Config, param
+from polopt.core.errors import UsageError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -19,7 +20,12 @@ class Network(Config):
 
     sizes: tuple[int, ...] = param((64, 64), "polopt", low=1, help="widths of the hidden layers")
     activation: str = param("tanh", "polopt", choices=("relu", "tanh", "elu", "gelu", "silu", "mish"))
-    normalization: str = param("none", "polopt", choices=("none", "layer"), help="before each hidden activation")
+    normalization: str = param(
+        "none", "polopt", choices=("none", "layer"), help="before each hidden activation, or at the start of a block"
+    )
+    blocks: str = param(
+        "plain", "polopt", choices=("plain", "residual"), help="residual: each width is a block of two layers"
+    )
     init: str = param("default", "polopt", choices=("default", "orthogonal"), help="orthogonal: gain sqrt(2), bias 0")
     dropout: float = param(0.0, "polopt", low=0, below=1, help="after each hidden activation, only where it is trained")
     head_gain: float = param(1.0, "polopt", low=0, help="initial scale of a policy's last layer; critics use 1")
@@ -36,6 +42,8 @@ class Network(Config):
         super().__post_init__()
         if self.recurrent == "none":
             self.refuse("recurrent_size", because="without a recurrent core")
+        if self.blocks == "residual" and len(set(self.sizes)) != 1:
+            raise UsageError(f"residual blocks have one width, and sizes are {self.sizes}")
 
     @classmethod
     def from_value(cls, value: Any) -> "Network | None":

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from polopt.core.errors import UsageError
 from polopt.networks.encoders import Encoder, Obs, leading_shape, make_encoder
-from polopt.networks.layers import MLP, Stack
+from polopt.networks.layers import MLP, ResidualMLP, Stack
 from polopt.networks.normalizer import Normalizer
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def build(
     core = GRU(encoder.size, config.recurrent_size, config.init) if memory else None
     trunk: nn.Module
     if config.make is None:
-        trunk = MLP(
+        trunk = (ResidualMLP if config.blocks == "residual" else MLP)(
             inputs,
             outputs,
             config.sizes,

@@ -106,17 +106,24 @@ class MLP(nn.Module):
         super().__init__()
         self.members = members
         self.outputs = outputs
+        layers = self.hidden(inputs, sizes, activation, normalization, init, dropout)
+        layers.append(_linear((inputs, *sizes)[-1], outputs, init, head_gain, members))
+        self.layers = nn.Sequential(*layers)
+
+    def hidden(
+        self, inputs: int, sizes: Sequence[int], activation: str, normalization: str, init: str, dropout: float
+    ) -> list[nn.Module]:
+        """The layers before the head."""
         layers: list[nn.Module] = []
-        hidden_gain = math.sqrt(2.0) if init == "orthogonal" else 1.0
         for before, after in zip((inputs, *sizes), sizes):
-            layers.append(_linear(before, after, init, hidden_gain, members))
+            layers.append(_linear(before, after, init, _hidden_gain(init), self.members))
             if normalization == "layer":
-                layers.append(nn.LayerNorm(after) if members is None else EnsembleLayerNorm(members, after))
+                norm = nn.LayerNorm(after) if self.members is None else EnsembleLayerNorm(self.members, after)
+                layers.append(norm)
             layers.append(ACTIVATIONS[activation]())
             if dropout > 0:
                 layers.append(GradientDropout(dropout))
-        layers.append(_linear((inputs, *sizes)[-1], outputs, init, head_gain, members))
-        self.layers = nn.Sequential(*layers)
+        return layers
 
     @property
     def head(self) -> nn.Module:
@@ -130,6 +137,36 @@ class MLP(nn.Module):
         return self.layers(rows).reshape(self.members, *x.shape[:-1], self.outputs)
 
 
+class ResidualBlock(nn.Module):
+    """x + W2 activation(W1 dropout(norm(x))), four times as wide inside: [..., width] -> the same."""
+
+    def __init__(
+        self, width: int, activation: str, normalization: str, init: str, dropout: float, members: int | None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [GradientDropout(dropout)] if dropout > 0 else []
+        if normalization == "layer":
+            layers.append(nn.LayerNorm(width) if members is None else EnsembleLayerNorm(members, width))
+        layers.append(_linear(width, 4 * width, init, _hidden_gain(init), members))
+        layers += [ACTIVATIONS[activation](), _linear(4 * width, width, init, 1.0, members)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ResidualMLP(MLP):
+    """An `MLP` whose hidden layers are residual blocks, one for each of `sizes`, which are equal; a linear layer comes
+    before them, and an activation after (Hansen-Estruch et al. 2023, arXiv 2304.10573, section 5)."""
+
+    def hidden(
+        self, inputs: int, sizes: Sequence[int], activation: str, normalization: str, init: str, dropout: float
+    ) -> list[nn.Module]:
+        first = _linear(inputs, sizes[0], init, _hidden_gain(init), self.members)
+        blocks = [ResidualBlock(size, activation, normalization, init, dropout, self.members) for size in sizes]
+        return [first, *blocks, ACTIVATIONS[activation]()]
+
+
 class Stack(nn.Module):
     """Separate members that see the same input: [..., inputs] -> [E, ..., outputs]. For a user's own trunk."""
 
@@ -139,6 +176,10 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([member(x) for member in self.stack])
+
+
+def _hidden_gain(init: str) -> float:
+    return math.sqrt(2.0) if init == "orthogonal" else 1.0
 
 
 def _linear(inputs: int, outputs: int, init: str, gain: float, members: int | None) -> nn.Module:

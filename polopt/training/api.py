@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from polopt import registry
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
@@ -326,9 +327,23 @@ def _initialize(method: Method, folder: Path) -> None:
     steps = run.checkpoints.steps() if run.config else []
     if not steps:
         raise UsageError(f"--init {folder} has no checkpoint")
-    state = _method_state(run.checkpoints.load(steps[-1]))
+    state = _renamed(_method_state(run.checkpoints.load(steps[-1])), _learns(run.config["method"]), method.learns)
     used = restore(method, state, strict=False)
     if not any(state[path].dim() > 1 for path in used):  # a bias or two fits almost anywhere
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
+    for path in state:
+        if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:
+            raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
     for _, learner in method.learners():
         learner.initialized()
+
+
+def _learns(method: str) -> str:
+    """Under which name a method keeps the actor that it trains; "policy" of one that this polopt does not know."""
+    return registry.load(method).learns if method in registry.locations() else Method.learns
+
+
+def _renamed(state: dict[str, Any], name: str, new: str) -> dict[str, Any]:
+    """The state with the policy, which one method calls `name`, under the name that another one has for it."""
+    prefix = f"{name}."
+    return {f"{new}.{path[len(prefix) :]}" if path.startswith(prefix) else path: leaf for path, leaf in state.items()}

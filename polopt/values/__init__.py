@@ -94,8 +94,26 @@ GroupBaseline.named.update(
 
 
 @dataclass(frozen=True)
+class Histogram(Config):
+    """Values as histograms, learned by classification (HL-Gauss, arXiv 2403.03950)."""
+
+    bins: int = param(128, "arXiv 2412.06685", low=2, help="equal parts of the values from low to high")
+    low: float | None = param(
+        None, "assumed", unit="value", help="lower end; none: from the data's rewards (-100 for costs of 1 at 0.99)"
+    )
+    high: float | None = param(None, "assumed", unit="value", help="upper end; none: from the data's rewards")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise UsageError(f"the support of a value is from low to high, not from {self.low:g} to {self.high:g}")
+
+
+@dataclass(frozen=True)
 class Conservative(Config):
     """Q by one-step targets, pushed down at the policy's actions and up at the data's: CQL, or calibrated Cal-QL."""
+
+    usual_tau: ClassVar[float] = 0.005  # official code of arXiv 2412.06685
 
     coefficient: float = param(0.005, "arXiv 2412.06685", low=0, help="of the conservative term; 0 leaves it out")
     random_actions: int = param(10, "arXiv 2412.06685", low=0, help="uniform random actions in the term")
@@ -108,16 +126,7 @@ class Conservative(Config):
     calibrate: bool = param(True, "arXiv 2303.05479", help="the policy's values count as at least the data's return")
     calibrate_random: bool = param(False, "arXiv 2412.06685", help="those of random actions, too")
     temperature: float = param(1.0, "arXiv 2006.04779", above=0, unit="value", help="of the logsumexp over actions")
-    bins: int = param(0, "arXiv 2412.06685", low=0, help="values as histograms of so many bins (128 there); 0: numbers")
-    low: float = param(-100.0, "arXiv 2412.06685", unit="value", help="lower end of the histograms")
-    high: float = param(0.0, "arXiv 2412.06685", unit="value", help="upper end of the histograms")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bins == 1:
-            raise UsageError("a histogram of values has at least 2 bins; 0 makes values numbers")
-        if self.bins == 0 and (self.low, self.high) != (-100.0, 0.0):
-            raise UsageError("low and high are the ends of histograms: set bins, too")
+    histogram: Histogram | None = param(Histogram(), "arXiv 2412.06685", help="none: values are numbers")
 
     def build(self, spec: "Spec", network: "Network", *, discount: float, tau: float, members: int) -> "ConservativeQ":
         """A module with `critic`, `target_critic`, `columns`, `critic_loss` and `follow`."""
@@ -130,12 +139,16 @@ class Conservative(Config):
 class Implicit(Config):
     """Q and V that ask for no action outside the data: implicit Q-learning."""
 
+    usual_tau: ClassVar[float] = 0.002  # official code of arXiv 2412.06685
+
     expectile: float = param(
         0.7, "arXiv 2110.06169", above=0, below=1, help="0.5: mean over the data's actions; 1: best"
     )
+    histogram: Histogram | None = param(Histogram(), "arXiv 2412.06685", help="of Q; none: values are numbers")
 
     def build(self, spec: "Spec", network: "Network", *, discount: float, tau: float, members: int) -> "InSample":
         """A module with `critic`, `target_critic`, `value`, `value_loss`, `critic_loss` and `follow`."""
         from polopt.values.in_sample import InSample
 
-        return InSample(spec, network, expectile=self.expectile, discount=discount, tau=tau, members=members)
+        options = {"expectile": self.expectile, "histogram": self.histogram}
+        return InSample(spec, network, **options, discount=discount, tau=tau, members=members)

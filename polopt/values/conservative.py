@@ -13,8 +13,7 @@ from polopt.losses.regression import regression
 from polopt.networks import Network
 from polopt.optim import frozen_copy, polyak_update
 from polopt.values import Conservative
-from polopt.values.critics import QEnsemble
-from polopt.values.histogram import HistogramQ
+from polopt.values.histogram import HistogramQ, make_q
 from polopt.values.targets import reduce_members, td_target
 
 
@@ -69,9 +68,7 @@ class ConservativeQ(nn.Module):
     ) -> None:
         super().__init__()
         self.options, self.discount, self.tau = options, discount, tau
-        self.critic: QEnsemble | HistogramQ = QEnsemble(spec, network, members=members)
-        if options.bins:
-            self.critic = HistogramQ(spec, network, members, options.low, options.high, options.bins)
+        self.critic = make_q(spec, network, members, options.histogram)
         self.target_critic = frozen_copy(self.critic)
 
     @torch.no_grad()

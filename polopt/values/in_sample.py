@@ -14,7 +14,9 @@ from polopt.core.spec import Spec
 from polopt.losses.regression import expectile, regression
 from polopt.networks import Network
 from polopt.optim import frozen_copy, polyak_update
-from polopt.values.critics import QEnsemble, StateValue
+from polopt.values import Histogram
+from polopt.values.critics import StateValue
+from polopt.values.histogram import HistogramQ, make_q
 from polopt.values.targets import reduce_members, td_target
 
 
@@ -47,10 +49,11 @@ class InSample(nn.Module):
         discount: float = 0.99,
         tau: float = 0.005,
         members: int = 2,
+        histogram: Histogram | None = None,
     ) -> None:
         super().__init__()
         self.expectile, self.discount, self.tau = expectile, discount, tau
-        self.critic = QEnsemble(spec, network, members=members)
+        self.critic = make_q(spec, network, members, histogram)
         self.target_critic = frozen_copy(self.critic)
         self.value = StateValue(spec, network)
 
@@ -69,12 +72,17 @@ class InSample(nn.Module):
         return loss, {"value_loss": loss, "value": weighted_mean(value, batch["weight"])}
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Equation 6, summed over the critics, with the present V (time limits are bootstrapped through)."""
+        """Equation 6, summed over the critics, with the present V (time limits are bootstrapped through); with values
+        that are histograms the cross-entropy in place of the square."""
         with torch.no_grad():
             next_value = self.value(batch["next_obs"])
             target = td_target(batch["reward"], self.discount, batch["terminated"], next_value)
-        q = self.critic(batch["obs"], batch["action"])
-        loss = regression(q, target, batch["weight"])
+        if isinstance(self.critic, HistogramQ):
+            logits = self.critic.logits(batch["obs"], batch["action"])
+            q, loss = self.critic.mean(logits), self.critic.cross_entropy(logits, target, batch["weight"])
+        else:
+            q = self.critic(batch["obs"], batch["action"])
+            loss = regression(q, target, batch["weight"])
         return loss, {"critic_loss": loss, "q": weighted_mean(q.mean(0), batch["weight"])}
 
     @torch.no_grad()

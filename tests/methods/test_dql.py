@@ -105,7 +105,7 @@ def test_the_gradient_of_q_goes_through_the_whole_chain(float64):
 
 
 def test_the_target_policy_waits_and_then_follows_every_so_often():
-    method = make(policy_start=3, policy_every=2, policy_tau=0.5, lr_schedule="constant")
+    method = make(policy_start=3, policy_every=2, policy_tau=0.5)
     moved = []
     for _ in range(7):
         before = [value.clone() for value in method.target_actor.parameters()]
@@ -138,3 +138,16 @@ def test_rewards_of_antmaze_are_scaled_as_in_the_released_code():
     method = make(rewards="antmaze")
     raw, scaled = method.source.data["reward"], method.collect()["reward"]
     assert set(scaled.tolist()) <= set((4 * raw - 2).tolist())
+
+
+@pytest.mark.parametrize("name", ["dql", "ofql"])
+def test_learning_rates_stay(name):
+    """The official scheduler steps once in 50 of 2,000 epochs of a period of 2,000: (1 + cos(pi 40 / 2000)) / 2."""
+    method = make(name)
+    first = [optimizer.rate for optimizer in method.optimizers()]
+    method.progress = 1.0
+    last = [optimizer.rate for optimizer in method.optimizers()]
+    official = 0.5 * (1 + np.cos(np.pi * 40 / 2000))
+    assert len(first) == 2
+    assert official == pytest.approx(0.999, abs=1e-4)
+    assert [one / other for one, other in zip(last, first)] == pytest.approx([official] * 2, abs=2e-3)

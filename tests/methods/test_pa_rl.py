@@ -12,18 +12,25 @@ from tensordict import TensorDict
 from polopt import registry
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
+from polopt.policies.wrappers import candidates
 from polopt.training.api import plan
+from polopt.values import Implicit
+from polopt.values.critics import QEnsemble
+from polopt.values.histogram import HistogramQ
 from tests.guards.harness import advance
 
 MUST = 5
 SMOKE = registry.load("pa-rl").smoke
+NUMBERS = {"values.histogram": None}
 
 
 def made(**settings):
     """The smoke run's method, its dataset open."""
     config = dict(SMOKE.config) | settings
     if config.get("values") == "implicit":
-        config = {key: value for key, value in config.items() if not key.startswith("values.")}
+        config = {key: value for key, value in config.items() if not key.startswith("values.") or "histogram" in key}
+    if config.get("values.histogram", "") is None:
+        config = {key: value for key, value in config.items() if not key.startswith("values.histogram.")}
     torch.manual_seed(0)
     method = plan("pa-rl", SMOKE.task, seed=3, task_options=SMOKE.task_options, loggers=(), **config).build()
     method.prepare()
@@ -50,8 +57,9 @@ def batch_fixture():
 
 
 def test_must_1_ranking_and_climbing_never_lower_the_value_and_stay_within_the_bounds(batch):
-    method = made(step_size=10.0, climb_steps=5)  # steps that overshoot: most end below their start
+    method = made(step_size=10.0, climb_steps=5, **NUMBERS)  # steps that overshoot: most end below their start
     critic, actor = method.values.critic, method.policy
+    critic.forward = lambda obs, action: -(action - 0.3).square().sum(-1).unsqueeze(0)
     torch.manual_seed(1)
     drawn = actor.sample(batch["obs"])
     values = critic(batch["obs"], drawn).mean(0).detach()
@@ -74,7 +82,7 @@ def test_must_1_ranking_and_climbing_never_lower_the_value_and_stay_within_the_b
 
 
 def test_must_2_the_target_bootstraps_from_the_optimized_action(batch):
-    method = made(critics=2, step_size=0.5, **{"values.coefficient": 0.0})  # two members: the pair is both
+    method = made(critics=2, step_size=0.5, **NUMBERS, **{"values.coefficient": 0.0})  # two members: the pair is both
     with torch.no_grad():
         for parameter in method.values.target_critic.parameters():
             parameter.mul_(1.5)
@@ -92,7 +100,8 @@ def test_must_2_the_target_bootstraps_from_the_optimized_action(batch):
 
 
 def test_must_3_candidates_are_drawn_anew_from_the_present_policy(batch):
-    method = made(policy="deterministic", climb_steps=0, candidates=2, keep=2, data_candidate=False)
+    settings = {"policy": "deterministic", "policy_tau": None, "climb_steps": 0, "candidates": 2, "keep": 2}
+    method = made(**settings, data_candidate=False)
     torch.manual_seed(0)
     first = method.optimize(batch, taught=True)
     own = method.base.act(batch["obs"])[0]["action"]
@@ -182,7 +191,7 @@ def test_labels_include_the_action_of_the_data(batch):
 
 
 def test_the_critic_loss_is_its_formula(batch, float64):
-    method = made(**{"values.coefficient": 0.7})
+    method = made(**NUMBERS, **{"values.coefficient": 0.7})
     batch = batch.apply(lambda column: column.double() if column.is_floating_point() else column)
     batch = method.optimize(batch, taught=False)
     critic = method.values.critic
@@ -221,14 +230,69 @@ def test_the_implicit_critic_asks_no_policy_for_its_target(batch):
         assert ("policy_loss" in metrics) == (phase == "online")
 
 
-def test_values_may_be_histograms():
-    method = made(bc_updates=0, offline_updates=1, **{"values.bins": 11, "values.low": -1.0, "values.high": 1.0})
-    for _ in range(2):
-        critic = copied(method.values.critic)
-        metrics = method.update(method.collect())
-        assert all(moved(method.values.critic, critic))
-    assert -1.0 < float(metrics["q"]) < 1.0
-    assert float(metrics["critic_loss"]) > 0
+def test_values_are_histograms_or_numbers():
+    for histogram, kind in ((True, HistogramQ), (None, QEnsemble)):
+        for values in ("conservative", "implicit"):
+            settings = {} if histogram else NUMBERS
+            method = made(bc_updates=0, offline_updates=1, values=values, **settings)
+            assert type(method.values.critic) is kind
+            for _ in range(2):
+                critic = copied(method.values.critic)
+                metrics = method.update(method.collect())
+                assert all(moved(method.values.critic, critic))
+            assert not histogram or 0.0 < float(metrics["q"]) < 1.0
+            assert float(metrics["critic_loss"]) > 0
+
+
+def test_the_ends_of_the_histograms_follow_from_the_data():
+    """With costs of 1 until the goal, the support is that of the official code: -100 to 0."""
+    open_ends = {"values.histogram.low": None, "values.histogram.high": None}
+    method = made(rewards="minus-one", **open_ends)
+    for critic in (method.values.critic, method.values.target_critic):
+        assert (float(critic.edges[0]), float(critic.edges[-1])) == (pytest.approx(-100.0), 0.0)
+    with pytest.raises(UsageError, match="the range from 0 to 0, which no histogram covers"):
+        made(**open_ends)  # random episodes never reach the goal
+
+
+def test_candidates_come_from_a_slow_average_of_the_policy(batch):
+    method = made(policy_tau=0.25, bc_updates=2, offline_updates=0)
+    start = copied(method.base)
+    expected = start
+    for _ in range(3):  # of cloning, then of teaching
+        method.update(method.collect())
+        expected = [0.25 * new.detach() + 0.75 * old for new, old in zip(method.base.parameters(), expected)]
+    for ours, theirs in zip(method.target_base.parameters(), expected):
+        torch.testing.assert_close(ours, theirs)
+    assert method.policy.actor is method.target_base
+    torch.manual_seed(3)
+    drawn = method.policy.sample(batch["obs"])
+    torch.manual_seed(3)
+    torch.testing.assert_close(drawn, candidates(method.target_base, batch["obs"], method.config.candidates)["action"])
+    own = made(policy_tau=None)
+    assert own.policy.actor is own.target_base is own.base
+
+
+def test_the_defaults_are_those_of_the_official_code():
+    config = registry.load("pa-rl").Config()
+    assert config.policy_tau == 0.002
+    assert (config.values.histogram.bins, config.values.usual_tau, Implicit().usual_tau) == (128, 0.005, 0.002)
+    network = config.network
+    assert (network.sizes, network.blocks, network.normalization) == ((256,) * 3, "residual", "layer")
+    assert (network.dropout, network.activation) == (0.1, "silu")
+    assert (config.policy.steps, config.policy.schedule, config.policy.time_size) == (5, "cosine", 128)
+
+
+@pytest.mark.parametrize(("values", "usual"), [("conservative", 0.005), ("implicit", 0.002)])
+def test_targets_follow_at_the_rate_of_their_critic(values, usual):
+    assert made(values=values).values.tau == usual
+    assert made(values=values, tau=0.3).values.tau == 0.3
+
+
+@pytest.mark.parametrize("method", ["pa-rl", "dql", "ofql"])
+def test_a_clone_of_bc_is_the_policy_that_they_take(method):
+    ours, theirs = registry.load(method).Config(), plan("bc", "Pendulum-v1", preset=method).config
+    assert ours.policy == theirs.policy
+    assert ours.network == theirs.network
 
 
 def test_costs_in_place_of_rewards_bound_the_returns():

@@ -12,6 +12,7 @@ from torch import nn
 from polopt.core.errors import UsageError
 from polopt.networks import Network
 from polopt.networks.build import GRU, FeedForward, Recurrent
+from polopt.networks.layers import ResidualMLP
 from polopt.networks.normalizer import Normalizer
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -189,3 +190,12 @@ def test_kinds_of_networks():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError):
         Network(**wrong)
+
+
+def test_residual_blocks_are_a_choice_and_have_one_width():
+    net = Network((8, 8), blocks="residual").build(VECTOR, 2)
+    assert isinstance(net.trunk, ResidualMLP)
+    assert len(net.trunk.layers) == 5
+    for sizes in ((8, 4), ()):
+        with pytest.raises(UsageError, match="residual blocks have one width"):
+            Network(sizes, blocks="residual")

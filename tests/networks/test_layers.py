@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from polopt.networks.layers import ACTIVATIONS, MLP, EnsembleLayerNorm, EnsembleLinear, initialize
+from polopt.networks.layers import ACTIVATIONS, MLP, EnsembleLayerNorm, EnsembleLinear, ResidualMLP, initialize
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -99,3 +99,34 @@ def test_dropout_is_there_only_where_gradients_are(members):
     torch.testing.assert_close(mean, whole, atol=0.1, rtol=0)
     net.eval()
     torch.testing.assert_close(net(x), whole)
+
+
+def test_residual_blocks_by_hand():
+    """An input layer, then x + W2 silu(W1 norm(x)) twice, four times as wide inside, then silu and the head."""
+    net = ResidualMLP(5, 2, (6, 6), activation="silu", normalization="layer")
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    first, *blocks, _, head = net.layers
+    x = torch.randn(3, 5)
+    hidden = x @ first.weight.T + first.bias
+    for block in blocks:
+        norm, inner, _, outer = block.layers
+        assert inner.weight.shape == (24, 6)
+        spread = ((hidden - hidden.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True)
+        scaled = (hidden - hidden.mean(-1, keepdim=True)) / (spread + 1e-5).sqrt() * norm.weight + norm.bias
+        y = scaled @ inner.weight.T + inner.bias
+        hidden = hidden + (y * torch.sigmoid(y)) @ outer.weight.T + outer.bias
+    torch.testing.assert_close(net(x), (hidden * torch.sigmoid(hidden)) @ head.weight.T + head.bias)
+
+
+def test_residual_blocks_of_an_ensemble_and_their_dropout():
+    ensemble = ResidualMLP(5, 2, (6, 6), normalization="layer", members=3)
+    x = torch.randn(4, 5)
+    single = ResidualMLP(5, 2, (6, 6), normalization="layer")
+    for one, many in zip(single.parameters(), ensemble.parameters()):
+        one.data = many[1].T.clone() if one.dim() == 2 else many[1, 0].clone()
+    torch.testing.assert_close(ensemble(x)[1], single(x))
+    dropped = ResidualMLP(5, 2, (64,), dropout=0.5)
+    assert not torch.equal(dropped(x), dropped(x))
+    with torch.no_grad():
+        assert torch.equal(dropped(x), dropped(x))

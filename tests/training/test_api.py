@@ -194,6 +194,41 @@ def test_starting_from_another_run(tmp_path):
         train("ppo", tmp_path / "fourth", init=tmp_path / "nowhere")
 
 
+GENERATIVE = {"network.sizes": (8, 8), "policy.time_size": 4, "loggers": (), "eval_episodes": 1, "batch_size": 8}
+CLONED = GENERATIVE | {"demonstrations": "random", "random_episodes": 2}
+TAUGHT = GENERATIVE | {"dataset": "random", "random_episodes": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("dql", {"lr": 1e-12, "policy_every": 1, "policy_start": 0, "policy_tau": 1e-9}),
+        ("ofql", {"lr": 1e-12, "policy_every": 1, "policy_start": 0, "policy_tau": 1e-9}),
+        ("pa-rl", {"bc_updates": 0, "offline_updates": None, "values.histogram.high": 1.0, "critics": 2}),
+    ],
+)
+def test_a_cloned_policy_is_where_other_methods_begin(tmp_path, method, settings):
+    """Weights load under the name that a method has for its policy, and its slow copies begin there, too."""
+    names = {"pa-rl": ("base", "target_base"), "dql": ("actor", "target_actor"), "ofql": ("actor", "target_actor")}
+    clone = polopt.train("bc", "Pendulum-v1", preset=method, steps=3, out=tmp_path / "bc", **CLONED).folder
+    run = polopt.train(method, "Pendulum-v1", steps=2, init=clone, out=tmp_path / "run", **TAUGHT | settings)
+    begun, _ = api.load_method(run.folder)
+    wanted = weights(clone)
+    for name in names[method]:
+        ours = torch.cat([parameter.detach().flatten() for parameter in getattr(begun, name).parameters()])
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+    if method == "dql":
+        back = polopt.train("bc", "Pendulum-v1", preset="dql", steps=1, lr=1e-12, init=run.folder, **CLONED)
+        torch.testing.assert_close(weights(back.folder), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_policy_that_normalized_is_no_start_for_one_that_does_not(tmp_path):
+    options = {"preset": "dql", "steps": 1, "normalize_obs": True, "out": tmp_path / "bc"}
+    clone = polopt.train("bc", "Pendulum-v1", **options, **CLONED).folder
+    with pytest.raises(UsageError, match="its policy normalizes observations, and that of this run does not"):
+        polopt.train("dql", "Pendulum-v1", steps=1, init=clone, out=tmp_path / "run", **TAUGHT)
+
+
 def test_the_record_of_a_run(tmp_path):
     record = train("ppo", tmp_path / "run", preset="pendulum").config
     assert record["method"] == "ppo"

@@ -76,7 +76,9 @@ SPEC = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)), "a toy")
 
 def module(members=3, **options):
     torch.manual_seed(0)
-    return Conservative(**options).build(SPEC, Network((8,)), discount=0.9, tau=0.5, members=members)
+    return Conservative(**{"histogram": None} | options).build(
+        SPEC, Network((8,)), discount=0.9, tau=0.5, members=members
+    )
 
 
 def columns(values, size=6):

@@ -21,7 +21,6 @@ Departs from the paper in: the defaults are those of the 37 details for classic 
 policy and critic have separate networks also on images, and the preset for Procgen keeps the convolutions of Atari.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +83,7 @@ class PPO(PPOSettings, Method):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.value_clip is None and self.surrogate.clip_range == (0.0, math.inf):
+            if self.value_clip is None and self.surrogate.clip_range == (0.0, float("inf")):
                 self.refuse("clip_schedule", because="where nothing is clipped")
             self.refuse("critic_network.head_gain", because="on a critic, whose last layer has scale 1")
 

@@ -8,6 +8,9 @@ learning for example in arXiv 2004.07219.
 Demonstrations are a file that `polopt eval RUN --record FILE` wrote, a dataset in Minari's format (also as `--task`),
 or "random": episodes of uniform random actions.
 
+A policy that was cloned is where another method can begin: `--preset dql|ofql|pa-rl` clones one that these take with
+`--init`.
+
 Departs from the paper in: any policy that can imitate, and minibatches with Adam.
 """
 
@@ -27,6 +30,21 @@ from polopt.networks.normalizer import Normalizer
 from polopt.policies import AnyPolicy, Auto
 from polopt.policies.base import Imitates, Scores, require, with_noise
 from polopt.tasks.base import Task
+
+# Policies that these methods take with --init, as they have them by default.
+DQL = {"network.sizes": (256, 256, 256), "network.activation": "mish"}
+PA_RL = {
+    "lr": 3e-4,
+    "lr_schedule": "cosine",
+    "policy": "diffusion",
+    "policy.schedule": "cosine",
+    "policy.time_size": 128,
+    "network.sizes": (256, 256, 256),
+    "network.activation": "silu",
+    "network.normalization": "layer",
+    "network.blocks": "residual",
+    "network.dropout": 0.1,
+}
 
 
 class BC(Method):
@@ -62,6 +80,8 @@ class BC(Method):
         "entropy": "of the policy, in nats, where it has a bonus",
     }
     default_steps = 10_000
+    presets = {"dql": {"policy": "diffusion", "policy.min_std": 0.0} | DQL, "ofql": {"policy": "mean-flow"} | DQL}
+    presets |= {"pa-rl": PA_RL}
     no_limit = "it is a base: there is nothing simpler in the catalogue that it could be"
     smoke = Smoke("CartPole-v1", 16, {"demonstrations": "random", "batch_size": 32, "network.sizes": (16,)})
 

@@ -52,7 +52,7 @@ class OFQL(DQL):
         ),
         Limit(
             "bc",
-            at=CLONING | {"lr_schedule": "constant"},
+            at=CLONING,
             apart={"eta": 0.1},
             because="without Q the policy only imitates",
             base_at={"policy": "mean-flow", "network.activation": "mish"},

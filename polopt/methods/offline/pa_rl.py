@@ -17,18 +17,26 @@ With critics Q_i, target critics Q_targ, a*(s) the best optimized candidate in s
                 R_i = logsumexp_a' max(Q_i(s, a'), V_MC(s)) - log K - Q_i(s, a)      Cal-QL, arXiv 2303.05479
     policy      imitation_loss(s, a~),  a~ from A(s), with the data's action in place of its worst member
 
-Three phases: `bc_updates` of cloning; `offline_updates` of the critic alone, against the frozen clone; then online,
-where whole episodes are collected greedily and every update, on a batch half from the dataset and half from them,
-trains both. `--distill always` teaches the policy offline too; `never` leaves the clone as it is, so that the critic
-only ranks and climbs. `--values.bins` makes values histograms, learned by cross-entropy; `--values implicit` takes the
-critic of implicit Q-learning (iql.py), whose target asks no policy.
+Candidates come from a slow average of the policy (`policy_tau`), which is what acts; with `--policy-tau none` from
+the policy itself, as those of token policies do in the released code. Values are histograms, learned by cross-entropy,
+whose ends follow from the rewards of the data: -100 and 0 for costs of 1 until the goal (`--values.histogram none`:
+numbers). `--values implicit` takes the critic of implicit Q-learning (iql.py), whose target asks no policy.
+
+Three phases: `bc_updates` of cloning (0 where `--init` brings the policy of a run of `bc --preset pa-rl`);
+`offline_updates` of the critic alone, against the frozen clone; then online, where whole episodes are collected
+greedily and every update, on a batch half from the dataset and half from them, trains both. `--distill always` teaches
+the policy offline too; `never` leaves the clone as it is, so that the critic only ranks and climbs.
 
 Differs from its base, Cal-QL, in the policy: a squashed Gaussian there, with a pathwise gradient.
 
 Departs from the paper in: policy and critic take turns at every update, not episode by episode; the conservative term
-sees all optimized candidates, where the released code counts the best one ten times; one set of candidates in a state
-serves this term and the labels; learning rates have no warm-up and no decay. After a time limit V_MC counts the last
-reward, where negative, for ever. The softmax is of raw values, as in the paper: mind their scale.
+sees all optimized candidates and all critics, where the released code counts the best one ten times, for two of them;
+one set of candidates in a state serves this term and the labels; learning rates have no warm-up and no decay. A step
+of the chain has the noise of its posterior and clips its estimate, where the code's has the larger sqrt(beta) and clips
+the sample; a time has fixed frequencies, not learned ones. Bins are blurred by 0.75 of their width, as in the paper of
+HL-Gauss, in the code by 1.06. Tokens come from the same network as the noise, where the paper has a transformer. After
+a time limit V_MC counts the last reward, where negative, for ever. The softmax is of raw values, as in the paper: mind
+their scale.
 """
 
 from dataclasses import dataclass
@@ -47,14 +55,17 @@ from polopt.data.replay import Replay, ReplaySource
 from polopt.data.trajectories import KEYS, Then, Trajectories, returns_at_least
 from polopt.losses.regression import imitation
 from polopt.networks import Network
+from polopt.optim import frozen_copy, polyak_update, renew
 from polopt.policies import AnyPolicy, Diffusion
 from polopt.policies.base import Imitates, require, with_noise
 from polopt.policies.optimized import Optimized
 from polopt.tasks.base import Task
 from polopt.values import Conservative, Implicit
 from polopt.values.conservative import ConservativeQ
+from polopt.values.histogram import value_range
 
 CLONE, OFFLINE, ONLINE = "clone", "offline", "online"
+RESIDUAL = Network((256, 256, 256), "silu", normalization="layer", blocks="residual", dropout=0.1)
 
 
 class PARL(Offline):
@@ -76,24 +87,30 @@ class PARL(Offline):
         sampling_temperature: float = param(1.0, "official code", above=0, unit="value", help="of the softmax")
         explore: str = param("best", "official code", choices=("best", "sample"), help="how episodes are collected")
         discount: float = param(0.99, "appendix", low=0, high=1)
-        tau: float = param(0.005, "official code", above=0, high=1, help="share of the critics in the targets")
+        tau: float | None = param(
+            None, "official code", above=0, high=1, help="of the critics in the targets; none: 0.005, implicit 0.002"
+        )
+        policy_tau: float | None = param(
+            0.002, "official code", above=0, high=1, help="of the policy in the average that acts; none: it acts itself"
+        )
         critics: int = param(10, "official code", low=2, help="members of the critic ensemble")
         values: Conservative | Implicit = param(Conservative(), "section 5")
         bc_lr: float = param(3e-4, "official code", above=0, help="of the policy while it clones")
         policy_lr: float = param(5e-5, "official code", above=0, help="of the policy while it is taught")
         critic_lr: float = param(3e-4, "official code", above=0)
-        network: Network = param(Network((256, 256, 256), "relu"), "official code", help="of the policy")
+        network: Network = param(RESIDUAL, "official code", help="of the policy")
         critic_network: Network = param(Network((256, 256), "relu", normalization="layer"), "official code")
-        policy: AnyPolicy = param(Diffusion(steps=5, schedule="cosine"), "appendix")
+        policy: AnyPolicy = param(Diffusion(steps=5, schedule="cosine", time_size=128), "official code")
 
     slug = "pa-rl"
+    learns = "base"
     requires = (Imitates,)
     headline = ("policy_loss", "critic_loss", "q", "conservative_gap")
     trains_on = "recorded data, then the task itself; box actions"
     metrics = {
         "stage": "`clone`, `offline` or `online`",
         "q": "mean Q at the data's actions, over critics | grows to the scale of the return",
-        "critic_loss": "squared error, summed over critics; with `values.bins` a cross-entropy",
+        "critic_loss": "cross-entropy, summed over critics; with `values.histogram none` half of the squared error",
         "value_loss": "with `--values implicit`, expectile loss of V",
         "policy_loss": "the imitation loss on optimized actions",
         "conservative_gap": "how far candidate actions are valued above the data's, with the returns of the data as "
@@ -101,7 +118,7 @@ class PARL(Offline):
     }
     default_steps = 1_100_000
     presets = {
-        "antmaze": {"rewards": "minus-one", "critic_network.sizes": (256, 256, 256, 256), "values.bins": 128},
+        "antmaze": {"rewards": "minus-one", "critic_network.sizes": (256, 256, 256, 256)},
     }
     no_limit = "its base, Cal-QL, is not in the catalogue"
     smoke = Smoke(
@@ -120,12 +137,17 @@ class PARL(Offline):
             "critics": 3,
             "values.coefficient": 1.0,
             "values.random_actions": 3,
+            "values.histogram.bins": 8,
+            "values.histogram.low": 0.0,
+            "values.histogram.high": 1.0,
             "replay_size": 1_000,
             "network.sizes": (16,),
+            "network.dropout": 0.0,
             "critic_network.sizes": (16,),
         },
         task_options={"horizon": 12},
     )
+    probes = {"values": {"rewards": "minus-one"}}  # the ends of histograms follow from rewards, and the smoke's are 0
     saved = ("updates",)
     updates = 0
     policy: Optimized
@@ -138,11 +160,13 @@ class PARL(Offline):
     def build(self, task: Task) -> None:
         config = self.config
         self.base: Any = self.make_policy(config.policy, network=config.network)
+        self.target_base: Any = self.base if config.policy_tau is None else frozen_copy(self.base)
+        tau = config.values.usual_tau if config.tau is None else config.tau
         self.values: Any = config.values.build(
-            self.spec, config.critic_network, discount=config.discount, tau=config.tau, members=config.critics
+            self.spec, config.critic_network, discount=config.discount, tau=tau, members=config.critics
         )
         self.policy = Optimized(
-            self.base,
+            self.target_base,
             self.values.critic,
             samples=config.candidates,
             keep=config.keep,
@@ -165,6 +189,10 @@ class PARL(Offline):
         self.reward_scale, self.reward_shift = scaling = reward_scaling(data, config.rewards)
         data["action"] = self.policy.own_action(data["action"])
         data["returns"] = returns_at_least(data, config.discount, *scaling)
+        if config.values.histogram is not None:
+            reward = self.reward_scale * data["reward"] + self.reward_shift
+            self.values.critic.cover(*value_range(reward, data["terminated"], config.discount))
+            renew(self.values.target_critic)
         data = data.select(*KEYS).set("index", torch.arange(len(data)))
         played = Trajectories(self.task, config.discount, self.ledger, greedy=config.explore == "best", scaling=scaling)
         half = config.batch_size // 2
@@ -195,7 +223,7 @@ class PARL(Offline):
     @torch.no_grad()
     def optimize(self, batch: Batch, taught: bool) -> Batch:
         """Adds the `label` [B, A] of the policy, if it is `taught`, and what a conservative critic's loss reads: all
-        from candidates of the present policy, which the present critic improves."""
+        from candidates of the present average, which the present critic improves."""
         config, batch = self.config, batch.clone(False)
         pushed = self.conservative and config.values.coefficient > 0 and config.values.actions != "next"
         here = batch["action"].new_empty(0, *batch["action"].shape)
@@ -216,7 +244,10 @@ class PARL(Offline):
         """One supervised step of the policy on `action` [B, A]."""
         self.policy_optimizer.lr = lr
         batch = with_noise(self.base, batch.clone(False).set("action", action))
-        return self.policy_optimizer.minimize(self.policy_loss, batch)
+        metrics = self.policy_optimizer.minimize(self.policy_loss, batch)
+        if self.config.policy_tau is not None:
+            polyak_update(self.target_base, self.base, self.config.policy_tau)
+        return metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         config, batch, phase = self.config, weigh(batch), self.stage_name
