@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test test-all test-peers lint types unit bench docs claims claims-page clean
+.PHONY: demo test test-all test-peers mutants lint types unit bench docs claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -42,6 +42,10 @@ types: .venv/dev
 # What `make test` leaves out: every option of every part, compilation of every method ...
 test-all: lint types .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+
+# make mutants METHOD=ppo: which small changes of a method's file no test of it sees.
+mutants: .venv/dev
+	$(BIN)/python -m tests.mutants $(METHOD) --jobs 2
 
 unit: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -150,5 +150,12 @@ class Implicit(Config):
         """A module with `critic`, `target_critic`, `value`, `value_loss`, `critic_loss` and `follow`."""
         from polopt.values.in_sample import InSample
 
-        options = {"expectile": self.expectile, "histogram": self.histogram}
-        return InSample(spec, network, **options, discount=discount, tau=tau, members=members)
+        return InSample(
+            spec,
+            network,
+            expectile=self.expectile,
+            histogram=self.histogram,
+            discount=discount,
+            tau=tau,
+            members=members,
+        )

@@ -13,6 +13,7 @@ import torch
 import polopt
 from polopt import registry
 from polopt.cli import main
+from polopt.config import apply
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.evaluation.score import Score
 from polopt.optim import copies
@@ -72,7 +73,7 @@ def test_config_round_trip(name):
     assert from_dict(type(config), to_dict(config)) == config
     cls = registry.load(name)
     for preset in cls.presets:
-        chosen = plan(name, preset=preset).config
+        chosen = apply(cls.Config, cls.presets[preset])
         assert from_dict(type(chosen), to_dict(chosen)) == chosen
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from polopt.core.errors import CheckpointError, RunError, UsageError
-from polopt.core.spec import Spec
 from polopt.core.state import gather, restore
 from polopt.data import Episodes, Rollouts
 from polopt.data.demonstrations import scripted_episodes
 from polopt.evaluation.returns import evaluate_returns
 from polopt.tasks import make_task
-from polopt.tasks.simulated import Simulated, scrambled
+from polopt.tasks.simulated import scrambled
 from tests.data.actors import Random
 
 from .worlds import Errands, Toll, check_world
@@ -134,9 +131,9 @@ def test_scripted_behavior_is_recorded_as_demonstrations_are() -> None:
 
 def test_the_world_of_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    block = text.partition("```python\nclass Walk(Simulated)")[2].partition("```")[0]
-    names: dict[str, Any] = {"np": np, "torch": torch, "spaces": spaces, "Spec": Spec, "Simulated": Simulated}
-    exec("class Walk(Simulated)" + block, names)
+    block = next(part for part in text.split("```python\n")[1:] if "class Walk(Simulated)" in part)
+    names: dict[str, Any] = {}
+    exec(block.partition("```")[0], names)
     walk = names["Walk"]
     check_world(lambda num, seed, evaluation: walk(num, seed, evaluation))
     world = make_task(walk, 2, wind=0.0)

@@ -267,7 +267,7 @@ def test_demonstrations_are_not_unpickled(tmp_path):
     fired, file = tmp_path / "fired", tmp_path / "demos.safetensors"
     file.write_bytes(pickle.dumps(Bomb(fired)))
     with pytest.raises(UsageError, match="cannot be read"):
-        train("bc", tmp_path / "bc", demonstrations=str(file))
+        polopt.train("bc", "CartPole-v1", steps=2, out=tmp_path / "bc", loggers=(), demonstrations=str(file))
     assert not fired.exists()
 
 

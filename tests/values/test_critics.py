@@ -123,7 +123,8 @@ def test_a_recurrent_critic_follows_its_memory():
 @pytest.mark.parametrize("recurrent", ["none", "gru"])
 def test_several_values_stand_in_front(recurrent):
     """Each is what a critic with that row of the last layer alone gives; [outputs, ...] everywhere."""
-    network = Network(sizes=(8,), recurrent=recurrent, recurrent_size=4)
+    size = {} if recurrent == "none" else {"recurrent_size": 4}
+    network = Network(sizes=(8,), recurrent=recurrent, **size)
     critic, batch = StateValue(SPEC, network, outputs=3), window()
     batch["critic_hidden"] = torch.randn(3, 6, 4)
     value, next_value = critic.values(batch)
