@@ -41,7 +41,7 @@ types: .venv/dev
 
 # What `make test` leaves out: every option of every part, compilation of every method ...
 test-all: lint types .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m '' -W error::FutureWarning
 
 # make mutants METHOD=ppo: which small changes of a method's file no test of it sees.
 mutants: .venv/dev

@@ -32,7 +32,9 @@ class CausalPasses:
     def __init__(self, model: Any, probe: Tensor, checkpointing: bool = False) -> None:
         self.model = model
         self.checkpointing = checkpointing
-        self.positions = "position_ids" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self.positions = "position_ids" in takes
+        self.keys = "cache" if "cache" in takes else "past_key_values"  # the older name, until transformers 5.24
         if checkpointing:
             with quiet():
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -82,18 +84,16 @@ class CausalPasses:
         `distinct` prompts, `row` [B] among them, goes through the model once; gradients flow through its keys and
         values."""
         seen = real.bool()[distinct]
-        states = self.model.base_model(
-            prompt[distinct], past_key_values=cache, **self._inputs(seen) | {"use_cache": True}
-        )[0]
+        states = self.model.base_model(prompt[distinct], **self._inputs(seen) | self._growing(cache))[0]
         first = states[row, -1:]
         if completion.shape[1] == 1:
             return first
         cache.batch_select_indices(row)
         seen = torch.cat((seen[row], attention.bool()[:, :-1]), 1)
-        options = self._inputs(seen) | {"use_cache": True}
+        options = self._inputs(seen) | self._growing(cache)
         if self.positions:
             options["position_ids"] = options["position_ids"][:, prompt.shape[1] :]
-        rest = self.model.base_model(completion[:, :-1], past_key_values=cache, **options)[0]
+        rest = self.model.base_model(completion[:, :-1], **options)[0]
         return torch.cat((first, rest), 1)
 
     # One token further
@@ -101,7 +101,7 @@ class CausalPasses:
     def next_logits(self, inputs: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
         """The logits [B, V] after `inputs` [B, L], where the cache and they are `seen` [B, C]; the cache grows."""
         where = {"position_ids": position} if self.positions else {}
-        options = {"attention_mask": seen, "past_key_values": cache, "use_cache": True, **where}
+        options = {"attention_mask": seen, **self._growing(cache), **where}
         if not self.headed:
             return self.model(inputs, **options).logits[:, -1]
         return self.head(self.model.base_model(inputs, **options)[0][:, -1])
@@ -130,6 +130,9 @@ class CausalPasses:
     def _inputs(self, attention: Tensor) -> dict[str, Any]:
         where = {"position_ids": (attention.cumsum(1) - 1).clamp_min(0)} if self.positions else {}
         return {"attention_mask": attention, "use_cache": False, **where}
+
+    def _growing(self, cache: Any) -> dict[str, Any]:
+        return {self.keys: cache, "use_cache": True}
 
     @contextlib.contextmanager
     def _recomputing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -55,6 +56,31 @@ def test_prompts_that_hardly_recur_or_have_holes_are_read_row_by_row(double):
     batch = samples(double)
     batch["attention"][5, 2] = False
     assert shared_prompts(batch) is None
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_cache_goes_by_the_name_that_the_model_knows(double, older, monkeypatch):
+    """transformers 5.24 calls `cache` what was `past_key_values`, and warns of the older name."""
+    batch, known = samples(double), double.passes.keys
+    expected = double.log_prob(batch)
+    for part in (double.model, double.model.base_model) if older else ():
+        monkeypatch.setattr(part, "forward", named_as_before(part.forward, known))
+    double.passes = causal_passes.CausalPasses(double.model, batch["prompt"][0])
+    assert double.passes.keys == ("past_key_values" if older else known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert torch.equal(double.log_prob(batch), expected)
+        double.act([PROMPTS[0], PROMPTS[1]])
+
+
+def named_as_before(forward, known):
+    """`forward` with the older name of the cache."""
+
+    def older(*args, past_key_values=None, position_ids=None, **options):
+        named = {} if past_key_values is None else {known: past_key_values}
+        return forward(*args, position_ids=position_ids, **options | named)
+
+    return older
 
 
 def test_samples_of_a_prompt_are_those_of_prompts_read_one_by_one(double, monkeypatch):
