@@ -1,10 +1,12 @@
 """How parameters move: optimizers, and copies that follow or stay."""
 
 from polopt.optim.copies import copies, duplicate, frozen_copy, polyak_update, renew, source_of
+from polopt.optim.natural import NaturalOptimizer
 from polopt.optim.optimizer import Loss, Optimizer
 
 __all__ = [
     "Loss",
+    "NaturalOptimizer",
     "Optimizer",
     "copies",
     "duplicate",

@@ -81,8 +81,7 @@ class Optimizer(Stateful):
         for part in parts:
             value, sums = loss(part, **shared)
             value.backward(inputs=self.parameters)
-            for name, each in sums.items():
-                metrics[name] = metrics[name] + each.detach() if name in metrics else each.detach()
+            add_up(metrics, sums)
         return metrics | self._apply()
 
     def accumulate(self, loss: Tensor) -> None:
@@ -213,6 +212,12 @@ class Optimizer(Stateful):
             moments.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
         self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
+
+
+def add_up(metrics: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    """Adds what a loss says of one piece of a batch to what it said of those before."""
+    for name, each in sums.items():
+        metrics[name] = metrics[name] + each.detach() if name in metrics else each.detach()
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
