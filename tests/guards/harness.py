@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from polopt import registry
 from polopt.bases.method import Method
 from polopt.core.state import find
+from polopt.data.base import Source
 from polopt.tasks.base import Task
 from polopt.training import api, seeding
 
@@ -40,6 +43,21 @@ def load(name: str) -> type[Method]:
     with own_methods():
         cls: type[Method] = registry.load(name)
         return cls
+
+
+def kind(name: str) -> tuple[str, ...]:
+    """What a method is made of: its base in `polopt.bases`, and the sources that its own modules name."""
+    own = [cls for cls in load(name).__mro__ if not cls.__module__.startswith(("polopt.bases", "polopt.core"))]
+    base = next(cls for cls in load(name).__mro__ if cls.__module__.startswith("polopt.bases"))
+    named = {value for cls in own for value in vars(inspect.getmodule(cls)).values() if isinstance(value, type)}
+    return (base.__name__, *sorted(value.__name__ for value in named if issubclass(value, Source)))
+
+
+def one_of_a_kind(names: Sequence[str]) -> list[Any]:
+    """Parameters for a guard that is dear: the plainest method of every kind always, the others in `make test-all`."""
+    plainest = {kind(name): name for name in sorted(names, key=lambda name: len(load(name).__mro__), reverse=True)}
+    dear = {name: () if name in plainest.values() else pytest.mark.exhaustive for name in names}
+    return [pytest.param(name, marks=marks) for name, marks in dear.items()]
 
 
 def plan(name: str, task: str | None = None, **changes: Any) -> api.Plan:

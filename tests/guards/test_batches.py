@@ -9,7 +9,7 @@ import torch
 
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
-from tests.guards.harness import BUILT, advance, built, load, parameters, reseed
+from tests.guards.harness import BUILT, advance, built, load, one_of_a_kind, parameters, reseed
 
 
 def learns(name: str) -> bool:
@@ -41,7 +41,7 @@ def test_micro_batches_change_nothing(name, float64):
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
 
 
-@pytest.mark.parametrize("name", WITH_LOSSES)
+@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))
 def test_updates_compile_without_graph_breaks(name, float64):
     """One update after half of the run; of a staged method that of the last stage, and one of every stage before."""
     results = []
@@ -76,7 +76,7 @@ def spied(learner: Method, seen: dict) -> None:
         spy(loss)
 
 
-@pytest.mark.parametrize("name", WITH_LOSSES)
+@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))
 def test_losses_compile_without_graph_breaks(name, float64):
     with built(name) as method:
         seen: dict[tuple[Method, str], tuple] = {}  # what each loss of each learner was last called with

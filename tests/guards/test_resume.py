@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import polopt
 from polopt import registry
 from polopt.core.state import Blob, gather, restore
+from polopt.evaluation.score import Score
 from polopt.training.folder import Run
 from tests.guards.harness import BUILT, SEED, advance, built
 
@@ -84,3 +86,5 @@ def test_stopped_equals_unstopped(name, tmp_path):
         if path == "#seconds":
             continue
         assert same(value, other[path]), path
+    scores = polopt.evaluate(tmp_path / "stopped", episodes=1, stochastic=True)
+    assert math.isfinite(Score(registry.load(name).score).of(scores))
