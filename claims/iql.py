@@ -1,27 +1,33 @@
 """Implicit Q-Learning (arXiv 2110.06169): values spread through a maze with a high expectile, not with a mean.
 
-Four parts. `exact`: on random tabular MDPs with a random behavior, the fixed point of "V(s) is the expectile of
-Q(s, a) over the behavior's actions, Q = r + discount P V" never falls as the expectile rises, and nears the optimal
-value. `u-maze`: the toy of the paper, an 11 x 11 maze with one shortest path and 99 episodes of random actions, 10 at
-the goal; IQL with five expectiles and one temperature, cloning, and cloning of the best tenth. `cross`: no episode goes
-from the start to the goal, two sets of episodes cross in the middle. `lottery`: one decision, 1 for sure or 10 in one
-of twenty cases; the wrong variant has its expectile on the target of Q.
+Four parts. `exact`: on random tabular MDPs with a random behavior, which uses half of the actions of each state, the
+fixed point of "V(s) is the expectile of Q(s, a) over the behavior's actions, Q = r + discount P V" never falls as the
+expectile rises, and nears the best value within the behavior's actions, not the optimal one. `u-maze`: the toy of the
+paper, an 11 x 11 maze with one shortest path and 99 episodes of random actions; IQL with four expectiles and one
+temperature, cloning, and cloning of the best tenth. `cross`: no episode goes from the start to the goal, two sets of
+episodes cross in the middle. `lottery`: one decision, 1 for sure or 10 in one of twenty cases; the wrong variant has
+its expectile on the target of Q. The goal is 20 steps from the start, and the horizon is scaled with the maze, to a
+discount of 0.95. Values and policies are tables, trained by the method's own updates.
 
-Values and policies are tables, trained by the method's own updates. `success` is the share of the cells in the data
-from which the greedy policy gets to the goal, `far_success` that of the cells at least 10 steps away, `correlation`
-that of V with the value of the shortest path over the cells in the data, `start_value` V at the start in units of that
-value. `reach` is the exact probability that the sampled policy gets from the start to the goal within 100 steps.
+Second registration. The first one (seeds 0 to 4, kept on the page) correlated V with the value of the shortest path,
+over all cells in the data. In one of five seeds two cells had no way out but to a cell in which nothing was ever done:
+their value within the data is 0, beside 9.5 on the shortest path. Exact calculation with these data gives a perfect IQL
+a correlation of 0.65 there, and 0.996 with the best value within the data, which is what the paper's theorem speaks of
+(the recorded run had 0.58, and has 0.995). And it asked for a far success of the greedy policy below 0.6 at expectile
+0.5, where a perfect one gets 0.36 to 0.89 with these data, 0.57 in the mean: most of it is luck in the counts of
+actions, of which the greedy policy takes the most weighted, however near the weights are. What fades with the values
+are the weights themselves, so now the sampled policy is asked to arrive. Both faults are of the experiment; nothing
+else of the u-maze was changed.
 
-The goal is 20 steps from the start. With the paper's discount of 0.99 this is near: exact calculation with the pilots'
-data (seeds 1000 to 1002) gives the policy of expectile 0.5 a success of 1 as well. So the horizon is scaled with the
-maze, to a discount of 0.95. The pilots then leave doubt about one expectation: the far success of expectile 0.5 was
-0.36, 0.75 and 0.33. It stays as it was stated, and the difference from expectile 0.9 is asked for beside it.
+`success` is the share of the cells in the data from which the greedy policy gets to the goal, `reach` the exact
+probability that the sampled policy gets from the start to the goal within 100 steps. `correlation` is that of V with
+the best value within the data, by dynamic programming over the actions that were taken, each cell counted as often as
+it was visited; `start_value` is V at the start in units of that value.
 
-What was found: high expectiles reach the goal from 99 % of the cells (the mean from 59 %, 35 % of the far ones, in one
-seed 72 %), cross from one set of episodes to the other, and are not taken in by the lottery. The correlation of V with
-the shortest path is 0.87 to 0.93 in the mean, but in one seed 0.69 to 0.47: cells that the data hardly visit have wrong
-values there, whose policy is still right. A first recording failed its control `residual` by 1e-8: the expectile loss
-rounded its weights to single precision. That was mended in the library, and all arms were run again.
+What a perfect implementation gets on the data of eight pilot seeds: correlation 0.58 to 0.70 at expectile 0.5, 0.989
+and more at 0.9; reach 0.53 to 0.70, and 1.00; start value 0.002, and 0.67 to 0.70. The pilots (1000 and 1001) had 0.51
+and 0.60, 0.98; 0.41 and 0.57, 1.00; 0.001, 0.69 and 0.71. Thresholds are those of the first registration (and of the
+paper's toy) where there was one, and about half of the exact difference for the new ones.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ from gymnasium import spaces
 
 from polopt.claims import Above, Below, Claim, Greater
 
-EXPECTILES = (0.5, 0.7, 0.9, 0.95, 0.99)
+EXPECTILES = (0.5, 0.9, 0.95, 0.99)
 STATES, ACTIONS, DISCOUNT = 8, 4, 0.9
 GOAL, MAZE_DISCOUNT = 10.0, 0.95
 LR = 0.05
@@ -46,8 +52,10 @@ VALUES: dict[str, Any] = {"advantage_temperature": 10.0, "tau": 0.05, "discount"
 
 
 def exact(seed: int, budget: Mapping[str, int]) -> dict[str, float]:
-    """`monotone`: smallest rise of V from one expectile to the next, over states. `gap`: largest distance of V at 0.999
-    from the optimal value, relative to it. `residual`: largest gradient of the library's loss at the fixed points."""
+    """Over the states, half of whose actions the data have: `monotone`, the smallest rise of V from one expectile to
+    the next; `gap`, the largest distance of V at 0.999 from the best value within the data, relative to it, and
+    `excess`, by how much it is above; `room`, how much more the best value with all actions is, in the mean.
+    `residual`: largest gradient of the library's loss at the fixed points."""
     import torch
 
     from polopt.values.in_sample import expectile_value_loss
@@ -55,7 +63,9 @@ def exact(seed: int, budget: Mapping[str, int]) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     transition = rng.dirichlet(np.full(STATES, 0.5), size=(STATES, ACTIONS))
     reward = rng.random((STATES, ACTIONS))
-    behavior = rng.dirichlet(np.ones(ACTIONS), size=STATES)
+    behavior = np.zeros((STATES, ACTIONS))
+    for state in range(STATES):
+        behavior[state, rng.permutation(ACTIONS)[: ACTIONS // 2]] = rng.dirichlet(np.ones(ACTIONS // 2))
     values, residual = [], 0.0
     for tau in (*EXPECTILES, 0.999):
         value = np.zeros(STATES)
@@ -71,11 +81,18 @@ def exact(seed: int, budget: Mapping[str, int]) -> dict[str, float]:
         assert table.grad is not None
         residual = max(residual, float(table.grad.abs().max()))
         values.append(value)
-    best = np.zeros(STATES)
+    best, within = np.zeros(STATES), np.zeros(STATES)
     for _ in range(400):
         best = (reward + DISCOUNT * transition @ best).max(1)
-    rises = np.diff(np.array(values), axis=0)
-    return {"monotone": float(rises.min()), "gap": float((1 - values[-1] / best).max()), "residual": residual}
+        within = np.where(behavior > 0, reward + DISCOUNT * transition @ within, 0.0).max(1)
+    rises, short = np.diff(np.array(values), axis=0), 1 - values[-1] / within
+    return {
+        "monotone": float(rises.min()),
+        "gap": float(short.max()),
+        "excess": float(-short.min()),
+        "room": float((best / within - 1).mean()),
+        "residual": residual,
+    }
 
 
 def table(inputs: int, outputs: int) -> Any:
@@ -141,33 +158,35 @@ class Maze:
         with torch.no_grad():
             policy = learner.policy.logits({"obs": cells}).double().softmax(-1).numpy()
             value = learner.in_sample.value(cells).numpy() if self.method == "iql" else None
-        return self.measured(maze, policy, value, np.unique(data["obs"].numpy()))
+        visits = np.zeros((maze.grid.size, 4))
+        np.add.at(visits, (data["obs"].numpy(), data["action"].numpy()), 1)
+        return self.measured(maze, policy, value, visits)
 
-    def measured(self, maze: Any, policy: np.ndarray, value: np.ndarray | None, seen: np.ndarray) -> dict[str, float]:
-        """`policy` [cells, 4], `value` [cells]; `seen` are the cells in the data."""
+    def measured(self, maze: Any, policy: np.ndarray, value: np.ndarray | None, visits: np.ndarray) -> dict[str, float]:
+        """`policy` [cells, 4], `value` [cells]; `visits` [cells, 4] counts the actions in the data."""
         columns = maze.grid.shape[1]
         goal, start = (int(np.dot(cell, (columns, 1))) for cell in (maze.goal, maze.start))
-        sampled, greedy = np.zeros((maze.grid.size, maze.grid.size)), np.arange(maze.grid.size)
+        sampled, after = np.zeros((maze.grid.size, maze.grid.size)), np.zeros((maze.grid.size, 4), dtype=int)
         for row, column in maze.free:
             cell = row * columns + column
-            after = [int(np.dot(maze.moved((row, column), action), (columns, 1))) for action in range(4)]
-            np.add.at(sampled[cell], after, policy[cell])
-            greedy[cell] = after[int(policy[cell].argmax())]
+            after[cell] = [int(np.dot(maze.moved((row, column), action), (columns, 1))) for action in range(4)]
+            np.add.at(sampled[cell], after[cell], policy[cell])
+        greedy = after[np.arange(len(after)), policy.argmax(1)]
         sampled[goal], greedy[goal] = np.eye(len(sampled))[goal], goal
         end = np.arange(len(greedy))
         for _ in range(100):
             end = greedy[end]
-        seen = seen[seen != goal]
-        arrived, distance = end[seen] == goal, maze.distances().reshape(-1)[seen]
+        seen = np.flatnonzero(visits.sum(1))  # never the goal, where episodes end
         found = {
-            "success": float(arrived.mean()),
+            "success": float((end[seen] == goal).mean()),
             "reach": float(np.linalg.matrix_power(sampled, 100)[start, goal]),
         }
-        if (distance >= 10).any():
-            found["far_success"] = float(arrived[distance >= 10].mean())
         if value is not None:
-            best = GOAL * MAZE_DISCOUNT ** (maze.distances().reshape(-1) - 1.0)
-            found["correlation"] = float(np.corrcoef(value[seen], best[seen])[0, 1])
+            best = np.zeros(len(value))
+            for _ in range(200):
+                best = np.where(visits > 0, np.where(after == goal, GOAL, MAZE_DISCOUNT * best[after]), 0.0).max(1)
+            moments = np.cov(value[seen], best[seen], aweights=visits.sum(1)[seen])
+            found["correlation"] = float(moments[0, 1] / np.sqrt(moments[0, 0] * moments[1, 1]))
             found["start_value"] = float(value[start] / best[start])
         return found
 
@@ -222,10 +241,17 @@ def maze_iql(tau: float, layout: str = "u", behavior: str = "mixture") -> Maze:
 CLAIM = Claim(
     method="iql",
     statement="with a high expectile the value of the goal spreads through a maze of random data, and through episodes "
-    "that only cross, where the mean and cloning fail; and luck in the transitions is not taken for skill",
+    "that only cross, up to the best value within the data and not beyond, where the mean and cloning fail; and luck "
+    "in the transitions is not taken for skill",
     budget={"updates": 3_000},
-    seeds=5,
-    minutes=6,
+    seeds=6,
+    minutes=4,
+    revision=2,
+    first_seed=5,
+    diagnosis="values were correlated with the shortest path's also in cells whose way out is not in the data: with "
+    "the data of one of five seeds a perfect IQL gets 0.65 there, where 0.9 was asked for; now with the best value in "
+    "the data. And greedy far success at expectile 0.5 was limited to 0.6, where a perfect IQL gets 0.36 to 0.89 by "
+    "luck in the counts of actions; now the sampled policy, whose weights fade with the values, is compared.",
     arms={
         "exact": exact,
         **{f"iql@{tau}": maze_iql(tau) for tau in EXPECTILES},
@@ -239,15 +265,13 @@ CLAIM = Claim(
     expect=(
         Above("monotone", "exact", -1e-9, control=True),
         Below("residual", "exact", 1e-9, control=True),
-        Below("gap", "exact", 0.05),
-        Above("success", "iql@0.9", 0.9),
-        Above("success", "iql@0.95", 0.9),
-        Above("success", "iql@0.99", 0.9),
-        Above("correlation", "iql@0.9", 0.9),
-        Above("correlation", "iql@0.95", 0.9),
-        Above("correlation", "iql@0.99", 0.9),
-        Below("far_success", "iql@0.5", 0.6),
-        Greater("far_success", "iql@0.9", "iql@0.5", by=0.2),
+        Above("room", "exact", 0.05, control=True),
+        Below("gap", "exact", 0.02),
+        Below("excess", "exact", 1e-9),
+        Above("success", "iql@0.9*", 0.9),
+        Above("correlation", "iql@0.9*", 0.9),
+        Greater("correlation", "iql@0.9*", "iql@0.5", by=0.15),
+        Greater("reach", "iql@0.9*", "iql@0.5", by=0.2),
         Below("start_value", "iql@0.5", 0.2),
         Above("start_value", "iql@0.9", 0.5),
         Greater("success", "iql@0.9", "bc*", by=0.3),
