@@ -40,7 +40,7 @@ def evaluate_completions(
     first = slice(0, SHOWN * samples, samples)
     texts = zip(
         actor.decode(batch["prompt"][first], batch["prompt_mask"][first]),
-        actor.decode(batch["completion"][first], batch["attention"][first]),
+        actor.decode(batch["completion"][first], batch["attention"][first], behind=True),
         batch["reward"][first].tolist(),
         batch["correct"][first].tolist(),
     )

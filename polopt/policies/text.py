@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,14 @@ class TextPolicy(Imitates):
         return self
 
     def env_action(self, action: Tensor) -> list[str]:  # type: ignore[override]
-        """The texts of turns [N, T], up to the first end and without special tokens."""
-        return self.tokens.decode(action)
+        """The texts of turns [N, T], up to the first end and without special tokens; in a task of messages also without
+        what the chat template writes around them."""
+        return self.tokens.decode(action, chat=self.spec.info.get("conversational", False))
 
-    def decode(self, tokens: Tensor, mask: Tensor) -> list[str]:
-        """The texts of rows of tokens [B, L] where `mask` is True, without special tokens: prompts, conversations."""
-        return self.tokens.texts([row[real].tolist() for row, real in zip(tokens, mask)])
+    def decode(self, tokens: Tensor, mask: Tensor, *, behind: bool = False) -> list[str]:
+        """The texts of rows of tokens [B, L] where `mask` is True, without special tokens: prompts, or `behind` them
+        completions, whose first space counts."""
+        return self.tokens.texts([row[real].tolist() for row, real in zip(tokens, mask)], behind)
 
     def predict(self, obs: Prompt, *, greedy: bool = True) -> str:
         """The answer to a text or to messages. The conversation is remembered until `reset`, by policies that can.
@@ -100,19 +103,22 @@ class TextPolicy(Imitates):
         if not record["mask"].any():
             raise UsageError(f"the conversation has filled the context of {self.context} tokens: call reset() first")
         self._carry = carry or None
-        return self.env_action(record["action"])[0]
+        return self.tokens.decode(record["action"], chat=not isinstance(obs, str))[0]
 
     def tokenize(
         self, prompts: Sequence[Prompt], completions: Sequence[str] | None = None, eos: bool = True
     ) -> TensorDict:
         """Rows [B] with `prompt` and `prompt_mask`, and, given completions, `completion`, `attention` and `mask`.
 
-        Raises UsageError for a row that is longer than the context.
+        The prompts are those that `act` sees; the completions end as the chat template or the tokenizer ends them,
+        unless `eos` is False. Raises UsageError for a row that is longer than the context.
         """
-        questions = self.tokens.encode(prompts)
-        answers = [[0]] * len(questions) if completions is None else self.tokens.complete(completions, eos)
-        if len(answers) != len(questions):
-            raise UsageError(f"{len(questions)} prompts need as many completions, not {len(answers)}")
+        if completions is None:
+            questions, answers = self.tokens.encode(prompts), [[0]] * len(prompts)
+        elif len(completions) == len(prompts):
+            questions, answers = self.tokens.complete(prompts, completions, eos)
+        else:
+            raise UsageError(f"{len(prompts)} prompts need as many completions, not {len(completions)}")
         longest = max((len(q) + len(a) for q, a in zip(questions, answers)), default=0)
         if longest > self.context:
             what = "a prompt with one token of an answer" if completions is None else "a prompt with its completion"
@@ -127,17 +133,25 @@ class TextPolicy(Imitates):
             rows |= {"completion": completion * attention, "attention": attention, "mask": attention.clone()}
         return TensorDict(rows, batch_size=[len(questions)]).to(device_of(self))
 
-    def export(self, folder: Path | str) -> Path:
+    def export(self, folder: Path | str, *, weights: bool = True) -> Path:
         """Writes what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, adapters
-        merged. The folder appears when it is complete. Raises UsageError and RunError as `write_folder` does."""
+        merged; generation from it ends where a turn ends here. Without `weights`, all else: what a checkpoint lacks.
+        The folder appears when it is complete. Raises UsageError and RunError as `write_folder` does."""
 
         def write(into: Path) -> None:
             with quiet():
-                model = self.model
-                if self.config.lora is not None:
-                    model = copy.deepcopy(model).merge_and_unload()
-                model.save_pretrained(into)
+                if weights:
+                    model = self.model
+                    if self.config.lora is not None:
+                        model = copy.deepcopy(model).merge_and_unload()
+                    model.save_pretrained(into)
+                else:
+                    for settings in (self.bare.config, getattr(self.bare, "generation_config", None)):
+                        if settings is not None:
+                            settings.save_pretrained(into)
                 self.tokenizer.save_pretrained(into)
+            if set(_ends(self.bare)) != set(self.tokens.ends):
+                _write_ends(into / "generation_config.json", self.tokens.ends)
 
         return write_folder(folder, write)
 
@@ -210,6 +224,12 @@ def _ends(model: Any) -> list[int]:
     """The ids that the model's own settings say end a text."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [int(end) for end in ends] if isinstance(ends, (list, tuple)) else [] if ends is None else [int(ends)]
+
+
+def _write_ends(file: Path, ends: Sequence[int]) -> None:
+    """Into the file, not into the model's settings: what a hub model says besides may not pass the library's checks."""
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(content | {"eos_token_id": list(ends)}, indent=2))
 
 
 def _context(model: Any, tokenizer: Any) -> int:

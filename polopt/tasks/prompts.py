@@ -196,7 +196,10 @@ def read_row(row: dict[str, Any], where: str) -> Problem:
         prompt = _messages(prompt, f"'{name}' in {where}", "a list of messages")
         if name == "messages" and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
             prompt, reply = prompt[:-1], prompt[-1]["content"]
+            _check_turn(prompt, f"'{name}' in {where}")
     solution = row.get("solution") if row.get("solution") is not None else row.get("completion")
+    if isinstance(solution, list):
+        prompt = _check_solution(solution, prompt, where)
     solution = completion_text(solution) if solution is not None else reply
     answer = row.get("answer")
     if answer is not None and not isinstance(answer, (str, int, float)):
@@ -226,6 +229,24 @@ def _messages(value: Any, where: str, what: str) -> list[Message]:
     return [dict(one) for one in value]
 
 
+def _check_turn(before: list[Message], where: str) -> None:
+    """Raises UsageError when a message of the assistant would follow another one: templates make two turns of them."""
+    if before[-1]["role"] == "assistant":
+        raise UsageError(f"{where} ends in two messages of the assistant: join them, or put a user's message between")
+
+
+def _check_solution(solution: list[Any], prompt: Prompt, where: str) -> Prompt:
+    """The prompt of a solution that is messages: messages too. Raises UsageError where they say more than the answer
+    to that prompt, which would be lost."""
+    messages = _messages(solution, f"the solution in {where}", "a text or messages")
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if messages[-1]["role"] != "assistant":
+        raise UsageError(f"the solution in {where} must be a text or messages of which the last is the assistant's")
+    if messages[:-1] not in ([], opening):
+        raise UsageError(f"the solution in {where} has more messages than the answer: put the others in the prompt")
+    return opening
+
+
 def _preference_prompt(row: dict[str, Any], name: str | None, where: str) -> Prompt | None:
     """The prompt of a row as its `chosen` and `rejected` tell it; None if they are texts. Raises UsageError.
 
@@ -243,6 +264,7 @@ def _preference_prompt(row: dict[str, Any], name: str | None, where: str) -> Pro
         if messages and messages[-1]["role"] != "assistant":
             raise UsageError(f"'{side}' in {where} must be a text or messages of which the last is the assistant's")
         if messages[:-1]:
+            _check_turn(messages[:-1], f"'{side}' in {where}")
             before.append(messages[:-1])
             said = before[-1][-1]["content"] if isinstance(given, str) else before[-1]
             if given is not None and said != given:

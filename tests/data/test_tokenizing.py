@@ -52,10 +52,11 @@ def test_packing_keeps_the_real_ones_in_order(rows):
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_round_trip(texts):
     text = tokens()
-    rows = text.complete(texts)
+    prompts, rows = text.complete(["12+3="] * len(texts), texts)
+    assert prompts == text.encode(["12+3="]) * len(texts)
     assert [row[-1] for row in rows] == [EOS] * len(texts)
     assert text.decode(pad_right(rows, text.pad)[0]) == texts
-    assert [row[:-1] for row in rows] == text.complete(texts, eos=False)
+    assert [row[:-1] for row in rows] == text.complete(["12+3="] * len(texts), texts, eos=False)[1]
 
 
 def test_decoding_stops_at_the_first_end():

@@ -6,18 +6,20 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from polopt.core.errors import CheckpointError, UsageError
 from polopt.core.spec import Spec
 from polopt.core.state import gather, restore
 from polopt.optim import frozen_copy
 from polopt.policies import CausalLM, LoRA
+from tests.data.conversations import made
 from tests.policies.language_models import EOS, PROMPTS, TEXT, ragged, spell, tiny_folder, tiny_policy, wide_folder
 
 
@@ -121,6 +123,58 @@ def test_export_is_what_transformers_loads(tmp_path):
     again = tiny_policy(folder)
     batch = ragged(policy)
     assert torch.equal(again.log_prob(batch), policy.log_prob(batch))
+
+
+def chatty(tmp_path, template="chatml", kind="pieces-first"):
+    """A model folder with a tokenizer whose chat template ends answers otherwise than its eos."""
+    tokenizer = made(kind, template)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "chatty")
+    # As models of the hub say it; the library refuses to save such settings once they are changed.
+    settings = {"do_sample": False, "temperature": 0.7, "eos_token_id": tokenizer.eos_token_id}
+    (tmp_path / "chatty" / "generation_config.json").write_text(json.dumps(settings))
+    tokenizer.save_pretrained(tmp_path / "chatty")
+    return tmp_path / "chatty"
+
+
+def test_the_end_that_a_template_writes_ends_generation(tmp_path):
+    policy = tiny_policy(chatty(tmp_path), max_tokens=200)
+    end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert policy.tokens.ends == (policy.tokenizer.eos_token_id, end)
+    record, _ = policy.act([[{"role": "user", "content": "a"}]] * 100)
+    inside = torch.isin(record["action"], torch.tensor(policy.tokens.ends)) & record["mask"]
+    assert (inside.sum(1) == record["ended"].long()).all()
+    assert ((record["action"] == end) & record["mask"]).any()
+    folder = policy.export(tmp_path / "exported")
+    settings = GenerationConfig.from_pretrained(folder)
+    assert settings.eos_token_id == list(policy.tokens.ends)
+    assert settings.temperature == 0.7
+    assert tiny_policy(folder).tokens.ends == policy.tokens.ends
+    assert AutoTokenizer.from_pretrained(folder).chat_template == policy.tokenizer.chat_template
+    assert GenerationConfig.from_pretrained(tiny_policy().export(tmp_path / "plain")).eos_token_id == EOS
+
+
+def test_answers_to_messages_are_given_without_what_the_template_writes(tmp_path, monkeypatch):
+    policy = tiny_policy(chatty(tmp_path, "llama2"))
+    ask = [{"role": "user", "content": "a"}]
+    rows = policy.tokenize([ask], ["yes"])["completion"]
+    assert policy.decode(rows, rows > 0, behind=True) == [" yes "]
+    record = {"action": rows, "mask": torch.ones_like(rows, dtype=torch.bool)}
+    monkeypatch.setattr(policy, "act", lambda *args, **options: (record, {}))
+    assert policy.predict(ask) == "yes"
+    assert policy.predict("a") == " yes "
+    for conversational, answer in ((False, " yes "), (True, "yes")):
+        policy.spec = replace(TEXT, info={"conversational": conversational})
+        assert policy.env_action(rows) == [answer]
 
 
 def test_an_export_that_fails_keeps_the_old_one(tmp_path, monkeypatch):

@@ -89,11 +89,15 @@ def test_messages_and_their_solutions(tmp_path: Path) -> None:
         {"messages": [*CHAT, {"role": "assistant", "content": "2"}], "answer": "2"},
         {"prompt": CHAT, "completion": [{"role": "assistant", "content": "two"}]},
         {"messages": CHAT, "solution": "It is 2"},
+        {"prompt": CHAT, "solution": [*CHAT, {"role": "assistant", "content": "2!"}]},
+        {"prompt": "1+1?", "solution": [{"role": "assistant", "content": "2?"}]},
     ]
     task = made(write(tmp_path / "a.jsonl", rows), num=1)
     assert task.spec.info["conversational"]
     assert task.reset() == [CHAT]
-    assert task.demonstrations([0, 1, 2]) == [(CHAT, "2"), (CHAT, "two"), (CHAT, "It is 2")]
+    answers = ["2", "two", "It is 2", "2!"]
+    assert task.demonstrations([0, 1, 2, 3]) == [(CHAT, answer) for answer in answers]
+    assert task.demonstrations([4]) == [([user("1+1?")], "2?")]  # its answer belongs to a conversation
 
 
 def test_columns_go_to_the_rewards_as_in_trl(tmp_path: Path) -> None:
@@ -163,6 +167,10 @@ def test_every_form_of_a_pair(tmp_path: Path) -> None:
         ({"prompt": "p", "chosen": [], "rejected": "r"}, "'chosen' in line 2 of .* must be a text or messages with"),
         ({"prompt": "p", "chosen": "c", "rejected": [user("r")]}, "'rejected' in line 2 .* last is the assistant's"),
         ({"prompt": "p", "chosen": [user("q"), assistant("c")], "rejected": "r"}, "begins with other messages than"),
+        (
+            {"chosen": [*CHAT, assistant("a"), assistant("b")], "rejected": "c"},
+            "'chosen' in line 2 of .* ends in two messages of the assistant: join them",
+        ),
         ({"chosen": [user("x"), assistant("a")], "rejected": "b"}, "its two sides do not both begin with one"),
         ({"chosen": [user("x"), assistant("a")], "rejected": [user("y"), assistant("b")]}, "do not begin alike"),
     ],
@@ -222,6 +230,12 @@ def test_a_tenth_of_the_prompts_is_held_out(tmp_path: Path) -> None:
         ([{"messages": "hi", "answer": "a"}], "'messages' in line 1 of .* must be a list of messages"),
         ([{"messages": [{"role": "user"}], "answer": "a"}], "must be a list of messages with the texts 'role'"),
         ([{"messages": [], "answer": "a"}], "must be a list of messages"),
+        ([{"messages": [*CHAT, assistant("a"), assistant("b")]}], "ends in two messages of the assistant: join them"),
+        ([{"prompt": CHAT, "completion": [user("a")]}], "solution in line 1 of .* last is the assistant's"),
+        (
+            [{"prompt": CHAT, "completion": [assistant("a"), user("b"), assistant("c")]}],
+            "the solution in line 1 of .* has more messages than the answer: put the others in the prompt",
+        ),
         ([{"prompt": "a", "answer": ["b"]}], "'answer' in line 1 of .* must be a text or a number, not list"),
     ],
 )
