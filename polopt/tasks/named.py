@@ -15,6 +15,7 @@ NAMED: dict[str, str] = {
     "point-maze": "polopt.tasks.maze:PointMaze",
     "random-mdp": "polopt.tasks.tabular:RandomMDP",
     "chain": "polopt.tasks.tabular:Chain",
+    "grid": "polopt.tasks.grid:Grid",
     "addition": "polopt.tasks.problems:Addition",
     "countdown": "polopt.tasks.problems:Countdown",
     "sorting": "polopt.tasks.problems:Sorting",
@@ -25,6 +26,7 @@ NAMED: dict[str, str] = {
 """Each class is a `gymnasium.Env`, of which rows are made one by one, or a `Task`, which makes all its rows itself."""
 
 BEGINS: dict[str, str] = {
+    "grid/": "polopt.tasks.grid:Grid",
     "reasoning-gym/": "polopt.tasks.reasoning:ReasoningGym",
     "datasets/": "polopt.tasks.prompts:Prompts",
     "envpool/": "polopt.tasks.pooled:PooledTask",

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
+from polopt.tasks.luck import scrambled, scrambled_keys
 from polopt.tasks.options import whole
 
 State = dict[str, Tensor]
 
 
 class Simulated(Task):
-    """Rows of a world. A world sets `spec` in its constructor and defines `draw`, `begin`, `advance` and `observe`.
+    """Rows of a world. A world sets `spec` in its constructor and defines `begin`, `advance` and `observe`, and `draw`
+    unless all its luck comes from keys.
 
     They are functions of their arguments: they keep nothing, draw nothing but in `draw`, and write into no tensor. So
     everything else follows. Equal starts and equal actions give equal episodes, whatever the row, the other rows and
@@ -76,13 +78,15 @@ class Simulated(Task):
         """All that is random in one episode of one row, tensors on the CPU without a leading dimension; {} for nothing.
 
         Noise of every step is drawn here too, [horizon, ...], and `advance` takes the part of its time. `index` is the
-        number of the start.
+        number of the start. A world of many rows does without: it keeps "key" in its state, from which `uniform` of
+        `polopt.tasks.luck` draws for all rows at once.
         """
-        raise NotImplementedError  # abstract
+        return {}
 
     def begin(self, draws: State) -> State:
         """The first states [n, ...] of n episodes. `draws` is what `draw` gave, stacked, with `levels` in place, and
-        "index" int64 [n], the number of each start; what later steps need of it goes into the state."""
+        "index" int64 [n], the number of each start, and "key" int64 [n], 64 random bits of each; what later steps
+        need of them goes into the state."""
         raise NotImplementedError  # abstract
 
     def advance(self, state: State, time: Tensor, action: Tensor) -> tuple[State, Tensor, Tensor, State]:
@@ -122,14 +126,20 @@ class Simulated(Task):
     def _begun(self, stream: int, numbers: Tensor) -> State:
         """The first states of the starts `numbers` [n]."""
         root = start_seed(self.seed, [stream])
-        each = [
-            self.draw(self._generator.manual_seed(scrambled((root << 32) + number)), number)
-            for number in numbers.tolist()
-        ]
-        draws = {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
+        draws: State = {}
+        if type(self).draw is not Simulated.draw:
+            each = [
+                self.draw(self._generator.manual_seed(scrambled((root << 32) + number)), number)
+                for number in numbers.tolist()
+            ]
+            draws = {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
         draws |= {name: table[(numbers % len(table)).to(table.device)] for name, table in self.levels.items()}
-        draws["index"] = numbers
+        draws |= {"index": numbers, "key": scrambled_keys((root << 32) + numbers)}
         return self.begin({name: value.to(self.device) for name, value in draws.items()})
+
+    def start_of(self, index: int) -> State:
+        """The first state [1, ...] of the start with this number, as `reset(index=...)` takes it."""
+        return self._begun(EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, torch.tensor([index]))
 
     def _put(self, where: Tensor, state: State, time: Tensor, ended: Tensor) -> None:
         """Sets the rows `where` [n]: their states, times and ends [n, ...]. Tensors that were handed out stay."""
@@ -226,12 +236,3 @@ class Scripted:
 
     def env_action(self, action: Tensor) -> Tensor:
         return action
-
-
-def scrambled(key: int) -> int:
-    """64 bits that look unrelated for related keys (the finalizer of SplitMix64, Steele et al. 2014)."""
-    mask = (1 << 64) - 1
-    key = (key * 0x9E3779B97F4A7C15) & mask
-    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & mask
-    return key ^ (key >> 31)

@@ -96,6 +96,9 @@ def same(one: Any, other: Any, rows: Any = slice(None)) -> bool:
 
 def actions(world: Simulated, steps: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(world.spec.action, spaces.MultiDiscrete):
+        most = torch.as_tensor(world.spec.action.nvec)
+        return list((torch.rand(steps, world.num, len(most), generator=generator) * most).long())
     if world.spec.discrete:
         return list(torch.randint(world.spec.num_actions, (steps, world.num), generator=generator))
     return list(2 * torch.rand(steps, world.num, world.spec.action_dim, generator=generator) - 1)

@@ -1,0 +1,134 @@
+"""The grids that have names: each is options of one engine. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polopt.tasks.grid.layout import GOAL, THINGS, Thing
+
+DOORS = (
+    "#########",
+    "#....A###",
+    "#...#####",
+    "#......B#",
+    "#S..#####",
+    "#......C#",
+    "#...#####",
+    "#....D###",
+    "#########",
+)
+"""A room with four doors; behind each a corridor leads to another goal. All ways from S are 7 steps long."""
+
+GAPS = (
+    "S..#..",
+    "...#..",
+    "......",
+    "...#L.",
+    "##.#..",
+    "...#.G",
+)
+
+FOUR_ROOMS = (
+    "#############",
+    "#.....#.....#",
+    "#.....#.....#",
+    "#...........#",
+    "#.....#.....#",
+    "#.....#.....#",
+    "##.####.....#",
+    "#.....###.###",
+    "#.....#.....#",
+    "#.....#.....#",
+    "#...........#",
+    "#.....#.....#",
+    "#############",
+)
+"""Sutton, Precup and Singh 1999, figure 2."""
+
+SMALL = {"things": THINGS, "obs": "map,held", "moves": "stay", "horizon": 20}
+"""Four kinds of tasks with one kind of observation and the same actions: goal, key and door, cliff, coins."""
+
+NAMED: dict[str, dict[str, Any]] = {
+    "5x5": {"map": ("S....", ".....", ".....", ".....", "....G"), "obs": "cell", "horizon": 50},
+    "6x6": {"map": GAPS, "obs": "cell", "horizon": 50},
+    "four-rooms": {"map": FOUR_ROOMS, "scatter": "G", "obs": "place,goal", "horizon": 100},
+    "doors": {
+        "map": DOORS,
+        "things": {letter: Thing(reward=1.0 - 0.05 * rank, ends=1.0) for rank, letter in enumerate("ABCD")},
+        "obs": "cell",
+        "horizon": 30,
+    },
+    "coverage": {
+        "map": "10x10",
+        "start": 55,
+        "cover": 1,
+        "weights": "smooth",
+        "slip": 0.1,
+        "obs": "cell,time",
+        "moves": "stay",
+        "horizon": 25,
+        "finite": True,
+    },
+    "darkroom": {
+        "map": (".....", ".....", "..S..", ".....", "....."),
+        "things": {"G": Thing(reward=1.0)},
+        "scatter": "G",
+        "obs": "place,clock,last",
+        "moves": "stay",
+        "inner": 15,
+        "horizon": 90,
+        "finite": True,
+    },
+    "maze": {
+        "map": "5x5",
+        "scatter": "G",
+        "blocks": (0, 10),
+        "obs": "window,heading,goal",
+        "moves": "turn",
+        "horizon": 50,
+    },
+    "random": {
+        "map": "6x6",
+        "things": {"A": Thing(reward=1.0, taken=True, returns=0.1), "B": Thing(reward=-1.0, ends=0.5)},
+        "scatter": "AAB",
+        "blocks": (0, 6),
+        "obs": "map",
+        "horizon": 30,
+        "finite": True,
+    },
+    "hidden": {
+        "map": ("S....", ".....", ".....", ".....", "....G"),
+        "things": {"G": GOAL},
+        "obs": "colors,noise",
+        "colors": 4,
+        "blur": 0.1,
+        "noise": 3,
+        "horizon": 12,
+    },
+    "reach": {**SMALL, "map": "4x4", "scatter": "G"},
+    "key": {**SMALL, "map": ("S.K.", "....", "##D#", "...G")},
+    "cliff": {**SMALL, "map": ("....", "....", "....", "SLLG")},
+    "coins": {**SMALL, "map": "4x4", "scatter": "CCC"},
+    "gems": {
+        "map": "5x5",
+        "agents": 2,
+        "things": {
+            "r": Thing(((1.0, 0.2), (0.0, 0.2)), taken=True, returns=1.0),
+            "g": Thing(((0.2, 0.0), (0.2, 1.0)), taken=True, returns=1.0),
+            "b": Thing(0.5, taken=True, returns=1.0),
+        },
+        "scatter": "rgb",
+        "obs": "map",
+        "moves": "stay",
+        "horizon": 30,
+    },
+    "capture": {
+        "map": "7x7",
+        "agents": 2,
+        "things": {"T": Thing(reward=0.5, taken=True, together=2, way="left")},
+        "scatter": "TT",
+        "obs": "entities",
+        "moves": "stay",
+        "horizon": 20,
+    },
+}
