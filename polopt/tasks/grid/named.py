@@ -83,6 +83,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "map": "5x5",
         "scatter": "G",
         "blocks": (0, 10),
+        "solvable": True,
         "obs": "window,heading,goal",
         "moves": "turn",
         "horizon": 50,

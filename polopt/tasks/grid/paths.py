@@ -77,7 +77,7 @@ def ahead(world: Grid, state: State) -> Tensor:
 
 def way_there(world: Grid, state: State, by_luck: bool) -> Tensor:
     """How far [N, V, 5] it is to where the agents go, after each way; nothing is nearer where there is no way."""
-    places, walls = state["places"], state["walls"]
+    places, walls = world.drifted(state)["places"], state["walls"]  # where they will be when the agents move
     value = (world.reward.sum(1).amax(-1) * state["pay"]) * (places >= 0)  # [N, M], at best, and for all together
     goals = value > 0
     if by_luck:
@@ -95,11 +95,12 @@ def way_there(world: Grid, state: State, by_luck: bool) -> Tensor:
         doors = one_hot(torch.where(missing, places, -1), world.size)
         closed = walls | doors | harm
         way = distances(world.next, closed, target & ~doors).gather(1, leads[:, agent])
-        wanted = torch.zeros(len(places), world.kinds + 1, dtype=torch.bool, device=places.device)
-        wanted = wanted.scatter(1, torch.where(missing, world.key, world.kinds).clamp(min=0), True)[:, :-1]
-        keys = one_hot(torch.where(wanted[:, world.kind] & (places >= 0), places, -1), world.size)
-        other = distances(world.next, closed, keys).gather(1, leads[:, agent])
-        result.append(torch.where(way.amin(-1, keepdim=True) < FAR, way, other))
+        if world.doors:
+            wanted = one_hot(torch.where(missing, world.key, -1), world.kinds)[:, world.kind]  # the keys of those
+            keys = one_hot(torch.where(wanted, places, -1), world.size)
+            other = distances(world.next, closed, keys).gather(1, leads[:, agent])
+            way = torch.where(way.amin(-1, keepdim=True) < FAR, way, other)
+        result.append(way)
     return torch.stack(result, 1)
 
 

@@ -116,7 +116,7 @@ class Grid(Simulated):
         self.rows, self.columns, self.size = layout.rows, layout.columns, layout.rows * layout.columns
         for letter in scatter:
             if letter not in self.things:
-                raise UsageError(f"scatter names '{letter}'{nearest(letter, self.things)}: there are {[*self.things]}")
+                raise UsageError(f"no thing is called '{letter}', which scatter names{nearest(letter, self.things)}")
         self.letters = layout.letters + scatter
         self.kinds = len(self.things)
         self.blocks = levels_of("blocks", blocks, (0, self.size))
@@ -179,6 +179,7 @@ class Grid(Simulated):
             if len(table) != self.size or not (table >= 0).all():
                 raise UsageError(f"weights are {self.size} numbers of at least 0, one for each cell of {self.name}")
         self.weights = table.to(self.device)
+        self.cover = cover
         if cover is not None:
             if number("cover", cover) < 0:
                 raise UsageError(f"cover is a distance of at least 0, not {cover!r}")
@@ -262,7 +263,7 @@ class Grid(Simulated):
         action = action.view(-1, self.agents)
         if "slip" in luck:
             action = torch.where(luck["slip"] >= 0, luck["slip"], action)
-        state = self._walked(self._drifted(state), action)
+        state = self._walked(self.drifted(state), action)
         touched = self._touched(state)
         rewards = self._rewards(state, touched)
         there = touched.any(1)
@@ -289,7 +290,7 @@ class Grid(Simulated):
             facts["rewards"] = rewards
         return state, rewards.sum(1), over, facts
 
-    def _drifted(self, state: State) -> State:
+    def drifted(self, state: State) -> State:
         """Things that move have moved one cell, and turned round where a wall was in the way."""
         if "way" not in state:
             return state
