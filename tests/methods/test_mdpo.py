@@ -236,6 +236,48 @@ def test_critic_steps_are_its_own_epochs_of_minibatches():
     assert not policy & {id(p) for p in method.value_optimizer.parameters}
 
 
+def test_the_inner_steps_descend_surrogate_plus_proximity_minus_entropy(float64):
+    method, batch, logits, advantage, visits = tabular(proximity=0.6, entropy_coefficient=0.3)
+    old, seen = softmax(logits), visits[:, None]
+
+    def objective(at):
+        new = softmax(at)
+        return (seen * new * (-advantage + 0.6 * np.log(new / old) + 0.3 * np.log(new))).sum()
+
+    set_table(method.policy, 0.5 * logits)
+    (found,) = gradient(method.total_loss(batch)[0], method.policy.parameters())
+    np.testing.assert_allclose(found, numeric(objective, 0.5 * logits), atol=1e-8)
+
+
+def test_the_critic_has_its_coefficient_and_ppos_clip(float64):
+    def loss(**settings):
+        method, batch, *_ = tabular(**settings)
+        batch["value"], batch["returns"] = torch.zeros(STATES * ACTIONS), torch.ones(STATES * ACTIONS)
+        method.critic.value = lambda batch: torch.full((STATES * ACTIONS,), 0.5)
+        return method.value_loss(batch)[0].item()
+
+    # from 0 the value may move to 0.2 unpunished: (0.2 - 1)^2 is more than (0.5 - 1)^2
+    assert loss(value_coefficient=2.0, value_clip=None) == pytest.approx(0.5**2)  # 2: no half
+    assert loss(value_coefficient=0.5, value_clip=None) == pytest.approx(0.25 * 0.5**2)
+    assert loss(value_coefficient=2.0, value_clip=0.2) == pytest.approx(0.8**2)
+
+
+@pytest.mark.parametrize("over", ["batch", "none"])
+def test_advantages_are_standardized_over_the_whole_batch(over):
+    method = plan("mdpo", "CartPole-v1", window=32, advantage_over=over, gae_lambda=0.9).build()
+    seen, original = [], method.policy_loss
+
+    def spy(batch):
+        seen.append(batch["advantage"])
+        return original(batch)
+
+    method.policy_loss = spy
+    method.update(method.collect())
+    assert len(seen) == method.config.inner_steps
+    for advantage in seen:
+        assert (abs(float(advantage.mean())) < 1e-5 and abs(float(advantage.std()) - 1) < 1e-4) == (over == "batch")
+
+
 # Off-policy
 
 

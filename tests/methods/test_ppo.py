@@ -21,8 +21,8 @@ SMALL = {"envs": 2, "window": 8, "minibatches": 2, "epochs": 2, "network.sizes":
 ONE_STEP = {"epochs": 1, "minibatches": 1, "entropy_coefficient": 0.0, "max_grad_norm": None}
 
 
-def make(task: Any = "CartPole-v1", **changes: Any) -> Any:
-    return api.plan("ppo", task, seed=1, **SMALL | changes).build()
+def make(task: Any = "CartPole-v1", task_options: Any = None, **changes: Any) -> Any:
+    return api.plan("ppo", task, seed=1, task_options=task_options, **SMALL | changes).build()
 
 
 def gradient(loss: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
@@ -138,6 +138,40 @@ def test_the_gradient_is_that_of_the_clipped_objective(float64):
     assert float(metrics["clip_fraction"]) == pytest.approx(float(outside))
     k3 = (ratio - 1 - ratio.log()).mean()
     assert float(metrics["approx_kl"]) == pytest.approx(float(k3.detach()))
+
+
+def test_a_step_descends_its_three_terms_with_their_signs(float64):
+    """policy + value_coefficient value - entropy_coefficient entropy, each written out."""
+    method = make(value_clip=None, advantage_over="none", value_coefficient=0.7, entropy_coefficient=0.3)
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    metrics = method.total_loss(minibatch)[1]
+    both = [minibatch.clone().update({"action": torch.full_like(minibatch["action"], a)}) for a in (0, 1)]
+    log_probs = torch.stack([method.policy.log_prob(rows) for rows in both])
+    entropy = -(log_probs.exp() * log_probs).sum(0).mean()
+    ratio = (method.policy.log_prob(minibatch) - minibatch["log_prob"]).exp()  # 1 everywhere: nothing is clipped
+    policy = -(minibatch["advantage"] * ratio).mean() - 0.3 * entropy
+    value = 0.7 * 0.5 * (method.critic.value(minibatch) - minibatch["returns"]).square().mean()
+    assert float(metrics["entropy"].detach()) == pytest.approx(float(entropy.detach()))
+    bonus = torch.autograd.grad(entropy, list(method.policy.parameters()), retain_graph=True)
+    assert max(float(part.abs().max()) for part in bonus) > 1e-5
+    for module, term in ((method.policy, policy), (method.critic, value)):
+        total = method.total_loss(minibatch)[0]
+        torch.testing.assert_close(gradient(total, module), gradient(term, module), rtol=1e-9, atol=1e-10)
+
+
+def test_the_statistics_of_returns_begin_anew_after_a_truncation():
+    method = make("Pendulum-v1", {"max_episode_steps": 5}, normalize_reward=True)
+    window = method.collect()
+    assert window["truncated"].any()
+    assert not window["terminated"].any()
+    method.update(window)
+    running, returns = np.zeros(2), []
+    for column, end in zip(window["reward"].double().numpy().T, window["truncated"].numpy().T):
+        running = column + 0.99 * running
+        returns.append(running)
+        running = np.where(end, 0.0, running)
+    assert float(method.reward_normalizer.std) == pytest.approx(np.std(returns), rel=1e-3)
 
 
 def standardized(advantage: torch.Tensor) -> bool:

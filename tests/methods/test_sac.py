@@ -14,6 +14,7 @@ from tensordict import TensorDict
 import polopt
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
+from polopt.methods.control import sac
 from polopt.training import api
 
 MUST = 5
@@ -140,6 +141,26 @@ def test_must_4_policy_step_takes_fresh_actions_and_leaves_the_critics_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, method.critic.parameters()))
     assert all(parameter.grad is None for parameter in method.critic.parameters())
     assert not any(torch.equal(a, b) for a, b in zip(policy_before, method.policy.parameters()))
+
+
+def test_critics_learn_first_then_the_policy_then_the_temperature_and_the_targets_last(monkeypatch):
+    method, done = make(), []
+    for name in ("critic_optimizer", "policy_optimizer"):
+        optimizer = getattr(method, name)
+        monkeypatch.setattr(optimizer, "minimize", spied(optimizer.minimize, done, name.removesuffix("_optimizer")))
+    step = method.temperature_optimizer.step
+    monkeypatch.setattr(method.temperature_optimizer, "step", spied(step, done, "temperature"))
+    monkeypatch.setattr(sac, "polyak_update", spied(sac.polyak_update, done, "targets"))
+    method.update(batch_of())
+    assert done == ["critic", "policy", "temperature", "targets"]
+
+
+def spied(function: Any, done: list[str], name: str) -> Any:
+    def call(*args: Any) -> Any:
+        done.append(name)
+        return function(*args)
+
+    return call
 
 
 @pytest.mark.parametrize("form", ["alpha", "log-alpha"])
