@@ -15,6 +15,8 @@ NAMED: dict[str, str] = {
     "point-maze": "polopt.tasks.maze:PointMaze",
     "random-mdp": "polopt.tasks.tabular:RandomMDP",
     "chain": "polopt.tasks.tabular:Chain",
+    "exit-mdp": "polopt.tasks.tabular_sets:ExitMDP",
+    "off-dynamics": "polopt.tasks.tabular_sets:OffDynamics",
     "grid": "polopt.tasks.grid:Grid",
     "addition": "polopt.tasks.problems:Addition",
     "countdown": "polopt.tasks.problems:Countdown",
