@@ -11,6 +11,12 @@ MARK = "@@polopt-answer@@"  # stands for an answer where only what the template 
 ASK = [{"role": "user", "content": "?"}]
 
 
+def continues(prompt: str | Sequence[dict[str, Any]]) -> bool:
+    """Whether these are messages of which the last is the assistant's, so that the answer goes on with its words."""
+    last = prompt[-1] if prompt and not isinstance(prompt, str) else {}
+    return isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str)
+
+
 class ChatTemplate:
     """What the chat template of a tokenizer writes. All of it is text; the tokenizer makes tokens of the whole.
 
@@ -45,7 +51,7 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[dict[str, Any]]) -> str:
         """The text that an answer follows. A last message of the assistant is the beginning of the answer."""
-        if not _answers(messages):
+        if not continues(messages):
             return self._render(messages, True)
         text, mark, _ = self._render(_continued(messages, MARK), False).rpartition(MARK)
         if not mark:
@@ -62,7 +68,7 @@ class ChatTemplate:
         opened = self.prompt(messages)
         whole = self._render(
             _continued(messages, answer)
-            if _answers(messages)
+            if continues(messages)
             else [*messages, {"role": "assistant", "content": answer}],
             False,
         )
@@ -96,11 +102,6 @@ class ChatTemplate:
         except Exception as error:  # whatever a template raises is about the messages
             first = (str(error).splitlines() or [""])[0].rstrip(".")
             raise UsageError(f"the chat template of {self.name} refuses these messages: {first}") from None
-
-
-def _answers(messages: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last message is the assistant's, so that the answer goes on with it."""
-    return bool(messages) and messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str)
 
 
 def _continued(messages: Sequence[dict[str, Any]], more: str) -> list[dict[str, Any]]:

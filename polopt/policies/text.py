@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.core.spec import Spec
+from polopt.data.templates import continues
 from polopt.data.tokenizing import Prompt, Tokens, need, pad_left, pad_right, quiet
 from polopt.policies.base import Imitates, Record
 from polopt.policies.pretrained import load_pretrained, write_folder
@@ -103,7 +104,7 @@ class TextPolicy(Imitates):
         if not record["mask"].any():
             raise UsageError(f"the conversation has filled the context of {self.context} tokens: call reset() first")
         self._carry = carry or None
-        return self.tokens.decode(record["action"], chat=not isinstance(obs, str))[0]
+        return self.tokens.decode(record["action"], chat=not isinstance(obs, str), begun=continues(obs))[0]
 
     def tokenize(
         self, prompts: Sequence[Prompt], completions: Sequence[str] | None = None, eos: bool = True
