@@ -9,15 +9,23 @@ episodes cross in the middle. `lottery`: one decision, 1 for sure or 10 in one o
 its expectile on the target of Q. The goal is 20 steps from the start, and the horizon is scaled with the maze, to a
 discount of 0.95. Values and policies are tables, trained by the method's own updates.
 
-Second registration. The first one (seeds 0 to 4, kept on the page) correlated V with the value of the shortest path,
+Third registration. The first one (seeds 0 to 4, kept on the page) correlated V with the value of the shortest path,
 over all cells in the data. In one of five seeds two cells had no way out but to a cell in which nothing was ever done:
 their value within the data is 0, beside 9.5 on the shortest path. Exact calculation with these data gives a perfect IQL
 a correlation of 0.65 there, and 0.996 with the best value within the data, which is what the paper's theorem speaks of
 (the recorded run had 0.58, and has 0.995). And it asked for a far success of the greedy policy below 0.6 at expectile
 0.5, where a perfect one gets 0.36 to 0.89 with these data, 0.57 in the mean: most of it is luck in the counts of
 actions, of which the greedy policy takes the most weighted, however near the weights are. What fades with the values
-are the weights themselves, so now the sampled policy is asked to arrive. Both faults are of the experiment; nothing
-else of the u-maze was changed.
+are the weights themselves, so since the second registration the sampled policy is asked to arrive.
+
+The second one (seeds 5 to 10, kept too) failed by a control of its exact part, one MDP a seed: that the best value with
+all actions is above the one within the data by 5 % held in the mean (16 %), but with a long tail (0.5 to 52 %), and so
+did V stay below the best value within the data in every seed, by an amount with as long a tail. An interval of the mean
+is no test of what must hold always. Now there are ten MDPs a seed, and what must never happen is counted as what
+happens, 0 or more. The expectiles' success is three expectations, since it failed at 0.99 alone: there the greedy
+policy of two of six seeds arrived from 20 and 11 % of the cells, though the sampled one did from the start with
+probability 1.00 and 0.55. That was not the experiment's fault and is asked for again as it was; all trained arms and
+their thresholds are unchanged.
 
 `success` is the share of the cells in the data from which the greedy policy gets to the goal, `reach` the exact
 probability that the sampled policy gets from the start to the goal within 100 steps. `correlation` is that of V with
@@ -45,22 +53,30 @@ from gymnasium import spaces
 from polopt.claims import Above, Below, Claim, Greater
 
 EXPECTILES = (0.5, 0.9, 0.95, 0.99)
-STATES, ACTIONS, DISCOUNT = 8, 4, 0.9
+STATES, ACTIONS, DISCOUNT, MDPS = 8, 4, 0.9, 10
 GOAL, MAZE_DISCOUNT = 10.0, 0.95
 LR = 0.05
 VALUES: dict[str, Any] = {"advantage_temperature": 10.0, "tau": 0.05, "discount": MAZE_DISCOUNT}
 
 
 def exact(seed: int, budget: Mapping[str, int]) -> dict[str, float]:
-    """Over the states, half of whose actions the data have: `monotone`, the smallest rise of V from one expectile to
-    the next; `gap`, the largest distance of V at 0.999 from the best value within the data, relative to it, and
-    `excess`, by how much it is above; `room`, how much more the best value with all actions is, in the mean.
-    `residual`: largest gradient of the library's loss at the fixed points."""
+    """Of MDPS random MDPs, in whose states half of the actions are in the data: `fall`, the largest fall of V
+    anywhere from one expectile to the next, and `excess`, by how much V is anywhere above the best value within the
+    data, both 0 if they never are; `gap`, the largest distance of V at 0.999 from that value over the states, and
+    `room`, the mean over them of how much more the best value with all actions is, both relative to it and averaged
+    over the MDPs. `residual`: largest gradient of the library's loss at the fixed points."""
+    rng = np.random.default_rng(seed)
+    found = [exact_mdp(rng) for _ in range(MDPS)]
+    worst = {name: max(0.0, *(item[name] for item in found)) for name in ("fall", "excess", "residual")}
+    return worst | {name: float(np.mean([item[name] for item in found])) for name in ("gap", "room")}
+
+
+def exact_mdp(rng: np.random.Generator) -> dict[str, float]:
+    """`exact` of the next MDP of this generator."""
     import torch
 
     from polopt.values.in_sample import expectile_value_loss
 
-    rng = np.random.default_rng(seed)
     transition = rng.dirichlet(np.full(STATES, 0.5), size=(STATES, ACTIONS))
     reward = rng.random((STATES, ACTIONS))
     behavior = np.zeros((STATES, ACTIONS))
@@ -85,11 +101,10 @@ def exact(seed: int, budget: Mapping[str, int]) -> dict[str, float]:
     for _ in range(400):
         best = (reward + DISCOUNT * transition @ best).max(1)
         within = np.where(behavior > 0, reward + DISCOUNT * transition @ within, 0.0).max(1)
-    rises, short = np.diff(np.array(values), axis=0), 1 - values[-1] / within
     return {
-        "monotone": float(rises.min()),
-        "gap": float(short.max()),
-        "excess": float(-short.min()),
+        "fall": float(-np.diff(np.array(values), axis=0).min()),
+        "excess": float((np.array(values) - within).max()),
+        "gap": float((1 - values[-1] / within).max()),
         "room": float((best / within - 1).mean()),
         "residual": residual,
     }
@@ -246,12 +261,13 @@ CLAIM = Claim(
     budget={"updates": 3_000},
     seeds=6,
     minutes=4,
-    revision=2,
-    first_seed=5,
-    diagnosis="values were correlated with the shortest path's also in cells whose way out is not in the data: with "
-    "the data of one of five seeds a perfect IQL gets 0.65 there, where 0.9 was asked for; now with the best value in "
-    "the data. And greedy far success at expectile 0.5 was limited to 0.6, where a perfect IQL gets 0.36 to 0.89 by "
-    "luck in the counts of actions; now the sampled policy, whose weights fade with the values, is compared.",
+    revision=3,
+    first_seed=11,
+    diagnosis="the second registration failed by a control of its exact part, that data leave room below the optimum "
+    "(16 % in the mean, 0.5 to 52 %), and missed that values stay below the best within the data, which they did in "
+    "every seed: of amounts with such tails the mean of six MDPs is no test. Now there are ten MDPs a seed, and what "
+    "must never happen is counted. The first one correlated values with the shortest path's where the data do not have "
+    "it. Trained arms and their thresholds are those of the second.",
     arms={
         "exact": exact,
         **{f"iql@{tau}": maze_iql(tau) for tau in EXPECTILES},
@@ -263,12 +279,14 @@ CLAIM = Claim(
         "lottery-wrong": Draw(wrong=True),
     },
     expect=(
-        Above("monotone", "exact", -1e-9, control=True),
+        Below("fall", "exact", 1e-9, control=True),
         Below("residual", "exact", 1e-9, control=True),
         Above("room", "exact", 0.05, control=True),
         Below("gap", "exact", 0.02),
         Below("excess", "exact", 1e-9),
-        Above("success", "iql@0.9*", 0.9),
+        Above("success", "iql@0.9", 0.9),
+        Above("success", "iql@0.95", 0.9),
+        Above("success", "iql@0.99", 0.9),
         Above("correlation", "iql@0.9*", 0.9),
         Greater("correlation", "iql@0.9*", "iql@0.5", by=0.15),
         Greater("reach", "iql@0.9*", "iql@0.5", by=0.2),
