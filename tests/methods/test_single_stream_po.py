@@ -21,10 +21,12 @@ POOL, BATCH = 12, 6
 
 
 def make(initial_samples=0, **settings):
-    """SPO on a pool of words, with four tokens to write; without a phase before the first step unless asked."""
+    """SPO on a pool of words, with four tokens to write; without a phase before the first step unless asked (None:
+    the default)."""
     task_options = settings.pop("task_options", {"pool": POOL, "score_truncated": True})
     settings = {"model": str(tiny_folder()), "policy.max_tokens": 4, "updates_per_batch": 1, "lr": 1e-2} | settings
-    settings = {"batch_prompts": BATCH, "initial_samples": initial_samples} | settings
+    start = {} if initial_samples is None else {"initial_samples": initial_samples}
+    settings = {"batch_prompts": BATCH, **start} | settings
     return plan("single-stream-po", "vowels", task_options=task_options, **settings).build()
 
 
@@ -342,6 +344,11 @@ def test_shuffled_goes_through_the_pool():
     counted(method)
     drawn = torch.cat([method.collect()["index"] for _ in range(3)])
     assert sorted(drawn.tolist()) == list(range(POOL))
+
+
+def test_trackers_that_nobody_looks_at_cost_no_completions():
+    assert "initial" in make(2, baseline="batch").collect().keys()  # the priorities look at them
+    assert "initial" not in make(None, baseline="batch", sampling="shuffled").collect().keys()
 
 
 def test_needs_a_pool():

@@ -21,7 +21,8 @@ Departs from the paper in: rewards between 0 and 1 enter the tracker as they are
 computed move neither policy nor tracker; of a prompt that is twice in a batch both rewards count, one after the other;
 a batch larger than the pool is refused (the official code draws with replacement then); D leaves out feedback tokens.
 A batch as large as the pool is the whole pool: only smaller ones are prioritized. `--sampling shuffled`, `--forgetting
-constant`, `--baseline batch`, `--whiten false` and `--initial-samples 0` are the ablations.
+constant`, `--baseline batch`, `--whiten false` and `--initial-samples 0` are the ablations; where neither baseline nor
+sampling looks at the trackers, nothing is spent on their start.
 """
 
 from dataclasses import dataclass
@@ -124,9 +125,13 @@ class SingleStreamPO(GroupMethod):
                 self.refuse("exploration", because="on the sampling 'shuffled'")
             if self.forgetting == "constant":
                 self.refuse("half_drift", "rho_max", because="on the forgetting 'constant'")
-            if (self.baseline, self.sampling) == ("batch", "shuffled"):
+            if not self.uses_tracker:
                 tracked = ("initial_samples", "forgetting", "half_drift", "rho_min", "rho_max")
                 self.refuse(*tracked, because="where neither baseline nor sampling looks at the tracker")
+
+        @property
+        def uses_tracker(self) -> bool:
+            return (self.baseline, self.sampling) != ("batch", "shuffled")
 
     slug = "single-stream-po"
     probes = {"rho_max": {"rho_max": 0.9}}
@@ -198,7 +203,7 @@ class SingleStreamPO(GroupMethod):
     def collect(self) -> Batch:
         """One completion of each of a batch of prompts; at first, `initial_samples` of each prompt of the pool."""
         config, left = self.config, self.tracker.size - self.started
-        if not config.initial_samples or not left:
+        if not (config.uses_tracker and config.initial_samples and left):
             return super().collect()
         self.initial_source.count = min(left, max(1, config.batch_prompts // config.initial_samples))
         batch = self.initial_source.next(self.behavior)
