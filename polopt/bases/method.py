@@ -85,7 +85,7 @@ class Smoke:
 RESERVED = (
     *("method", "task", "task_options", "out", "init", "preset", "progress", "seeds", "jobs", "score"),
     *("steps", "seed", "device", "dtype", "workers", "facts", "objective_weights", "threads", "compile", "eval_every"),
-    *("eval_episodes", "log_every", "checkpoint_every", "until", "loggers", "video"),
+    *("eval_episodes", "eval_length", "log_every", "checkpoint_every", "until", "loggers", "video"),
 )
 """What a method's config may not call a field: the options of every run, and what the verbs take beside them."""
 

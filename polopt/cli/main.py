@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from polopt.core.errors import RunError, UsageError, nearest
 
@@ -23,6 +25,8 @@ VERBS = {  # verb -> the module of its group; its function there has the verb's 
     "claim": "results",
     "dataset": "dataset",
 }
+
+_formatted = warnings.formatwarning
 
 USAGE = """polopt: policy optimization, one short file per method
 
@@ -42,7 +46,16 @@ USAGE = """polopt: policy optimization, one short file per method
 def run() -> None:
     """The console script. Code of the user's own is looked for in the current folder too, as with `python -m`."""
     sys.path.append(os.getcwd())
+    warnings.formatwarning = _one_line
     sys.exit(main())
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of polopt's as one line, without the place in the code; others as Python has them."""
+    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    return f"polopt: {message}\n" if own else _formatted(message, category, filename, lineno, line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

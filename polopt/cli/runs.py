@@ -69,6 +69,8 @@ def _trained(work: Callable[[], Any], folder: Path) -> int:
 
     page = report([folder], video=run.config["run"]["video"])
     final = f"{run.score.key} {run.final[run.score.column]:.6g} at the end; " if run.evaluations else ""
+    if run.evaluations and run.final.get("eval/cut"):
+        final += f"{run.final['eval/cut']:.0f} episodes of that evaluation were cut; "
     print(f"{final}report {page}")
     return 0
 
@@ -115,6 +117,8 @@ def eval_verb(argv: list[str]) -> int:
         print(json.dumps(scores | {"episodes": episodes, "checkpoint": args.checkpoint}))
     else:
         kind = "sampled" if args.stochastic else "greedy"
+        cut = scores.pop("cut", 0)
         named = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in scores.items())
-        print(f"{named} ({episodes} {kind} episodes)" if "length" in scores else f"{named} (exact)")
+        played = f"{episodes} {kind} episodes" + (f", {cut:.0f} of them cut before their end" if cut else "")
+        print(f"{named} ({played})" if "length" in scores else f"{named} (exact)")
     return 0

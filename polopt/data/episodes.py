@@ -87,7 +87,7 @@ class Episodes(Source):
         collate: makes the batch; `pad_steps` unless given.
         greedy: act without exploration.
         keep: names of the keys to store (None: all); evaluation needs ("reward",) only.
-        max_steps: longer episodes are cut and count as truncated.
+        max_steps: longer episodes are cut and count as truncated; None takes the task's `longest`.
         rows: most rows of an elastic task that play at once; None plays all episodes at once.
 
     All rows of the task play in parallel; a row without work is parked in an episode that is neither recorded nor
@@ -112,7 +112,7 @@ class Episodes(Source):
         greedy: bool = False,
         ledger: Ledger | None = None,
         keep: Sequence[str] | None = None,
-        max_steps: int = 100_000,
+        max_steps: int | None = None,
         rows: int | None = None,
     ) -> None:
         if starts is not None and sampler is not None:
@@ -127,6 +127,7 @@ class Episodes(Source):
         self.ledger = ledger if ledger is not None else Ledger()
         self.rows = rows
         self.taken = 0  # starts used so far
+        self.cut = 0  # episodes of the last batch that were cut at `max_steps`
         self._keep = None if keep is None else {*keep, "terminated", "truncated"}
         self._max_steps = max_steps
         self._ended: list[tuple[float, int]] = []
@@ -169,6 +170,7 @@ class Episodes(Source):
         played[job[job >= 0]] = torch.arange(task.num)[job >= 0]
         steps: list[dict[str, Any]] = []
         task.player = self
+        self.cut, longest = 0, self._max_steps or task.longest
         with torch.no_grad():
             obs = put(task.reset(index=index[job.clamp_min(0)]), device)
             carry: Carry | None = None
@@ -186,8 +188,10 @@ class Episodes(Source):
                 length[job[busy]] += 1
                 self.ledger.env_steps += int(busy.sum())
                 cut = busy.clone()
-                cut[busy] = length[job[busy]] >= self._max_steps
-                truncated = truncated | (cut & ~terminated)
+                cut[busy] = length[job[busy]] >= longest
+                cut &= ~(terminated | truncated)
+                self.cut += int(cut.sum())
+                truncated = truncated | cut
                 if not steps:
                     check_facts(task, record)
                 step = {

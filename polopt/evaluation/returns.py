@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from polopt.core.random import paired
 from polopt.data.episodes import Episodes
 from polopt.data.teams import playing
@@ -15,6 +17,8 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     Returns `return` (mean undiscounted return), `return_std` (over episodes) and `length` (mean number of decisions);
     of a task with objectives also `return_NAME` of each; on a dataset's task also `normalized_return`, 100 (return -
     random) / (expert - random) with the references that the dataset holds (D4RL, arXiv 2004.07219, section 6).
+    Episodes that have not ended after `task.longest` decisions are cut, their returns are those of that part, and `cut`
+    says how many they are; there is no `cut` where all have ended.
     Of a team (`AgentRows`) the return is that of the team, and its decisions count as one.
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
@@ -22,7 +26,8 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
         joint, player = playing(task, actor)
         names = joint.spec.objectives
         keep = ("reward", "rewards") if names else ("reward",)
-        batch = Episodes(joint, starts=range(episodes), greedy=greedy, keep=keep).next(player)
+        source = Episodes(joint, starts=range(episodes), greedy=greedy, keep=keep)
+        batch = source.next(player)
     returns = (batch["reward"] * batch["mask"]).sum(-1).double()
     lengths = batch["mask"].sum(-1).double()
     scores = {
@@ -37,4 +42,8 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     if references is not None:
         low, high = references
         scores["normalized_return"] = 100.0 * (scores["return"] - low) / (high - low)
+    if source.cut:
+        scores["cut"] = float(source.cut)
+        said = f"{joint.spec.name} had not ended after {joint.longest:,} decisions: they were cut there"
+        warnings.warn(f"{source.cut} of {episodes} episodes of {said}, and returns are of that part", stacklevel=2)
     return scores

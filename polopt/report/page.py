@@ -151,11 +151,11 @@ def _subtitle(run: RunData) -> list[str]:
 def _notices(run: RunData) -> list[str]:
     if not run.rows:
         return ["metrics.csv holds no rows yet: this run has recorded nothing."]
+    found = [run.cut] if run.cut else []
     if not run.finished:
-        return [
-            f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {run.unit.replace('_', ' ')}."
-        ]
-    return []
+        unit = run.unit.replace("_", " ")
+        found.append(f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {unit}.")
+    return found
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

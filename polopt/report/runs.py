@@ -90,6 +90,17 @@ class RunData:
         values = self.evaluations()[1][-LAST:]
         return float(values.mean()) if len(values) else float("nan")
 
+    @property
+    def cut(self) -> str:
+        """One sentence where episodes of evaluations were cut before their end, or nothing."""
+        counts = self.series("eval/cut")[1]
+        if not len(counts):
+            return ""
+        length = self.config.get("run", {}).get("eval_length")
+        after = f" after {length:,} decisions" if length else ""
+        said = f"In {len(counts)} evaluations episodes had not ended and were cut{after}"
+        return f"{said} (at most {counts.max():,.0f} at once): returns are of that part."
+
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """What the method showed at its last evaluation; nothing where the file is absent or damaged."""

@@ -41,6 +41,7 @@ class Task(Stateful):
         restore_note: one sentence that says why it does not; empty when it does.
         facts: what else is true of the step just taken, [N, ...] by the names of `spec.facts`: costs, the parts of a
             vector reward, rewards of agents. Fresh tensors at every step, that every source stores under their names.
+        longest: decisions after which `Episodes` cuts an episode that has not ended; evaluations say how many were cut.
         player: the source that moved it last: another one that goes on would go on in episodes that it does not know.
             A task that is made of another's rows hands it on.
     """
@@ -54,6 +55,7 @@ class Task(Stateful):
     exact_restore: bool = True
     restore_note: str = ""
     facts: Mapping[str, Tensor] = MappingProxyType({})
+    longest: int = 100_000
     _player: object = None
     _twins: int = 0
     elastic: bool = False

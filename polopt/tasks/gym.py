@@ -2,7 +2,7 @@
 
 An environment has no state to save, but every episode here starts from a seed that the task gives. So a row's state is
 the seed of its episode and the actions since: restoring resets with that seed and replays them. Whether this holds
-bitwise for an environment is tested on throw-away copies (`exact_restore`).
+bitwise for an environment is tested on throw-away copies (`exact_restore`). Very long episodes are not kept (`Plans`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from polopt.core.spec import Spec
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.facts import Shapes, probe
 from polopt.tasks.petting import FLAGS
+from polopt.tasks.plans import Plans
 from polopt.tasks.restorable import Row, restores
 from polopt.tasks.spaces import NonFinite, as_floats, reader, unpacked, without_choice, writer
 
@@ -88,7 +90,7 @@ class GymTask(Task):
         self._steps = np.zeros(num, dtype=np.int64)  # of the present episodes
         self._episodes = np.zeros(num, dtype=np.int64)  # started so far, per row
         self._seeds = [0] * num  # of the present episodes
-        self._actions: list[np.ndarray] = []  # of all rows, since the start of the oldest present episode
+        self._plans = Plans(num, action)
 
     def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], dict[str, Any]]:
         """The rows, what is registered about the environment, and what else its spec says."""
@@ -121,7 +123,6 @@ class GymTask(Task):
         chosen = torch.from_numpy(mask)
         self.obs = new if rows is None or self.obs is None else where_rows(chosen, new, self.obs)
         self.first = self.first | chosen
-        self._forget()
         return self.obs
 
     def step(self, record: Mapping[str, Tensor]) -> Step:
@@ -131,7 +132,7 @@ class GymTask(Task):
             row = int(self._ended.argmax())
             raise RunError(f"row {row} of {self._name} has ended: it must be reset before it is stepped")
         action = self._write(record["action"])
-        self._actions.append(action)
+        self._plans.add(action, self._steps)
         self._steps += 1
         raw, reward, terminated, truncated, info = self._call(self._vector.step, action)
         obs = self._checked(raw, info)
@@ -181,12 +182,6 @@ class GymTask(Task):
     def _fault(self, what: str, row: int) -> RunError:
         return RunError(f"{self._name} failed: {what} (row {row}, step {self._steps[row]} of the episode)")
 
-    def _forget(self) -> None:
-        """Drops the actions from before the oldest present episode, now and then."""
-        needed = int(self._steps.max())
-        if len(self._actions) > 2 * needed + 64:
-            del self._actions[: len(self._actions) - needed]
-
     # Saving and restoring
 
     @functools.cached_property
@@ -201,9 +196,9 @@ class GymTask(Task):
         state: dict[str, Any] = {"episodes": self._episodes.tolist()}
         if self.obs is None or not self.exact_restore:
             return state
-        plans = self._plans()
+        plans = self._plans.of(self._steps)
         state |= {"seeds": list(self._seeds), "steps": self._steps.tolist(), "ended": self._ended.tolist()}
-        state["actions"] = torch.from_numpy(np.concatenate(plans))
+        state |= {"kept": list(map(len, plans)), "actions": torch.from_numpy(np.concatenate(plans))}
         return state | {f"obs{path}": leaf for path, leaf in leaves(self.obs)}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -219,16 +214,21 @@ class GymTask(Task):
         self._steps = np.array(state["steps"], dtype=np.int64)
         self._ended = np.array(state["ended"], dtype=bool)
         self._any_ended = bool(self._ended.any())
-        actions = state["actions"].numpy()
-        ends = np.cumsum(self._steps)
-        plans = [actions[end - count : end] for count, end in zip(self._steps, ends)]
-        self._actions = self._aligned(plans)
+        counts = np.array(state["kept"], dtype=np.int64)
+        plans = np.split(state["actions"].numpy(), np.cumsum(counts)[:-1])
+        self._plans.load(plans)
+        kept = counts == self._steps
         self.obs = self._replayed(plans, np.ones(self.num, dtype=bool))
         self.first = torch.from_numpy(self._steps == 0)
+        rows = torch.from_numpy(kept)
         saved = {f"obs{path}": leaf for path, leaf in leaves(self.obs)}
-        if not all(torch.equal(leaf, state[name].to(leaf.dtype)) for name, leaf in saved.items()):
+        if not all(torch.equal(leaf[rows], state[name].to(leaf.dtype)[rows]) for name, leaf in saved.items()):
             self.restore_note = f"{self._name} did not replay to the saved observation, so its episodes start anew"
             self.reset()
+        elif not kept.all():
+            limit = f"were longer than the {self._plans.longest:,} steps that are kept, so they start anew"
+            warnings.warn(f"{(~kept).sum()} of the {self.num} episodes of {self._name} {limit}", stacklevel=2)
+            self.reset(~rows)
 
     def _twin(self, rows: int, seed: int) -> Task:
         facts = tuple(self._asked)
@@ -238,9 +238,12 @@ class GymTask(Task):
         self._check_replay()
         if self.obs is None:
             raise RunError(f"{self._name} must be reset before it can be taken back to where it is")
+        if not self._plans.whole(self._steps).all():
+            reason = f"its episode is longer than the {self._plans.longest:,} steps that are kept"
+            raise UsageError(f"{self._name} cannot take a row back to where it was: {reason}")
         return [
             {"seed": seed, "actions": plan, "ended": bool(ended), "obs": self.obs[row]}
-            for row, (seed, plan, ended) in enumerate(zip(self._seeds, self._plans(), self._ended))
+            for row, (seed, plan, ended) in enumerate(zip(self._seeds, self._plans.of(self._steps), self._ended))
         ]
 
     def restore(self, values: Sequence[Any], rows: Tensor | None = None) -> Obs:
@@ -250,12 +253,12 @@ class GymTask(Task):
             raise RunError(f"{self._name} must be reset in all rows first")
         mask = np.zeros(self.num, dtype=bool)
         mask[where.numpy()] = True
-        plans = self._plans()
+        plans = self._plans.of(self._steps)
         for row, value in zip(where.tolist(), values):
             self._seeds[row], plans[row], self._ended[row] = value["seed"], value["actions"], value["ended"]
             self._steps[row] = len(plans[row])
         self._any_ended = bool(self._ended.any())
-        self._actions = self._aligned(plans)
+        self._plans.load(plans)
         new = self._replayed(plans, mask)
         self.obs = new if self.obs is None else where_rows(torch.from_numpy(mask), new, self.obs)
         self.first = torch.where(torch.from_numpy(mask), torch.from_numpy(self._steps == 0), self.first)
@@ -268,23 +271,6 @@ class GymTask(Task):
         if not self.exact_restore:
             reason = "it does not repeat itself exactly from a seed and the same actions"
             raise UsageError(f"{self._name} cannot take a row back to where it was: {reason}")
-
-    def _plans(self) -> list[np.ndarray]:
-        """The actions of each row's present episode, [steps of the row, ...]."""
-        total, space = len(self._actions), self.spec.action
-        empty = np.zeros((0, *(space.shape or ())), dtype=space.dtype)
-        return [
-            np.stack([actions[row] for actions in self._actions[total - count :]]) if count else empty
-            for row, count in enumerate(self._steps.tolist())
-        ]
-
-    def _aligned(self, plans: list[np.ndarray]) -> list[np.ndarray]:
-        """The inverse of `_plans`: batches of actions, each row's own at the end."""
-        longest = max(map(len, plans))
-        batch = np.zeros((longest, self.num, *plans[0].shape[1:]), dtype=plans[0].dtype)
-        for row, plan in enumerate(plans):
-            batch[longest - len(plan) :, row] = plan
-        return list(batch)
 
     def _replayed(self, plans: list[np.ndarray], mask: np.ndarray) -> Obs:
         """The observations after the rows where `mask` is True were begun anew and went through their plans."""

@@ -30,6 +30,9 @@ class RunOptions(Config):
     )
     eval_every: int | None = param(None, "polopt", low=1, help="steps between evaluations; default: 20 in the run")
     eval_episodes: int | None = param(None, "polopt", low=1, help="default: the method's own, 10 in control")
+    eval_length: int = param(
+        100_000, "polopt", low=1, help="decisions after which an episode of an evaluation is cut, which it then says"
+    )
     log_every: int | None = param(None, "polopt", low=1, help="steps between rows; default: 100 in the run")
     checkpoint_every: int | None = param(None, "polopt", low=1, help="steps between checkpoints; default: eval_every")
     until: str | None = param(None, "polopt", help="stop early once an evaluation says so, e.g. 'return>=475'")

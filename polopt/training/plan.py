@@ -144,6 +144,8 @@ class Plan:
             objective_weights=self.options.objective_weights,
             **self.task_options,
         )
+        if stream != seeding.TRAIN_TASK:
+            task.longest = self.options.eval_length
         return task if task.spec.agents == 1 or self.cls.teams == "joint" else AgentRows(task)
 
     def make_renderer(self) -> Callable[..., gymnasium.Env]:

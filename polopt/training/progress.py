@@ -39,7 +39,7 @@ def _live(rows: Iterable[Row], console: Console) -> Iterator[Row]:
             unit = row["method"].unit
             if task is None:
                 task = progress.add_task(row["method"].slug, total=row["steps"], rate="")
-            known |= row
+            known = _merged(known, row)
             progress.update(task, completed=min(row[unit], row["steps"]), rate=f"{_rate(row, unit)} {unit}")
             table = Table.grid(expand=True)
             table.add_row(progress)
@@ -51,8 +51,8 @@ def _live(rows: Iterable[Row], console: Console) -> Iterator[Row]:
 def _lines(rows: Iterable[Row], console: Console) -> Iterator[Row]:
     known: Row = {}
     for row in rows:
-        known |= row
-        if any(name.startswith("eval/") for name in row):
+        known = _merged(known, row)
+        if _evaluated(row):
             unit = row["method"].unit
             share = min(row[unit] / row["steps"], 1.0)
             stage = f"{row['stage']} " if row["stage"] else ""
@@ -65,6 +65,16 @@ def _lines(rows: Iterable[Row], console: Console) -> Iterator[Row]:
         yield row
 
 
+def _evaluated(row: Row) -> bool:
+    return any(name.startswith("eval/") for name in row)
+
+
+def _merged(known: Row, row: Row) -> Row:
+    """What is known after a row: an evaluation takes the place of the one before, whatever that had said."""
+    kept = {name: value for name, value in known.items() if not (name.startswith("eval/") and _evaluated(row))}
+    return kept | row
+
+
 def _rate(row: Row, unit: str) -> str:
     return f"{row[unit] / row['seconds']:,.0f}/s" if row["seconds"] > 0 else ""
 
@@ -73,4 +83,5 @@ def _metrics(row: Row, most: int) -> str:
     method = row["method"]
     names = dict.fromkeys([Score(method.score).column, "train/return", *method.headline])
     shown = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
-    return "  ".join(shown[:most])
+    cut = [f"{row['eval/cut']:.0f} episodes cut"] if row.get("eval/cut") else []
+    return "  ".join(shown[:most] + cut)

@@ -258,15 +258,6 @@ def test_ended_rows_are_restored_as_ended() -> None:
         other.step(play_all)
 
 
-def test_old_actions_are_forgotten() -> None:
-    task: Any = make_task(Counter, num=2, length=5)
-    play(task, 500, torch.Generator().manual_seed(0))
-    assert len(task._actions) < 100
-    other = make_task(Counter, num=2, length=5)
-    restore(other, gather(task))
-    assert torch.equal(task.obs, other.obs)
-
-
 def test_environments_that_cannot_be_restored_start_anew_and_say_so() -> None:
     task = make_task(Unseeded, num=2)
     assert not task.exact_restore
