@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from polopt.core.errors import UsageError
@@ -20,6 +21,20 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
         raise UsageError(f"{name} must be a number, not {value!r}")
     return float(value)
+
+
+def share(name: str, value: Any) -> float:
+    """`value` as a probability. Raises UsageError."""
+    if not 0.0 <= number(name, value) <= 1.0:
+        raise UsageError(f"{name} is a probability, from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: Any, values: Sequence[str]) -> str:
+    """`value` if it is one of `values`. Raises UsageError."""
+    if value not in values:
+        raise UsageError(f"{name} is one of {', '.join(values)}, not {value!r}")
+    return str(value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -39,11 +39,13 @@ class Simulated(Task):
         levels: a table of settings, tensors [L, ...] by name: the start with number i has row i modulo L of each in
             place of what `draw` gives by that name. Empty: every start is drawn. May be set at any time, and is saved.
         behaviors: names of the scripted behaviors that `behave` knows.
+        named: options that some names of the world stand for; others may be given beside them.
         state, time: where the rows are: tensors [N, ...] by name, and the decisions taken in each episode, int64 [N].
     """
 
     finite: bool = False
     behaviors: tuple[str, ...] = ()
+    named: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self,
@@ -61,6 +63,10 @@ class Simulated(Task):
         self.levels: State = {}
         self._generator = torch.Generator()
         self._seat(num)
+
+    @classmethod
+    def make(cls, name: str, num: int, seed: int, evaluation: bool, **options: Any) -> Task:
+        return super().make(name, num, seed, evaluation, **{**cls.named.get(name, {}), **options})
 
     def _seat(self, num: int) -> None:
         """Rows that have begun no episode yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polopt.tasks.luck import GOLDEN, MASK, scrambled, scrambled_keys, uniform
+from polopt.tasks.luck import GOLDEN, MASK, normal, scrambled, scrambled_keys, uniform
 
 
 def test_tensors_are_scrambled_as_numbers_are() -> None:
@@ -33,6 +33,14 @@ def test_numbers_are_uniform_and_unrelated() -> None:
     assert (columns - torch.eye(40)).abs().max() < 5 / 500**0.5
     for other in (uniform(key, time, 40, 4), uniform(key, time + 1, 40, 3), uniform(key + 1, time, 40, 3)):
         assert abs(torch.corrcoef(torch.stack([found.flatten(), other.double().flatten()]))[0, 1]) < 4 / 20_000**0.5
+
+
+def test_normal_numbers_have_the_moments_of_the_normal_law() -> None:
+    found = normal(scrambled_keys(torch.arange(500)), 0, 80, 1).double()
+    assert found.mean().item() == pytest.approx(0.0, abs=4 / 40_000**0.5)
+    assert found.var().item() == pytest.approx(1.0, abs=4 * (2 / 40_000) ** 0.5)
+    assert (found**4).mean().item() == pytest.approx(3.0, abs=4 * (96 / 40_000) ** 0.5)
+    assert (found.abs() < 1.959964).double().mean().item() == pytest.approx(0.95, abs=0.0044)
 
 
 def test_a_row_draws_the_same_beside_any_others() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
-from polopt.tasks.options import flag, number, whole
+from polopt.tasks.options import flag, number, share, whole
 
 WALL, FLOOR, START = "#", ".", "S"
 RESERVED = (WALL, FLOOR, START, "/", ",")
@@ -167,10 +167,3 @@ def rewards_of(letter: str, thing: Thing, agents: int) -> list[list[float]]:
     if any(not isinstance(part, Sequence) or len(part) != agents for part in reward):
         raise UsageError(f"{name} is a number, {agents} numbers or {agents} rows of {agents}, not {thing.reward!r}")
     return [[number(name, part) for part in row] for row in reward]
-
-
-def share(name: str, value: Any) -> float:
-    """`value` as a probability. Raises UsageError."""
-    if not 0.0 <= number(name, value) <= 1.0:
-        raise UsageError(f"{name} is a probability, from 0 to 1, not {value!r}")
-    return float(value)

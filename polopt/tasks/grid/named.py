@@ -49,16 +49,16 @@ SMALL = {"things": THINGS, "obs": "map,held", "moves": "stay", "horizon": 20}
 """Four kinds of tasks with one kind of observation and the same actions: goal, key and door, cliff, coins."""
 
 NAMED: dict[str, dict[str, Any]] = {
-    "5x5": {"map": ("S....", ".....", ".....", ".....", "....G"), "obs": "cell", "horizon": 50},
-    "6x6": {"map": GAPS, "obs": "cell", "horizon": 50},
-    "four-rooms": {"map": FOUR_ROOMS, "scatter": "G", "obs": "place,goal", "horizon": 100},
-    "doors": {
+    "grid/5x5": {"map": ("S....", ".....", ".....", ".....", "....G"), "obs": "cell", "horizon": 50},
+    "grid/6x6": {"map": GAPS, "obs": "cell", "horizon": 50},
+    "grid/four-rooms": {"map": FOUR_ROOMS, "scatter": "G", "obs": "place,goal", "horizon": 100},
+    "grid/doors": {
         "map": DOORS,
         "things": {letter: Thing(reward=1.0 - 0.05 * rank, ends=1.0) for rank, letter in enumerate("ABCD")},
         "obs": "cell",
         "horizon": 30,
     },
-    "coverage": {
+    "grid/coverage": {
         "map": "10x10",
         "start": 55,
         "cover": 1,
@@ -69,7 +69,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "horizon": 25,
         "finite": True,
     },
-    "darkroom": {
+    "grid/darkroom": {
         "map": (".....", ".....", "..S..", ".....", "....."),
         "things": {"G": Thing(reward=1.0)},
         "scatter": "G",
@@ -79,7 +79,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "horizon": 90,
         "finite": True,
     },
-    "maze": {
+    "grid/maze": {
         "map": "5x5",
         "scatter": "G",
         "blocks": (0, 10),
@@ -88,7 +88,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "moves": "turn",
         "horizon": 50,
     },
-    "random": {
+    "grid/random": {
         "map": "6x6",
         "things": {"A": Thing(reward=1.0, taken=True, returns=0.1), "B": Thing(reward=-1.0, ends=0.5)},
         "scatter": "AAB",
@@ -97,7 +97,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "horizon": 30,
         "finite": True,
     },
-    "hidden": {
+    "grid/hidden": {
         "map": ("S....", ".....", ".....", ".....", "....G"),
         "things": {"G": GOAL},
         "obs": "colors,noise",
@@ -106,11 +106,11 @@ NAMED: dict[str, dict[str, Any]] = {
         "noise": 3,
         "horizon": 12,
     },
-    "reach": {**SMALL, "map": "4x4", "scatter": "G"},
-    "key": {**SMALL, "map": ("S.K.", "....", "##D#", "...G")},
-    "cliff": {**SMALL, "map": ("....", "....", "....", "SLLG")},
-    "coins": {**SMALL, "map": "4x4", "scatter": "CCC"},
-    "gems": {
+    "grid/reach": {**SMALL, "map": "4x4", "scatter": "G"},
+    "grid/key": {**SMALL, "map": ("S.K.", "....", "##D#", "...G")},
+    "grid/cliff": {**SMALL, "map": ("....", "....", "....", "SLLG")},
+    "grid/coins": {**SMALL, "map": "4x4", "scatter": "CCC"},
+    "grid/gems": {
         "map": "5x5",
         "agents": 2,
         "things": {
@@ -123,7 +123,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "moves": "stay",
         "horizon": 30,
     },
-    "capture": {
+    "grid/capture": {
         "map": "7x7",
         "agents": 2,
         "things": {"T": Thing(reward=0.5, taken=True, together=2, way="left")},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from torch import Tensor
 
 from polopt.core.errors import UsageError, nearest
 from polopt.core.spec import Spec
-from polopt.tasks.base import Obs
+from polopt.tasks.base import Obs, Task
 from polopt.tasks.grid import paths, starts
 from polopt.tasks.grid import sight as views
 from polopt.tasks.grid.coverage import sensed, smooth
-from polopt.tasks.grid.layout import THINGS, WAYS, Use, read_map, read_things, rewards_of, share
+from polopt.tasks.grid.layout import THINGS, WAYS, Use, read_map, read_things, rewards_of
 from polopt.tasks.grid.named import NAMED
 from polopt.tasks.luck import uniform
-from polopt.tasks.options import flag, levels_of, number, whole
+from polopt.tasks.options import choice, flag, levels_of, number, share, whole
 from polopt.tasks.simulated import Simulated, State
 
 ACTIONS = {"compass": 4, "stay": 5, "turn": 3}
@@ -76,6 +75,7 @@ class Grid(Simulated):
     """
 
     behaviors = ("random", "shortest", "any", "greedy")
+    named = NAMED
 
     def __init__(
         self,
@@ -122,9 +122,8 @@ class Grid(Simulated):
         self.blocks = levels_of("blocks", blocks, (0, self.size))
         self.solvable, self.repeats = flag("solvable", solvable), flag("repeats", repeats)
         self.finite = flag("finite", finite)
-        if moves not in ACTIONS:
-            raise UsageError(f"moves are {', '.join(ACTIONS)}, not '{moves}'")
-        self.moves, self.actions = moves, ACTIONS[moves]
+        self.moves = choice("moves", moves, [*ACTIONS])
+        self.actions = ACTIONS[moves]
         self.slip, self.blur, self.stray = share("slip", slip), share("blur", blur), share("stray", stray)
         self.step_reward = number("step_reward", step_reward)
         self.inner = whole("inner", inner, 0)
@@ -202,14 +201,10 @@ class Grid(Simulated):
         return Spec(views.space(self), action, self.name, info, facts, agents=self.agents, shared=shared)
 
     @classmethod
-    def make(cls, name: str, num: int, seed: int, evaluation: bool, **options: Any) -> Grid:
-        preset: Mapping[str, Any] = {}
-        if name.startswith("grid/"):
-            if name[5:] not in NAMED:
-                raise UsageError(f"there is no grid '{name[5:]}'{nearest(name[5:], NAMED)}")
-            preset = NAMED[name[5:]]
-        made: Any = super().make(name, num, seed, evaluation, **{**preset, **options})
-        return made
+    def make(cls, name: str, num: int, seed: int, evaluation: bool, **options: Any) -> Task:
+        if name.startswith("grid/") and name not in cls.named:
+            raise UsageError(f"there is no task '{name}'{nearest(name, cls.named)}")
+        return super().make(name, num, seed, evaluation, **options)
 
     def where(self, cell: int) -> tuple[int, int]:
         """The row and the column of a cell."""
