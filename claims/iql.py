@@ -36,6 +36,15 @@ What a perfect implementation gets on the data of eight pilot seeds: correlation
 and more at 0.9; reach 0.53 to 0.70, and 1.00; start value 0.002, and 0.67 to 0.70. The pilots (1000 and 1001) had 0.51
 and 0.60, 0.98; 0.41 and 0.57, 1.00; 0.001, 0.69 and 0.71. Thresholds are those of the first registration (and of the
 paper's toy) where there was one, and about half of the exact difference for the new ones.
+
+What was found: all of it. The correlation of V with the best value within the data is 0.96 to 0.99 with the high
+expectiles (0.44 to 0.65 with the mean), the sampled policy arrives with probability 1.00 (0.18 to 0.55), and cloning,
+of all or of the best tenth, arrives from a quarter of the cells at most. At 0.99 it is less sure than this verdict:
+over the twelve seeds of the last two registrations the greedy policy arrived from all cells in nine, and from 84, 20
+and 11 % in three; at 0.9 and 0.95 from all cells in all twelve. V at the start ends there at 1.02 to 1.28 times the
+best value within the data, where the exact fixed point has 0.97: so high an expectile takes the noise of the critics
+for value, as the wrong variant does with luck, and advantages that are all far below 0 leave little to tell actions
+apart.
 """
 
 from __future__ import annotations
