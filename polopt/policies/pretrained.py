@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,22 @@ import torch
 from torch import nn
 
 from polopt.core.errors import RunError, UsageError
+from polopt.core.random import paired
 from polopt.data.tokenizing import need, quiet
+
+_KEPT: ContextVar[Path | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept_model(folder: Path | None) -> Iterator[None]:
+    """While a run is read back: `load_pretrained` takes configuration, generation settings and tokenizer from `folder`,
+    where the run keeps them, whatever it is asked for, and leaves the weights to the checkpoint. The model that the run
+    began with may have changed or gone. Nothing happens without such a folder."""
+    token = _KEPT.set(folder if folder is not None and (folder / "config.json").is_file() else None)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def load_pretrained(
@@ -33,6 +49,9 @@ def load_pretrained(
     Raises:
         UsageError: one sentence for everything that can be wrong with the name, the folder or its files.
     """
+    kept = _KEPT.get()
+    if kept is not None and not trust_remote_code:  # code stays where it came from
+        return *_without_weights(kept, dtype), str(kept)
     if not name:
         raise UsageError("a language method needs a model: name a model folder or an id of the Hugging Face hub")
     transformers = need("transformers")
@@ -62,6 +81,22 @@ def load_pretrained(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(f"the weights of model '{name}' lack '{missing[0]}'{more}")
     return model.eval(), tokenizer, source
+
+
+def _without_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """A model of the folder's configuration, with weights that wait to be loaded, and its tokenizer."""
+    transformers = need("transformers")
+    _refuse_code(str(folder), folder, False)
+    try:
+        with quiet(), paired():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            config = transformers.AutoConfig.from_pretrained(folder)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # as in `load_pretrained`
+        raise UsageError(f"what the run keeps of its model in {folder} cannot be loaded: {_first(error)}") from None
+    return model.eval(), tokenizer
 
 
 def write_folder(folder: Path | str, write: Callable[[Path], None]) -> Path:
@@ -147,6 +182,9 @@ def _refuse_pickle(name: str, folder: Path, allowed: bool) -> bool:
     if any(folder.glob("*.safetensors")):
         return False
     if not any(folder.glob("*.bin")):
+        if (folder.parent / "checkpoints").is_dir():
+            run = folder.parent
+            raise UsageError(f"run {run} has not ended, so it has no trained model yet: polopt resume {run} goes on")
         raise UsageError(f"model folder {name} has no weights: model.safetensors is missing")
     if not allowed:
         raise UsageError(f"model '{name}' has its weights in pickle files only, which are read only with allow_pickle")

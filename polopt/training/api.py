@@ -21,7 +21,7 @@ from polopt.training import seeding
 from polopt.training.checkpoints import unneeded
 from polopt.training.folder import Run, new_folder, write_config
 from polopt.training.loggers import make_loggers
-from polopt.training.loop import Row, Trainer
+from polopt.training.loop import MODEL, Row, Trainer
 from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
 
 
@@ -143,7 +143,7 @@ def resume(
 
 def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:
     with runtime(planned.options):
-        method = planned.build()
+        method = planned.build(kept=folder / MODEL)
         yield from _rows(planned, method, folder, step, extended=extended, changed=changed)
 
 
@@ -250,7 +250,7 @@ def load_method(
         raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
     with runtime(planned.options):
-        method = planned.build(prepare=False)
+        method = planned.build(prepare=False, kept=run.folder / MODEL)
         _close(method)
         try:
             restore(method, state, "method", skip=unneeded)

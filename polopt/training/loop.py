@@ -29,6 +29,7 @@ from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
 
 Row = dict[str, Any]
+MODEL = "model"  # what `export` writes, beside the checkpoints
 MINIMIZED = re.compile(r"(^|[/_])(loss|surrogate|grad_norm)$")  # metrics that are fatal when they are not finite
 
 
@@ -94,6 +95,7 @@ class Trainer(Stateful):
         self._clock = time.perf_counter()
         with _interruptible() as interrupted:
             if self.rows == 0:
+                self.export(weights=False)
                 yield self._row(evaluate=True)
                 self.save()
             while not self.finished:
@@ -139,11 +141,12 @@ class Trainer(Stateful):
                     )
         return count
 
-    def export(self) -> None:
-        """Writes the policy in the format of its own library to model/, if it has one (language models do)."""
+    def export(self, *, weights: bool = True) -> None:
+        """Writes the policy in the format of its own library to model/, if it has one (language models do); without its
+        `weights`, what checkpoints lack: then the run needs nothing but its folder from here on."""
         export = getattr(self.method.policy, "export", None)
         if export is not None:
-            export(self.checkpoints.folder.parent / "model")
+            export(self.checkpoints.folder.parent / MODEL, weights=weights)
 
     def load(self, step: int) -> None:
         """Continues from the checkpoint at `step`, exactly."""

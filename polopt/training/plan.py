@@ -18,6 +18,7 @@ from polopt.bases.method import Method
 from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.core.errors import RunError, UsageError, nearest
+from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
@@ -155,13 +156,18 @@ class Plan:
         preset = options.pop("preset", None)
         return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
 
-    def build(self, *, prepare: bool = True) -> Method:
-        """Builds task and method from the seed, on the device; `prepare` also opens what only training needs."""
+    def build(self, *, prepare: bool = True, kept: Path | None = None) -> Method:
+        """Builds task and method from the seed, on the device; `prepare` also opens what only training needs.
+
+        `kept` is the folder in which a run that is read back keeps all of its language model but the weights: a
+        checkpoint is to be loaded then. Where a method has several models, each is read from where it came.
+        """
         device = _device(self.options.device)
         seeding.seed_everything(self.options.seed)
         task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
         try:
-            method = self.cls(self.config, task)
+            with kept_model(kept if len(_models(to_dict(self.config))) == 1 else None):
+                method = self.cls(self.config, task)
             if device.type != "cpu":
                 method.to(device)
             if prepare:
@@ -275,6 +281,14 @@ def _trusts(config: Any) -> bool:
     if isinstance(config, dict):
         return bool(config.get("trust_remote_code")) or any(map(_trusts, config.values()))
     return isinstance(config, list) and any(map(_trusts, config))
+
+
+def _models(config: Any) -> set[str]:
+    """The names of the language models in a recorded config."""
+    if not isinstance(config, dict):
+        return set().union(*map(_models, config)) if isinstance(config, list) else set()
+    own = {config["model"]} if isinstance(config.get("model"), str) and config["model"] else set()
+    return own.union(*map(_models, config.values()))
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from polopt.data.tokenizing import Tokens
 from polopt.training.api import plan
 from tests.data.conversations import BOS, EOS, KINDS, TEMPLATES, ids, made, rendered, written
 
@@ -225,6 +226,18 @@ def test_messages(kind, template, tmp_path):
     assert all(whole[: row.length] == row.whole[0][: row.length] for row in rows for whole in row.whole)
     for check in CHECKS:
         check(folder(kind, template), tmp_path / "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize(("kind", "template"), CELLS)
+def test_a_saved_tokenizer_says_the_same(kind, template, tmp_path):
+    first = Tokens(made(kind, template), "'m'")
+    first.tokenizer.save_pretrained(tmp_path)
+    again = Tokens(AutoTokenizer.from_pretrained(tmp_path), "'m'")
+    assert again.ends == first.ends
+    for rows in (of_messages(first.tokenizer, template), of_texts(first.tokenizer)):
+        prompts, answers = [row.prompt for row in rows], [row.answers[0] for row in rows]
+        assert again.complete(prompts, answers) == first.complete(prompts, answers)
+        assert again.encode(prompts, first.ends[:1] * len(rows)) == first.encode(prompts, first.ends[:1] * len(rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,6 +70,72 @@ def test_what_is_saved_loads_with_transformers(tmp_path):
         assert again.rows[-1]["updates"] == 2
 
 
+def own_model(tmp_path: Path, seed: int = 0) -> Path:
+    return make_language_model(tmp_path / "first", "tiny", seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("rec", {}), ("dpo", {"policy.lora": "lo-ra"}), ("sft", {"policy.dtype": "bfloat16"})]
+)
+def test_a_run_needs_its_first_model_only_to_begin(name, options, tmp_path, monkeypatch):
+    options = {"model": str(own_model(tmp_path)), **options}
+    whole = train(name, tmp_path / "whole", **options)
+    run = train(name, tmp_path / "run", **options)
+    before: Any = polopt.load(run.folder)
+    scores = polopt.evaluate(run.folder, episodes=3)
+    # Killed before it ended: no weights in model/, only what the run kept from its beginning on.
+    (run.folder / "model" / "model.safetensors").unlink()
+    step = run.checkpoints.steps()[0]
+    for other in ("gone", "another"):
+        shutil.rmtree(tmp_path / "first", ignore_errors=True)
+        if other == "another":  # of another shape, under the same name
+            make_language_model(tmp_path / "first", "0.5m")
+        policy: Any = polopt.load(run.folder)
+        assert differing(dict(policy.state_dict()), dict(before.state_dict())) == []
+        assert policy.predict("bc:") == before.predict("bc:")
+        before.reset()
+        assert polopt.evaluate(run.folder, episodes=3) == scores
+        polopt.resume(run.folder, checkpoint=step)
+        assert differing(final_state(run.folder), final_state(whole.folder)) == []
+        assert Run(run.folder).config["config"]["model"] == str(tmp_path / "first")
+        step = Run(run.folder).checkpoints.steps()[0]
+    # What it exports needs nothing else either, adapters or not.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model", dtype=policy.model.dtype)
+    ids = AutoTokenizer.from_pretrained(run.folder / "model")("bc:", return_tensors="pt")["input_ids"]
+    last: Any = polopt.load(run.folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, last.model(ids).logits)
+
+
+def test_a_run_that_has_not_ended_is_no_model(tmp_path):
+    run = train("sft", tmp_path / "run", model=str(own_model(tmp_path)))
+    assert {"config.json", "tokenizer.json", "generation_config.json"} <= set(os.listdir(run.folder / "model"))
+    (run.folder / "model" / "model.safetensors").unlink()
+    for name in (run.folder, run.folder / "model"):
+        with pytest.raises(UsageError, match=r"run .*run has not ended, so it has no trained model yet: polopt resume"):
+            train("sft", tmp_path / "other", model=str(name))
+    shutil.rmtree(run.folder / "model")  # as runs of earlier versions: the model that it names is read
+    assert isinstance(polopt.load(run.folder), CausalLMPolicy)
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(UsageError, match="there is no model folder"):
+        polopt.load(run.folder)
+    (run.folder / "model").mkdir()
+    (run.folder / "model" / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"model '.*run/model' has a damaged config.json"):
+        polopt.load(run.folder)
+
+
+def test_what_a_run_keeps_is_there_from_its_beginning(tmp_path):
+    rows = polopt.iterate("sft", "addition", out=tmp_path / "run", model="tiny", steps=8, loggers=())
+    next(rows)
+    kept = set(os.listdir(tmp_path / "run" / "model"))
+    rows.close()
+    assert {"config.json", "tokenizer.json"} <= kept
+    assert "model.safetensors" not in kept
+
+
 def test_every_verb_shows_completions(tmp_path, capsys):
     run = train("rec", tmp_path / "run", eval_episodes=5)
     assert main(["eval", str(run.folder), "--episodes", "3"]) == 0
