@@ -36,6 +36,18 @@ from polopt.regularizers.anchors import reference_penalty
 from polopt.tasks.base import Task
 
 
+def all_prompts(task: Any) -> Shuffled | Sequential:
+    """A sampler of every prompt of a finite pool once per epoch, or of new ones for ever."""
+    return Shuffled(task.size) if task.size is not None else Sequential()
+
+
+def check_prompts(policy: Any, task: Any) -> None:
+    """Tokenizes the prompts of a finite pool, which raises UsageError for one that the model has no room for."""
+    for start in range(0, task.size or 0, 1024):
+        problems = task.problems(range(start, min(start + 1024, task.size)))
+        policy.tokenize([problem.prompt for problem in problems])
+
+
 class LanguageMethod(Method):
     """Trains a language policy.
 
@@ -159,10 +171,7 @@ class CompletionMethod(LanguageMethod):
 
     def prepare(self) -> None:
         """Refuses a pool with prompts that the model has no room for, before anything is trained."""
-        task: Any = self.task
-        for start in range(0, task.size or 0, 1024):
-            problems = task.problems(range(start, min(start + 1024, task.size)))
-            self.policy.tokenize([problem.prompt for problem in problems])
+        check_prompts(self.policy, self.task)
 
     @property
     def behavior(self) -> Actor:
@@ -173,8 +182,8 @@ class CompletionMethod(LanguageMethod):
         return self.policy
 
     def make_sampler(self, task: Any) -> Any:
-        """Which prompts come next: every one of a finite pool once per epoch, or new ones for ever."""
-        return Shuffled(task.size) if task.size is not None else Sequential()
+        """Which prompts come next."""
+        return all_prompts(task)
 
     def optimizer_batches(self, batch: Batch) -> Iterator[Batch]:
         """The batch in `updates_per_batch` parts, in random order, each with its `weight`."""

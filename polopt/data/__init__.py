@@ -10,6 +10,7 @@ from polopt.data.priority import Priority
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
+from polopt.data.rounds import Rounds
 from polopt.data.samplers import Sequential, Shuffled, Weighted
 from polopt.data.successors import successors
 from polopt.data.tokens import trim
@@ -27,6 +28,7 @@ __all__ = [
     "Replay",
     "ReplaySource",
     "Rollouts",
+    "Rounds",
     "Sequential",
     "Shuffled",
     "Source",

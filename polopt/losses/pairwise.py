@@ -1,4 +1,4 @@
-"""Losses of preferences: the chosen answer of a pair against the rejected one, by implicit rewards."""
+"""Losses of preferences: the chosen answer of a pair against the rejected one, by implicit rewards or win rates."""
 
 from __future__ import annotations
 
@@ -62,3 +62,17 @@ def pairwise(
         if kind == "robust":
             loss = loss / (1 - 2 * label_smoothing)
     return (weight * loss).sum()
+
+
+def win_rates(
+    chosen: Tensor, rejected: Tensor, chosen_win: Tensor, rejected_win: Tensor, beta: float, weight: Tensor
+) -> Tensor:
+    """Sum over pairs of weight * mean over both answers of (log_ratio - (win - 1/2) / beta)^2; all tensors are [B].
+
+    SPPO (arXiv 2405.00675, equation 4.7, its eta 1 / beta; the mean over the sides is that of its official code):
+    `win` is the probability that an answer beats one of the policy that sampled it, and the log ratio is against that
+    policy, summed over tokens. Raises ValueError when shapes differ.
+    """
+    same_shape(chosen=chosen, rejected=rejected, chosen_win=chosen_win, rejected_win=rejected_win, weight=weight)
+    errors = [ratio - (win - 0.5) / beta for ratio, win in ((chosen, chosen_win), (rejected, rejected_win))]
+    return (weight * (errors[0].square() + errors[1].square()) / 2).sum()

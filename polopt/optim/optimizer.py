@@ -110,6 +110,11 @@ class Optimizer(Stateful):
         """The learning rate of the next step."""
         return self.lr * self.schedule(self.progress)
 
+    def forget(self) -> None:
+        """Begins anew, as if it had taken no step: averages and counts are gone, the rate and its schedule stay."""
+        self.torch.state.clear()
+        self._moments = []
+
     def compile(self, **options: Any) -> None:
         """From here on `minimize` is one compiled function, from the loss to Adam's step, for a batch of one piece.
 

@@ -350,3 +350,18 @@ def test_one_gradient_of_two_parameters_is_clipped_once(float64):
     step = 0.1 * 5e-4 / (5e-4 + 1.0)
     torch.testing.assert_close(before - one.weight, torch.full((1, 2), step), rtol=1e-4, atol=0.0)
     assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_forgotten_was_never_learned(compiled, float64):
+    """After `forget` the next step is the first one: Adam's, of the length of the rate."""
+    module = net()
+    optimizer = Optimizer(module, lr=0.1)
+    if compiled:
+        optimizer.compile(backend=Graphs())
+    for _ in range(3):
+        optimizer.minimize(squared(module), batch())
+    optimizer.forget()
+    before = module.weight.detach().clone()
+    optimizer.minimize(squared(module), batch())
+    torch.testing.assert_close((module.weight - before).abs().detach(), torch.full((1, 2), 0.1), rtol=1e-4, atol=0)

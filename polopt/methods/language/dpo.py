@@ -105,9 +105,19 @@ class DPO(LanguageMethod):
     def score_reference(self, batch: Batch) -> Batch:
         """Adds the weights of the pairs, and `reference_log_prob` [B, T] to both sides."""
         batch = weigh(batch)
-        for side, log_prob in zip(("chosen", "rejected"), self.scores(self.reference_policy, batch)):
+        for side, log_prob in zip(("chosen", "rejected"), self.reference_scores(batch)):
             batch[side] = batch[side].clone(False).set("reference_log_prob", log_prob)
         return batch
+
+    def reference_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """log pi_ref per token [B, T] of both sides."""
+        return self.scores(self.reference_policy, batch)
+
+    def loss_of_pairs(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
+        """The loss of the pairs, given h [B] of both sides."""
+        config = self.config
+        kind, smoothing = config.loss.removesuffix("-sum"), config.label_smoothing
+        return pairwise(chosen, rejected, config.beta, batch["weight"], kind=kind, label_smoothing=smoothing)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, weight = self.config, batch["weight"]
@@ -116,8 +126,7 @@ class DPO(LanguageMethod):
             self.log_ratio(log_prob, rows["reference_log_prob"], rows)
             for log_prob, rows in zip(log_probs, (batch["chosen"], batch["rejected"]))
         )
-        kind = config.loss.removesuffix("-sum")
-        loss = pairwise(chosen, rejected, config.beta, weight, kind=kind, label_smoothing=config.label_smoothing)
+        loss = self.loss_of_pairs(chosen, rejected, batch)
         margin = implicit_reward(chosen - rejected, config.beta)
         return loss + self.anchor(log_probs[0], batch), {
             "pair_loss": loss,
