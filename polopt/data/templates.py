@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from polopt.core.errors import UsageError
 
 MARK = "@@polopt-answer@@"  # stands for an answer where only what the template writes around it is wanted
-ASK = [{"role": "user", "content": "?"}]
+OPENINGS = ([{"role": "user", "content": "?"}], [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}])
 
 
 def continues(prompt: str | Sequence[dict[str, Any]]) -> bool:
@@ -27,6 +28,7 @@ class ChatTemplate:
     Attributes:
         end: the special token behind an answer; empty where it writes none.
         rest: what it writes behind the last answer of a conversation, after the end.
+        opening: a prompt that it takes; empty where it takes none of `OPENINGS`.
 
     Everything raises UsageError, one sentence, for messages without a template and for those that it refuses.
     """
@@ -34,13 +36,13 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self.tokenizer = tokenizer
         self.name = name
-        self.end = self.rest = ""
-        if tokenizer.chat_template is None:
-            return
-        try:
-            after = self._render([*ASK, {"role": "assistant", "content": MARK}], False).partition(MARK)[2]
-        except UsageError:  # it wants other conversations than this one
-            return
+        self.end = self.rest = after = ""
+        self.opening: list[dict[str, str]] = []
+        for opening in () if tokenizer.chat_template is None else OPENINGS:
+            with contextlib.suppress(UsageError):  # it wants other conversations than this one
+                text = self._render([*opening, {"role": "assistant", "content": MARK}], False)
+                self.opening, after = opening, text.partition(MARK)[2]
+                break
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         found = [(after.find(token), -len(token), token) for token in {*special, *tokenizer.all_special_tokens}]
         found = sorted(entry for entry in found if entry[0] >= 0)
@@ -86,7 +88,7 @@ class ChatTemplate:
     def later(self, messages: Sequence[dict[str, Any]], ended: bool) -> str:
         """What follows an answer when the conversation goes on with these messages; `ended` says that the answer has
         its end already."""
-        _, mark, text = self.prompt([*ASK, {"role": "assistant", "content": MARK}, *messages]).partition(MARK)
+        _, mark, text = self.prompt([*self.opening, {"role": "assistant", "content": MARK}, *messages]).partition(MARK)
         if not mark:
             raise UsageError(
                 f"the chat template of {self.name} does not write the answers of earlier turns as they are"

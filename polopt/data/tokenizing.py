@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.errors import UsageError
-from polopt.data.templates import ASK, MARK, ChatTemplate
+from polopt.data.templates import MARK, ChatTemplate
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages {"role", "content"} that the tokenizer's chat template turns into one."""
@@ -204,14 +204,12 @@ class Tokens:
 
     def _find_around(self) -> tuple[str, str]:
         """What stands before and behind an answer to messages: spaces, an empty thought."""
-        if self.tokenizer.chat_template is None:
-            return "", ""
-        try:
-            answers = self.complete([ASK], [MARK])[1]
-        except UsageError:  # it wants other conversations than this one, and says so when it gets messages
-            return "", ""
-        lead, mark, trail = self.decode(torch.tensor(answers))[0].partition(MARK)
-        return (lead, trail) if mark else ("", "")
+        with contextlib.suppress(UsageError):  # messages are refused, and it will be said of those that are given
+            answers = self.complete([self.template.opening], [MARK])[1]
+            lead, mark, trail = self.decode(torch.tensor(answers))[0].partition(MARK)
+            if mark:
+                return lead, trail
+        return "", ""
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

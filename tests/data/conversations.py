@@ -110,6 +110,22 @@ def _pieces(kind: str) -> Tokenizer:
     return inner
 
 
+def _unigram() -> Tokenizer:
+    """The likeliest pieces of a whole word, not merged pairs: SentencePiece's own model."""
+    inner = Tokenizer(models.Unigram())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    trained = trainers.UnigramTrainer(
+        vocab_size=300,
+        initial_alphabet=["▁", *CHARACTERS.replace(" ", "")],
+        special_tokens=["<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXTS, trained)
+    return inner
+
+
 def _characters() -> Tokenizer:
     inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(("<unk>", *CHARACTERS))}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -124,6 +140,7 @@ KINDS = {
     "pieces-always": lambda: _pieces("always"),
     "pieces-legacy": lambda: _pieces("legacy"),
     "pieces-none": lambda: _pieces("none"),
+    "unigram": _unigram,
     "characters": _characters,
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import polopt
 from polopt.core.errors import UsageError
 from polopt.data.templates import ChatTemplate
 from polopt.data.tokenizing import Tokens
@@ -177,6 +180,33 @@ def refused(template, chat, answer):
     finally:
         tokenizer.chat_template = kept
     return str(raised.value)
+
+
+def test_a_template_that_wants_a_system_message():
+    strict = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('begin with a system message') }}{% endif %}"
+        "{% for m in messages %}[{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+    )
+    tokenizer = made("bytes", "chatml")
+    kept, tokenizer.chat_template = tokenizer.chat_template, strict
+    try:
+        text = Tokens(tokenizer, "'m'")
+        assert text.ends == (text.eos, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+        [question], [answer] = text.complete([[say("system", "s"), *ASK]], ["3"])
+        assert tokenizer.decode(question + answer) == "[s<|im_end|>\n[what is 1+2?<|im_end|>\n[3<|im_end|>"
+        assert tokenizer.decode(text.encode([ASK], [answer[-1]])[0]) == "\n[what is 1+2?<|im_end|>\n["
+        with pytest.raises(UsageError, match="refuses these messages: begin with a system message"):
+            text.encode([ASK])
+    finally:
+        tokenizer.chat_template = kept
+
+
+def test_one_place_makes_tokens_of_texts():
+    """What is mended for one method is mended for all: none has a way of its own."""
+    package = Path(polopt.__file__).parent
+    words = ("apply_chat_template", "add_special_tokens", "batch_decode", "convert_tokens_to_ids", "continue_final")
+    found = {path.name for path in package.rglob("*.py") if any(word in path.read_text() for word in words)}
+    assert found == {"templates.py", "tokenizing.py"}
 
 
 def test_templates_that_cannot_be_followed():
