@@ -8,7 +8,7 @@ from typing import Any
 
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks.options import flag
-from polopt.tasks.rewards import Call, Hung
+from polopt.tasks.rewards import Calls, Hung
 from polopt.tasks.text import Problem, TextTask
 
 PREFIX = "reasoning-gym/"
@@ -84,9 +84,9 @@ class ReasoningGym(TextTask):
         _, tag, after = text.rpartition("<answer>")
         answer = after.split("</answer>")[0] if tag else text
         entry = {"question": problem.prompt, "answer": problem.answer, "metadata": problem.columns["metadata"]}
-        call = Call(self._dataset.score_answer, answer=answer.strip(), entry=entry)
+        calls = Calls(self._dataset.score_answer, [{"answer": answer.strip(), "entry": entry}])
         try:
-            score = float(call.result(self.timeout))
+            score = float(calls.results(self.timeout)[0]())
         except Hung:
             raise
         except Exception:  # some scorers raise on a text that they cannot parse: it is wrong

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import inspect
 import math
 import threading
@@ -20,8 +21,6 @@ from typing import Any
 
 from polopt.config.serialize import import_callable
 from polopt.core.errors import UsageError
-
-_HUNG = " and was left behind"
 
 
 @dataclass(frozen=True)
@@ -35,37 +34,54 @@ class Hung(Exception):
     """A call that took too long and was left behind."""
 
 
-class Call:
-    """One call in a daemon thread, so that a function that hangs cannot hold up the run.
+class Calls:
+    """Calls of one function, one after another, in a daemon thread: a function that hangs cannot hold up the run.
 
     A Python function that exceeds its time is asked to stop; one that waits inside C code keeps its thread.
     """
 
-    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        self._run = (function, args, kwargs)
-        self._value: Any = None
-        self._error: BaseException | None = None
+    def __init__(self, function: Callable[..., Any], each: Sequence[Mapping[str, Any]]) -> None:
+        self._function, self._each = function, each
+        self._outcomes: list[tuple[Any, BaseException | None]] = []
+        self._began = time.monotonic()  # the call that runs now
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        function, args, kwargs = self._run
-        try:
-            value = function(*args, **kwargs)
-            self._value = asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
-        except BaseException as error:  # SystemExit too: a reward function may not end the run
-            self._error = error
+        for arguments in self._each:
+            self._began = time.monotonic()
+            value, wrong = None, None
+            try:
+                value = self._function(**arguments)
+                value = asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+            except BaseException as error:  # SystemExit too: a reward function may not end the run
+                wrong = error
+            if self._over.is_set():  # it was left behind
+                return
+            self._began = time.monotonic()  # before the outcome: what is found not to have come began no earlier
+            self._outcomes.append((value, wrong))
+        self._over.set()
 
-    def result(self, seconds: float) -> Any:
-        """What the call returned. Raises what it raised, or Hung."""
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            ident = ctypes.c_ulong(self._thread.ident or 0)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
-            raise Hung(f"took more than {seconds:g} seconds")
-        if self._error is not None:
-            raise self._error if isinstance(self._error, Exception) else RuntimeError(type(self._error).__name__)
-        return self._value
+    def results(self, seconds: float) -> list[Callable[[], Any]]:
+        """What came of the calls, in order, each as a function that returns or raises it. The list ends with Hung at
+        the first call that took more than `seconds`; those after it are not made."""
+        while True:
+            count, began = len(self._outcomes), self._began
+            if self._over.wait(max(began + seconds - time.monotonic(), 0.0)):
+                return [functools.partial(_outcome, *outcome) for outcome in self._outcomes]
+            if len(self._outcomes) == count and time.monotonic() - began >= seconds:
+                self._over.set()
+                ident = ctypes.c_ulong(self._thread.ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+                hung = (None, Hung(f"took more than {seconds:g} seconds"))
+                return [functools.partial(_outcome, *outcome) for outcome in [*self._outcomes[:count], hung]]
+
+
+def _outcome(value: Any, error: BaseException | None) -> Any:
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+    return value
 
 
 class _Wrong(Exception):
@@ -136,23 +152,26 @@ class _Function:
     def score(self, samples: list[tuple[Any, Any, Mapping[str, Any]]], timeout: float) -> list[float | Unscored | None]:
         if not self.single and len(samples) > 1:
             try:
-                return self._read(self._call(samples).result(timeout), len(samples))
+                return self._read(self._calls([samples]).results(timeout)[0](), len(samples))
             except Exception:  # a sample of the batch may be the culprit: each is asked alone
                 pass
+        alone = [[sample] for sample in samples]
         scores: list[float | Unscored | None] = []
         hung = 0
-        while len(scores) < len(samples):
+        while len(scores) < len(samples) and hung < 2:
             # One at a time, because user code need not be safe in threads, until waiting would become long.
-            count = 1 if hung < 2 else len(samples) - len(scores)
-            calls = [self._call([sample]) for sample in samples[len(scores) : len(scores) + count]]
-            end = time.monotonic() + timeout
-            for call in calls:
-                value = self._finish(call, max(end - time.monotonic(), 0.0), timeout)
-                hung += isinstance(value, Unscored) and value.why.endswith(_HUNG)
-                scores.append(value)
+            found = self._calls(alone[len(scores) :]).results(timeout)
+            scores += [self._finish(outcome, timeout) for outcome in found]
+            hung += 1
+        end = time.monotonic() + timeout
+        for calls in [self._calls([one]) for one in alone[len(scores) :]]:
+            scores.append(self._finish(calls.results(max(end - time.monotonic(), 0.0))[0], timeout))
         return scores
 
-    def _call(self, samples: list[tuple[Any, Any, Mapping[str, Any]]]) -> Call:
+    def _calls(self, each: Sequence[list[tuple[Any, Any, Mapping[str, Any]]]]) -> Calls:
+        return Calls(self.function, [self._arguments(samples) for samples in each])
+
+    def _arguments(self, samples: list[tuple[Any, Any, Mapping[str, Any]]]) -> dict[str, Any]:
         values: dict[str, Any]
         if self.single:
             prompt, completion, columns = samples[0]
@@ -162,14 +181,14 @@ class _Function:
             names = dict.fromkeys(key for _, _, columns in samples for key in columns)
             values = {key: [columns.get(key) for _, _, columns in samples] for key in names}
             values["prompts"], values["completions"] = [one[0] for one in samples], [one[1] for one in samples]
-        return Call(self.function, **{key: value for key, value in values.items() if self.open or key in self.named})
+        return {key: value for key, value in values.items() if self.open or key in self.named}
 
-    def _finish(self, call: Call, seconds: float, timeout: float) -> float | Unscored | None:
+    def _finish(self, outcome: Callable[[], Any], timeout: float) -> float | Unscored | None:
         try:
-            value = call.result(seconds)
+            value = outcome()
             return _number(value, self.name) if self.single else self._read(value, 1)[0]
         except Hung:
-            return Unscored(f"the reward function '{self.name}' took more than {timeout:g} seconds{_HUNG}")
+            return Unscored(f"the reward function '{self.name}' took more than {timeout:g} seconds and was left behind")
         except _Wrong as error:
             return Unscored(str(error))
         except Exception as error:
