@@ -13,6 +13,7 @@ NAMED: dict[str, str] = {
     "masked": "polopt.tasks.masked:Masked",
     "u-maze": "polopt.tasks.maze:UMaze",
     "point-maze": "polopt.tasks.maze:PointMaze",
+    "brownian": "polopt.tasks.diffusions:Brownian",
     "random-mdp": "polopt.tasks.tabular:RandomMDP",
     "chain": "polopt.tasks.tabular:Chain",
     "exit-mdp": "polopt.tasks.tabular_sets:ExitMDP",
