@@ -12,7 +12,7 @@ gradient `phi`, and J(T, .) = h for all weights. With discount g = exp(-discount
     0    = E sum_i xi_i dM_i                                martingale orthogonality, in short E[b - A weights] = 0
     CTD(0)            xi_i = phi_i
     CTD(lambda)       xi_i = g lambda^dt xi_{i-1} + phi_i dt     lambda is the decay of the trace in one unit of time
-    martingale loss   lambda = 1: the gradient of E sum_i (return after t_i - J(t_i, X_i))^2 dt / 2, gradient Monte Carlo
+    martingale loss   lambda = 1: gradient Monte Carlo, the gradient of E sum_i (return after t_i - J)^2 dt / 2
     TD error          xi_i = -d(dM_i)/d(weights), which knows X_{i+1}: the gradient of E sum_i (dM_i)^2 / 2. As dt -> 0
                       that is the quadratic variation of M, least for a J that is flat in x: the wrong one, to compare
 
@@ -22,11 +22,12 @@ gradient `phi`, and J(T, .) = h for all weights. With discount g = exp(-discount
                       C = E sum_i xi_i xi_i^T dt                              CGTD
 
 Differs from TD(lambda), its base, in the time: lambda and the discount are per unit of it and steps do not shrink with
-dt, so that results do not depend on the grid.
+dt, so that results do not depend on the grid. For the value of a given policy where decisions are close in time;
+`--preset clstd` needs no rate.
 
-Departs from the paper in: J is linear in its weights. exp(-discount_rate dt), of which the paper's 1 - discount_rate dt
-is the first order. Where a task does not say that it is a diffusion (`spec.info["diffusion"]`), a decision takes time 1,
-J = weights . monomials(observation), and what ends without being terminated goes on with the value of its end.
+Departs from the paper in: J is linear in its weights, and exp(-discount_rate dt) is what the paper has to the first
+order, 1 - discount_rate dt. Where a task does not say that it is a diffusion (`spec.info["diffusion"]`), a decision
+takes time 1, J = weights . monomials(observation), and what is cut off goes on with the value of its end.
 """
 
 import math
@@ -34,7 +35,6 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.bases.method import Method, Smoke
@@ -45,17 +45,20 @@ from polopt.core.random import paired
 from polopt.core.spec import Spec
 from polopt.data.episodes import Episodes
 from polopt.networks import Network
+from polopt.networks.encoders import Obs, make_encoder
 from polopt.policies import AnyPolicy, Auto
 from polopt.tasks.base import Task
 from polopt.tasks.diffusions import Diffusion
-from polopt.values.returns import lambda_returns
+from polopt.values.returns import recursion
+
+MOST = 2000  # monomials: least squares invert a matrix of them at every update
 
 
 def monomials(x: Tensor, degree: int) -> Tensor:
     """All products of at most `degree` coordinates of x [..., n], the empty one first: [..., d], in float64."""
-    x = x.double()
-    powers = [combinations_with_replacement(range(x.shape[-1]), count) for count in range(1, degree + 1)]
-    return torch.stack([torch.ones_like(x[..., 0]), *(x[..., each].prod(-1) for some in powers for each in some)], -1)
+    columns = x.double().unbind(-1)
+    powers = [combinations_with_replacement(columns, count) for count in range(1, degree + 1)]
+    return torch.stack([torch.ones_like(columns[0]), *(math.prod(each) for some in powers for each in some)], -1)
 
 
 def traces(phi: Tensor, decay: float, dt: float) -> Tensor:
@@ -97,8 +100,10 @@ class TDError(Config):
 class LinearValue(nn.Module):
     """J = payoff + time left * weights . monomials where the task is a diffusion, else weights . monomials.
 
+    Monomials are of the observation as one vector: entries of a dict side by side, one-hot where it is a number.
+
     Buffers, all float64: `weights` [d], and what solvers keep: the sums `matrix` [d, d] of A and `vector` [d] of b over
-    all updates, `tracked` w [d], and the number of `updates`.
+    all updates, `tracked` w [d], and the number of `updates`. Raises UsageError for more than `MOST` monomials.
     """
 
     weights: Tensor
@@ -111,33 +116,42 @@ class LinearValue(nn.Module):
         super().__init__()
         self.degree = degree
         self.diffusion: Diffusion | None = spec.info.get("diffusion")
-        (coordinates,) = spec.obs.shape or ()
-        count = math.comb(coordinates + degree, degree)
+        self.vectors = make_encoder(spec.obs, "flat")
+        count = math.comb(self.vectors.size + degree, degree)
+        if count > MOST:
+            raise UsageError(
+                f"polynomials of degree {degree} in the {self.vectors.size} numbers that {spec.name} shows have "
+                f"{count:,} terms, and {MOST:,} are the most that are served: a lower degree has fewer"
+            )
         shapes = {"weights": (count,), "matrix": (count, count), "vector": (count,), "tracked": (count,), "updates": ()}
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
-    def phi(self, obs: Tensor) -> Tensor:
+    def phi(self, obs: Obs) -> Tensor:
         """The gradient of J in the weights, [..., d]."""
-        found = monomials(obs, self.degree)
+        found = monomials(self.vectors(obs), self.degree)
         return found if self.diffusion is None else self.diffusion.left(obs.double()).unsqueeze(-1) * found
 
-    def payoff(self, obs: Tensor) -> Tensor:
+    def payoff(self, obs: Obs) -> Tensor | float:
         """J [...] without weights."""
-        obs = obs.double()
-        return torch.zeros_like(obs[..., 0]) if self.diffusion is None else self.diffusion.payoff(obs)
+        return 0.0 if self.diffusion is None else self.diffusion.payoff(obs.double())
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Obs) -> Tensor:
         return self.payoff(obs) + self.phi(obs) @ self.weights
 
 
-def increments(value: LinearValue, batch: Batch, discount: float) -> tuple[Tensor, Tensor]:
-    """(known [R, T], change [R, T, d]): dM = known + change . weights, and 0 in padding."""
-    exists = batch["mask"].double()
+def increments(value: LinearValue, batch: Batch, discount: float) -> tuple[Tensor, Tensor, Tensor]:
+    """phi [R, T, d], known [R, T] and change [R, T, d]: dM = known + change . weights. All are 0 in padding."""
+    obs, ends, exists = batch["obs"], batch["final_obs"], batch["mask"].double()
     later = discount * (batch["mask"] & ~batch["terminated"]).double()
-    known = later * value.payoff(batch["final_obs"]) - exists * value.payoff(batch["obs"]) + batch["reward"].double()
-    change = later.unsqueeze(-1) * value.phi(batch["final_obs"]) - exists.unsqueeze(-1) * value.phi(batch["obs"])
-    return known, change
+    known = later * value.payoff(ends) - exists * value.payoff(obs) + batch["reward"].double()
+    phi = exists.unsqueeze(-1) * value.phi(obs)
+    return phi, known, later.unsqueeze(-1) * value.phi(ends) - phi
+
+
+def martingale_loss(errors: Tensor, discount: float, dt: float) -> Tensor:
+    """Mean over episodes of sum_i (return after t_i - J)^2 dt / 2: that difference is the sum of dM [R, T] from t_i."""
+    return recursion(errors, torch.full_like(errors, discount)).square().sum(1).mean() * dt / 2
 
 
 def balance(xi: Tensor, known: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,13 +164,13 @@ def balance(xi: Tensor, known: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
 class Steps(Config):
     """Stochastic approximation."""
 
-    lr: float = param(0.1, "assumed", above=0, help="of the first update")
+    lr: float = param(0.5, "assumed", above=0, help="of the first update")
     power: float = param(0.67, "assumed", low=0, high=1, help="lr is divided by this power of the number of updates")
     online: bool = param(False, "section 4.2", help="a step after every decision, in place of whole episodes")
 
     def solve(self, value: LinearValue, xi: Tensor, known: Tensor, change: Tensor, dt: float) -> Tensor:
         """The next weights [d], from a batch of xi and `change` [R, T, d] and `known` [R, T]."""
-        rate, weights = self.lr * float(value.updates)**-self.power, value.weights
+        rate, weights = self.lr * float(value.updates) ** -self.power, value.weights
         parts = [part.split(1 if self.online else part.shape[1], 1) for part in (xi, known, change)]
         for some in zip(*parts):
             matrix, vector = balance(*some)
@@ -178,16 +192,16 @@ class LeastSquares(Config):
 class TwoTimescales(Config):
     """Gradient steps on the squared imbalance, in the norm of the inverse covariance of the test functions."""
 
-    lr: float = param(1.0, "assumed", above=0, help="of the first update")
+    lr: float = param(0.5, "assumed", above=0, help="of the first update")
     power: float = param(0.67, "assumed", low=0, high=1, help="lr is divided by this power of the number of updates")
-    tracking_lr: float = param(1.0, "assumed", above=0, help="of the imbalance that the gradient follows")
+    tracking_lr: float = param(0.3, "assumed", above=0, help="of the imbalance that the gradient follows")
 
     def solve(self, value: LinearValue, xi: Tensor, known: Tensor, change: Tensor, dt: float) -> Tensor:
         matrix, vector = balance(xi, known, change)
         covariance = torch.einsum("rti,rtj->ij", xi, xi) * dt / len(xi)
         imbalance = vector - matrix @ value.weights
         value.tracked += self.tracking_lr * (imbalance - covariance @ value.tracked)
-        return value.weights + self.lr * float(value.updates)**-self.power * matrix.T @ value.tracked
+        return value.weights + self.lr * float(value.updates) ** -self.power * matrix.T @ value.tracked
 
 
 class MartingaleTD(Method):
@@ -202,13 +216,15 @@ class MartingaleTD(Method):
         network: Network = param(Network(), "assumed", help="of the policy")
         policy: AnyPolicy = param(Auto(), "assumed", help="what is evaluated; it is not trained, --init gives weights")
 
+        inert = {"network.dropout": "policies act without it, and nothing else is done with this one"}
+
     slug = "martingale-td"
     unit = "episodes"
     score = "-martingale_loss"
     default_steps = 64_000
     eval_episodes = 200
     headline = ("martingale_loss", "quadratic_variation", "imbalance")
-    trains_on = "tasks whose observations are vectors; it evaluates a policy and trains none"
+    trains_on = "any task, whose policy it evaluates and does not train"
     metrics = {
         "martingale_loss": "half the squared distance of J from the return that followed, summed over an episode's time"
         " | falls to that of the true value, which is not 0",
@@ -225,41 +241,26 @@ class MartingaleTD(Method):
         "td-error": {"condition": TDError(), "solver": LeastSquares()},
     }
     no_limit = "its bases TD(lambda), LSTD and gradient Monte Carlo are no entries; its test has them and compares"
-    smoke = Smoke("brownian", 24, {"envs": 4, "batch_episodes": 4}, task_options={"horizon": 8})
+    smoke = Smoke("brownian", 24, {"envs": 4, "batch_episodes": 4}, task_options={"horizon": 8, "control": 1.0})
 
     def build(self, task: Task) -> None:
-        config, space = self.config, self.spec.obs
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise UsageError(f"{self.slug} needs observations that are vectors; {self.spec.name} has {space}")
+        config = self.config
         self.policy = self.make_policy(config.policy, network=config.network).requires_grad_(False)
         self.value = LinearValue(self.spec, config.degree)
         self.dt = self.value.diffusion.dt if self.value.diffusion else 1.0
         self.discount = math.exp(-config.discount_rate * self.dt)
         self.source = Episodes(task, config.batch_episodes, ledger=self.ledger)
-    def distance(self, batch: Batch) -> Tensor:
-        """The martingale loss: mean over episodes of sum_i (return after t_i - J)^2 dt / 2."""
-        following = lambda_returns(
-            batch["reward"].double(),
-            self.value(batch["final_obs"]),
-            batch["terminated"],
-            batch["truncated"],
-            self.discount,
-            1.0,
-            batch["mask"],
-        )
-        error = torch.where(batch["mask"], following - self.value(batch["obs"]), 0.0)
-        return error.square().sum(1).mean() * self.dt / 2
 
     @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         config, value = self.config, self.value
-        known, change = increments(value, batch, self.discount)
-        phi = value.phi(batch["obs"]) * batch["mask"].unsqueeze(-1)
+        phi, known, change = increments(value, batch, self.discount)
+        errors = known + change @ value.weights
         xi = config.condition.test_functions(phi, change, self.discount, self.dt)
         matrix, vector = balance(xi, known, change)
         metrics = {
-            "martingale_loss": self.distance(batch),
-            "quadratic_variation": (known + change @ value.weights).square().sum(1).mean(),
+            "martingale_loss": martingale_loss(errors, self.discount, self.dt),
+            "quadratic_variation": errors.square().sum(1).mean(),
             "imbalance": (vector - matrix @ value.weights).norm(),
         }
         value.updates += 1
@@ -271,9 +272,12 @@ class MartingaleTD(Method):
         """Of fresh episodes, the same at every call, of the policy as it acts (`greedy` does not matter)."""
         with paired():
             batch = Episodes(task, starts=range(episodes)).next(self.policy)
-        scores = {"martingale_loss": self.distance(batch), "return": batch["reward"].sum(1).mean()}
+        _, known, change = increments(self.value, batch, self.discount)
+        loss = martingale_loss(known + change @ self.value.weights, self.discount, self.dt)
+        length = batch["mask"].sum(1).double().mean()
+        scores = {"martingale_loss": loss, "return": batch["reward"].sum(1).mean(), "length": length}
         exact = self.value.diffusion.value if self.value.diffusion else None
-        if exact is not None and self.config.discount_rate == 0:
+        if exact and self.config.discount_rate == 0:
             states = batch["obs"][batch["mask"]].double()
             scores["value_error"] = (self.value(states) - exact(states)).square().mean().sqrt()
         return {name: float(score) for name, score in scores.items()}
