@@ -32,6 +32,7 @@ takes time 1, J = weights . monomials(observation), and what is cut off goes on 
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations_with_replacement
 
 import torch
@@ -57,8 +58,8 @@ MOST = 2000  # monomials: least squares invert a matrix of them at every update
 def monomials(x: Tensor, degree: int) -> Tensor:
     """All products of at most `degree` coordinates of x [..., n], the empty one first: [..., d], in float64."""
     columns = x.double().unbind(-1)
-    powers = [combinations_with_replacement(columns, count) for count in range(1, degree + 1)]
-    return torch.stack([torch.ones_like(columns[0]), *(math.prod(each) for some in powers for each in some)], -1)
+    chosen = [each for count in range(degree + 1) for each in combinations_with_replacement(columns, count)]
+    return torch.stack([reduce(torch.mul, each, torch.ones_like(columns[0])) for each in chosen], -1)
 
 
 def traces(phi: Tensor, decay: float, dt: float) -> Tensor:
