@@ -24,6 +24,7 @@ NAMED: dict[str, str] = {
     "layers": "polopt.tasks.lock:Layers",
     "addition": "polopt.tasks.problems:Addition",
     "countdown": "polopt.tasks.problems:Countdown",
+    "ascending": "polopt.tasks.problems:Ascending",
     "sorting": "polopt.tasks.problems:Sorting",
     "lookup": "polopt.tasks.problems:Lookup",
     "guess": "polopt.tasks.problems:Guess",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from polopt.core.errors import UsageError
@@ -175,6 +176,27 @@ class Vowels(GeneratedTask):
 
     def verify(self, problem: Problem, text: str) -> float:
         return sum(letter in "aeiou" for letter in text) / max(len(text), 1)
+
+
+class Ascending(GeneratedTask):
+    """`level` different letters in alphabetical order, with two given ones among them: "dq6:" is answered by "bdkpqz".
+
+    Many answers are right; the solution is one of them, drawn at random.
+    """
+
+    default_levels = (4, 4)
+    level_range = (2, 20)
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        letters = sorted(rng.sample(LETTERS, level))
+        given = "".join(sorted(rng.sample(letters, 2)))
+        return self.made(f"{given}{level}:", [], "".join(letters), level, f"{given}{level}")
+
+    def verify(self, problem: Problem, text: str) -> float:
+        """1 when the last line ends with such letters."""
+        letters, given = final(text), str(problem.prompt)[:2]
+        rising = all(a < b for a, b in pairwise(letters)) and all(letter in LETTERS for letter in letters)
+        return float(rising and len(letters) == problem.level and all(letter in letters for letter in given))
 
 
 class Sorting(GeneratedTask):

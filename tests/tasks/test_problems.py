@@ -18,8 +18,8 @@ from polopt.tasks import make_task
 from polopt.tasks.problems import Addition, Guess, value_of
 from polopt.tasks.text import Problem, TextTask
 
-GENERATED = ("addition", "countdown", "sorting", "lookup", "guess")
-WORKED = GENERATED[:-1]
+WORKED = ("addition", "countdown", "sorting", "lookup")
+GENERATED = (*WORKED, "guess", "ascending")
 
 
 def made(name: str, **options: Any) -> TextTask:
@@ -101,6 +101,7 @@ class _Fixed:
         ("countdown", (2, 5), lambda problem: len(problem.prompt.split(" make ")[0].split())),
         ("sorting", (3, 6), lambda problem: len(problem.answer)),
         ("lookup", (1, 6), lambda problem: problem.solution.count(">")),
+        ("ascending", (3, 12), lambda problem: len(problem.answer)),
         ("guess", (5, 9), lambda problem: 1 - eval_range(problem.prompt)),
     ],
 )
@@ -164,6 +165,17 @@ def test_countdown_takes_any_right_expression() -> None:
     for right in ("7*2+3", "3+2*7", "(2*7)+3", "3 + 7*2 = 17", "7*2=14;14+3=17;3+7*2", "thinking\n2*7+3"):
         assert task.verify(problem, right) == 1
     for wrong in ("17", "7*2", "7*2+3+0", "7*7+3", "2*3+7", "7*2+3=18", "7**2+3", "73-2", "7*2+3 ok", "(7*2+3"):
+        assert task.verify(problem, wrong) == 0
+
+
+def test_ascending_takes_any_letters_in_order_with_the_given_ones() -> None:
+    task = made("ascending")
+    for problem in task.problems(range(200)):
+        assert task.verify(problem, problem.solution or "") == 1
+    problem = Problem("dq6:", level=6)
+    for right in ("bdkpqz", "abcdeq", "dqrstz", "so;bdkpqz", "bdkpqz\n"):
+        assert task.verify(problem, right) == 1
+    for wrong in ("", "bdkpqq", "dbkpqz", "bdkpq", "bdkpqyz", "bckpqz", "bdkpuz", "BDKPQZ", "1bdkpq", "bdkpqz;"):
         assert task.verify(problem, wrong) == 0
 
 
