@@ -130,6 +130,7 @@ CLAIM = Claim(
     budget={"cartpole_steps": 24_576, "env_steps": 9_000},
     seeds=5,
     minutes=6,
+    quick={"cartpole_steps": 4_096, "env_steps": 1_200},
     revision=2,
     first_seed=5,
     diagnosis="the control compared two orders of the divergence after 50 steps, when the iteration has not converged; "
