@@ -40,22 +40,23 @@ def completions(method, reward, failed=()):
     return batch
 
 
-REWARD = [[1.0, 3.0, 2.0], [2.0, 2.0, 2.0], [9.0, 3.0, 1.0], [5.0, 4.0, 3.0]]
+REWARD = [[1.0, 3.0, 2.0], [2.0, 2.0, 2.0], [9.0, 3.0, 1.0], [5.0, 4.0, 3.0], [0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "sppo"])
 def test_pairs_are_the_best_and_the_worst(float64, loss):
     with built("iterative-dpo", loss=loss) as method:
-        batch = completions(method, REWARD, failed=(6, 9, 11))
+        batch = completions(method, REWARD, failed=(6, 9, 11, 12, 13, 14))
         pairs = method.make_pairs(batch)
-        rows = {"chosen": [1, 3, 7, 10], "rejected": [0, 5, 8, 10]}  # of the 3 of each prompt
+        rows = {"chosen": [1, 3, 7, 10, 12], "rejected": [0, 5, 8, 10, 14]}  # of the 3 of each prompt
         for side, chosen in rows.items():
             assert torch.equal(pairs[side, "completion"], batch["completion"][chosen])
             assert torch.equal(pairs[side, "prompt"], batch["prompt"][chosen])
-        assert pairs["row_weight"].tolist() == [1, float(loss == "sppo"), 1, 0]  # equal ones have win rates to learn
-        assert pairs["chosen", "win"].tolist() == pytest.approx([2.5 / 3, 0.5, 0.75, 0.5])
-        assert pairs["rejected", "win"].tolist() == pytest.approx([0.5 / 3, 0.5, 0.25, 0.5])
-        assert pairs["reward"].tolist() == pytest.approx([2, 2, 2, 4])  # of those that were scored
+        equal = float(loss == "sppo")  # they have win rates to learn
+        assert pairs["row_weight"].tolist() == [1, equal, 1, 0, 0]
+        assert pairs["chosen", "win"].tolist() == pytest.approx([2.5 / 3, 0.5, 0.75, 0.5, 0])
+        assert pairs["rejected", "win"].tolist() == pytest.approx([0.5 / 3, 0.5, 0.25, 0.5, 0])
+        assert pairs["reward"].tolist() == pytest.approx([2, 2, 2, 4, 0])  # of those that were scored
         assert torch.equal(pairs["index"], batch["index"][::3])
 
 
@@ -135,7 +136,7 @@ def test_sppo_regresses_each_side_on_its_own_win_rate(float64):
 
 def test_pairs_that_teach_nothing_have_no_weight(float64):
     with built("iterative-dpo") as method:
-        batch = method.score_reference(method.make_pairs(completions(method, REWARD)))
+        batch = method.score_reference(method.make_pairs(completions(method, REWARD[:4])))
         assert batch["weight"].tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
         metrics = method.update(method.make_pairs(completions(method, [[1.0, 1.0, 1.0]] * 4)))
         assert metrics["informative"] == 0

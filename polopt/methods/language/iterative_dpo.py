@@ -190,7 +190,7 @@ class IterativeDPO(DPO):
         win, best, worst = best_and_worst(preference, valid)
         prompt = torch.arange(len(best), device=best.device)
         surely = preference[prompt, best, worst]
-        counts = best != worst
+        counts = valid.sum(1) > 1
         if config.loss != "sppo" and config.label_temperature is None:
             counts = counts & (surely > 0.5)
         elif config.loss != "sppo":
