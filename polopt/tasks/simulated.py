@@ -204,6 +204,15 @@ class Simulated(Task):
             self._put(where, state, time, ended)
         return self._observe()
 
+    def put_back(self, rows: Tensor, state: State) -> Obs:
+        """The rows where the mask `rows` [N] is True begin the episode again that began with these of `state` [N, ...].
+        Returns the observation of all rows."""
+        where = rows.nonzero().flatten()
+        there = where.to(self.device)
+        first = {name: value[there] for name, value in state.items()}
+        self._put(where, first, torch.zeros_like(where), torch.zeros_like(where).bool())
+        return self._observe()
+
     def scripted(self, behavior: str) -> Scripted:
         """An actor that behaves so in this world; it sees the state. Raises UsageError for a name that it lacks."""
         if behavior not in self.behaviors:
