@@ -48,9 +48,18 @@ def distances(step: Tensor, blocked: Tensor, goals: Tensor) -> Tensor:
 
 def unreachable(world: Grid, walls: Tensor, agents: Tensor, places: Tensor) -> Tensor:
     """bool [N, M]: the things with a reward that one of the agents has no way to. Doors count as open."""
-    far = torch.stack([distances(world.next, walls, one_hot(cell, world.size)) for cell in agents.split(1, 1)])
-    missing = far.gather(2, places.clamp(min=0).expand(world.agents, -1, -1)) >= FAR
-    return missing.any(0) & (places >= 0) & (world.reward != 0).any(-1).any(-1)
+    missing = [~reached(world.next, walls, cell).gather(1, places.clamp(min=0)) for cell in agents.split(1, 1)]
+    return torch.stack(missing).any(0) & (places >= 0) & (world.reward != 0).any(-1).any(-1)
+
+
+def reached(step: Tensor, walls: Tensor, start: Tensor) -> Tensor:
+    """bool [N, P]: the cells that a way leads to from the cells int64 [N, 1]."""
+    found = one_hot(start, walls.shape[1])
+    while True:
+        more = (found[:, step].any(-1) & ~walls) | found
+        if torch.equal(more, found):
+            return found
+        found = more
 
 
 def behave(world: Grid, behavior: str, state: State, time: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from polopt.tasks.grid.world import Grid
 
 TRIES = 16
-NEVER = torch.iinfo(torch.int64).max
 
 
 def fixed(world: Grid, start: Any) -> Tensor | None:
@@ -67,11 +66,11 @@ def levels(world: Grid, draws: State) -> State:
     """
     rows, things = len(draws["index"]), len(world.letters)
     usual = {
-        "pay": torch.ones_like(world.ends),
+        "pay": world.pay,
         "ends": world.ends,
         "returns": world.returns,
-        "limit": torch.tensor(NEVER, device=world.device),
-        "aim": torch.tensor(-1, device=world.device),
+        "limit": world.limit,
+        "aim": world.aim,
         "way": world.way,
         "weights": world.weights,
     }
@@ -101,12 +100,14 @@ def laid(world: Grid, draws: State) -> State:
     """
     found = _drawn(world, draws, 0)
     if world.solvable:
+        left = torch.arange(len(draws["index"]), device=world.device)
         for attempt in range(1, TRIES + 1):
-            bad = paths.unreachable(world, found["walls"], found["agents"], found["places"]).any(1)
-            if not bad.any():
+            bad = paths.unreachable(world, *(found[name][left] for name in ("walls", "agents", "places"))).any(1)
+            left = left[bad]
+            if not len(left):
                 return found
-            other = _drawn(world, draws, attempt)
-            found = {name: torch.where(bad.unsqueeze(1), other[name], value) for name, value in found.items()}
+            other = _drawn(world, {name: value[left] for name, value in draws.items()}, attempt)
+            found = {name: value.index_copy(0, left, other[name]) for name, value in found.items()}
         check(world, found["walls"], found["agents"], found["places"])
     return found
 

@@ -157,6 +157,7 @@ class Grid(Simulated):
         self.ends = real([thing.ends for thing in each])
         self.returns = real([thing.returns for thing in each])
         self.returning = [number for number, thing in enumerate(each) if thing.returns]
+        self.pay, self.limit, self.aim = torch.ones_like(self.ends), integer(NEVER), integer(-1)
         self.chancy = any(0 < thing.ends < 1 for thing in each)
         self.of_kind = torch.eye(self.kinds, dtype=torch.bool, device=self.device)[self.kind]  # [M, K]
         self.doors, self.takes = any(thing.needs for thing in each), any(thing.taken for thing in each)
