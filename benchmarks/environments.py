@@ -2,7 +2,8 @@
 
 Each has its own environment (d3rlpy pins an old Gymnasium) with what `benchmarks/peers/NAME.txt` pins, in
 `.venv/benchmarks/NAME`, where `make clean` removes it. POLOPT_PEERS=/folder keeps them in another folder, for example
-one that outlives the clone. polopt itself runs in the Python that runs the benchmarks.
+one that outlives the clone. polopt itself, and what needs nothing but Gymnasium, runs in the Python that runs the
+benchmarks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ SCRIPTS = {
     "sbx": "peer_sbx.py",
     "d3rlpy": "peer_d3rlpy.py",
     "trl": "peer_trl.py",
+    "gymnasium": "peer_gymnasium.py",
 }
+OWN = ("polopt", "gymnasium")  # run in the Python that runs the benchmarks
 
 
 class WorkerError(Exception):
@@ -40,7 +43,7 @@ def python_of(name: str) -> Path:
 
     Raises WorkerError, with the last line of what was printed, when that fails.
     """
-    if name == "polopt":
+    if name in OWN:
         return Path(sys.executable)
     wanted = ROOT / "benchmarks" / "peers" / f"{name}.txt"
     folder = Path(os.environ.get("POLOPT_PEERS") or ROOT / ".venv" / "benchmarks") / name

@@ -291,6 +291,11 @@ def ratios(side: Line, other: Line) -> list[float]:
     return [a / b for a, b in zip(side["rates"], other["rates"])]
 
 
+def is_world(line: Line) -> bool:
+    """Whether a line is of the cases that have a table of their own."""
+    return str(line["case"]).startswith("world-")
+
+
 # Tables
 
 
@@ -374,6 +379,20 @@ def speed_table(lines: Sequence[Line]) -> str:
         "of the limit",
     ]
     return table([*head, "peak memory, MB"], rows)
+
+
+def worlds_table(lines: Sequence[Line]) -> str:
+    """Steps a second by rows, one column a side, and how many times as fast as each peer the first side is."""
+    names = [side["name"] for side in max((line["sides"] for line in lines), key=len)] if lines else []
+    peers = [name for name in names if any(name in line["ratios"] for line in lines) and not name.startswith("polopt")]
+    rows = []
+    for line in lines:
+        sides = {side["name"]: side for side in line["sides"]}
+        rates = [f"{number(sides[name]['rate'])}" if name in sides else "" for name in names]
+        found = [spread(line["ratios"][name]) if name in line["ratios"] else "" for name in peers]
+        rows.append([f"{line['sides'][0]['job']['rows']:,}", *rates, *found])
+    head = ["rows", *(f"{name}, steps/s" for name in names), *(f"polopt / {name}" for name in peers)]
+    return table(head, rows) if rows else EMPTY
 
 
 def spread(found: Sequence[float]) -> str:
@@ -474,7 +493,8 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
     """Draws the pictures beside the page and fills its tables; returns the files that were written."""
     text = page.read_text() if template is None else template
     newest = {line["case"]: line for line in read(results / "speed.jsonl")}
-    speed = [newest[case.name] for case in CASES if case.name in newest]
+    measured = [newest[case.name] for case in CASES if case.name in newest]
+    speed = [line for line in measured if not is_world(line)]
     lines = {
         name: [line for full in (False, True) for line in read(file_of(name, full, results / "returns"))]
         for name in EXPERIMENTS
@@ -490,7 +510,8 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
     if speed:
         shown = picture("speed", "How many times as fast as each peer", draw_speed, speed)
         tables = {"speed": f"{shown}\n\n{speed_table(speed)}", "speed-parts": parts_table(speed)}
-        tables["speed-machine"] = machine_table(speed)
+        tables["speed-machine"] = machine_table(measured)
+    tables["worlds"] = worlds_table([line for line in measured if is_world(line)])
     for comparison in COMPARISONS:
         name, titled = comparison.name, panels(comparison, lines)
         tables[f"returns-{name}"] = EMPTY

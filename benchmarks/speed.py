@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -129,6 +130,7 @@ SIMULATOR = Side(
 SB3, SBX, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy"))
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
+WORLDS = (1, 16, 256, 4096, 65_536)
 LANGUAGE = (OURS, COMPILED, Side("trl", "trl"), Side("trl, torch_compile", "trl", job={"compile": True}))
 
 
@@ -165,6 +167,19 @@ STARTUP = (
     Side("polopt methods", command=(*POLOPT, "methods"), compared=False),
     Side("stable-baselines3", "stable-baselines3", command=("-c", FIRST_STEP_OF_SB3)),
 )
+
+
+def world(rows: int) -> Case:
+    """One grid; Python's rows are left out where making them would take minutes."""
+    sides = [
+        Side("polopt", job={"through": "tensors"}),
+        Side("polopt, vector environment", job={"through": "gymnasium"}),
+        Side("numpy", "gymnasium", job={"how": "numpy"}),
+        Side("python", "gymnasium", job={"how": "python"}),
+    ]
+    slice = min(max(rows * 40, 2_000), 1_000_000)
+    job = {"case": "world", "rows": rows}
+    return Case(f"world-{rows}", "environment steps", tuple(sides[: 4 if rows <= 4096 else 3]), job, slice, slice // 4)
 
 
 def grpo(length: int, slice: int) -> Case:
@@ -234,6 +249,7 @@ CASES = [
     Case("sft", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("startup", "processes", STARTUP),
+    *map(world, WORLDS),
 ]
 
 
@@ -442,7 +458,9 @@ def main(argv: list[str]) -> int:
     """Runs the cases that are named, or all. Returns 1 when something did not run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=(__doc__ or "").split("\n\n")[0])
     names = [case.name for case in CASES]
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(names)}; grpo is both of its lengths")
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"{', '.join(names)}; grpo is both of its lengths, world all its rows"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="of slices; each gives one ratio (7)")
     parser.add_argument(
         "--peer-python", action="append", default=[], metavar="NAME=PATH", help="a library's Python, instead of our own"
@@ -482,4 +500,4 @@ def main(argv: list[str]) -> int:
 
 
 def _named(name: str, case: Case) -> bool:
-    return case.name in (name, f"{name}-16", f"{name}-128")
+    return re.fullmatch(rf"{re.escape(name)}(-\d+)?", case.name) is not None

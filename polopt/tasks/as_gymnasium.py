@@ -16,6 +16,7 @@ from torch import Tensor
 
 from polopt.core.errors import UsageError
 from polopt.tasks import make_task
+from polopt.tasks.base import Obs
 from polopt.tasks.luck import scrambled_keys
 from polopt.tasks.options import choice
 from polopt.tasks.simulated import Simulated
@@ -87,12 +88,8 @@ class WorldVectorEnv(VectorEnv):
     ) -> None:
         self.world = world_of(task, num_envs, options)
         self.num_envs = self.world.num
-        mode = (
-            autoreset_mode.name.lower().replace("_", "-")
-            if isinstance(autoreset_mode, AutoresetMode)
-            else autoreset_mode
-        )
-        self.mode = MODES[choice("autoreset_mode", mode, [*MODES])]
+        named = not isinstance(autoreset_mode, AutoresetMode)
+        self.mode = MODES[choice("autoreset_mode", autoreset_mode, [*MODES])] if named else autoreset_mode
         self.metadata = {"render_modes": [], "autoreset_mode": self.mode}
         self.single_observation_space, self.single_action_space = self.world.spec.obs, self.world.spec.action
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -114,17 +111,16 @@ class WorldVectorEnv(VectorEnv):
             seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else [*seed]
             if len(seeds) != self.num_envs:
                 raise ValueError(f"there are {len(seeds)} seeds for {self.num_envs} environments")
-            for row in np.flatnonzero(mask):
-                if seeds[row] is not None:
-                    self._seeds[row], self._episodes[row] = seeds[row] % SEEDS, -1
-        self._begin(mask)
-        return self._seen(self.world.obs), {}
+            for row, one in enumerate(seeds):
+                if mask[row] and one is not None:
+                    self._seeds[row], self._episodes[row] = one % SEEDS, -1
+        return self._seen(self._begin(mask)), {}
 
-    def _begin(self, mask: np.ndarray) -> None:
-        """New episodes in these rows."""
+    def _begin(self, mask: np.ndarray) -> Obs:
+        """New episodes in these rows; the observations of all."""
         self._episodes[mask] += 1
         self._over = self._over & ~mask
-        self.world.reset(torch.from_numpy(mask), start_numbers(self._seeds, self._episodes))
+        return self.world.reset(torch.from_numpy(mask), start_numbers(self._seeds, self._episodes))
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         world, begun = self.world, self._over & (self.mode == AutoresetMode.NEXT_STEP)
@@ -143,9 +139,8 @@ class WorldVectorEnv(VectorEnv):
             over, seen = self._over, self._seen(obs)
             final = np.full(self.num_envs, None, dtype=object)
             for row in np.flatnonzero(over):
-                final[row] = _row(seen, row)
-            self._begin(over)
-            obs = world.obs
+                final[row] = _row(seen, int(row))
+            obs = self._begin(over)
             info = _masked(facts, ~over) | {"final_obs": final, "_final_obs": over}
             info |= {"final_info": _masked(facts, over), "_final_info": over.copy()}
         return self._seen(obs), reward.astype(np.float64), terminated, truncated, info
