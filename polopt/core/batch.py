@@ -7,7 +7,8 @@ in place into a batch, and a method calls `clone(False)` (shared tensors, own ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -51,6 +52,30 @@ def _replaced(batch: Batch, sides: dict[str, Batch]) -> Batch:
     batch = batch.clone(False)
     for name, side in sides.items():
         batch.set(name, side)
+    return batch
+
+
+def flat(batch: Any, above: str = "") -> dict[str, Tensor]:
+    """The tensors of a batch, or of dicts in dicts, by path: "obs/position".
+
+    In a key, "~" is written "~0" and "/" "~1" (RFC 6901).
+    """
+    columns: dict[str, Tensor] = {}
+    for key, value in batch.items():
+        path = above + key.replace("~", "~0").replace("/", "~1")
+        columns |= {path: value} if isinstance(value, Tensor) else flat(value, f"{path}/")
+    return columns
+
+
+def nested(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`: dicts in dicts."""
+    batch: dict[str, Any] = {}
+    for path, value in columns.items():
+        *parents, leaf = (key.replace("~1", "/").replace("~0", "~") for key in path.split("/"))
+        place = batch
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
     return batch
 
 

@@ -51,6 +51,10 @@ class Spec:
 
     def __post_init__(self) -> None:
         for name in self.facts:
+            if name == "action_mask":
+                raise UsageError(
+                    f"{self.name} may say which actions are legal in its observation only, a Dict with {name}"
+                )
             if name in STORED:
                 raise UsageError(f"{self.name} cannot have a fact '{name}': batches have a key of that name anyway")
         if self.objectives and self.facts.get("rewards") != (len(self.objectives),):

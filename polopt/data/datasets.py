@@ -1,20 +1,13 @@
-"""Recorded datasets in Minari's format: reading them into plain tensors, and writing them so that Minari reads them.
+"""Recorded datasets in Minari's format, read into plain tensors; `polopt.data.storing` writes them.
 
-Younis et al., "Minari", 2024. They live where Minari keeps them (`polopt.tasks.recorded.datasets_folder`). This module
-is the only one that imports minari.
+Younis et al., "Minari", 2024. They live where Minari keeps them (`polopt.tasks.recorded.datasets_folder`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -25,17 +18,12 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.batch import Batch
-from polopt.core.errors import RunError, UsageError
-from polopt.core.observations import misfit, served
+from polopt.core.errors import UsageError
+from polopt.core.observations import served
 from polopt.core.spec import Spec
+from polopt.data.storing import ENDS
 from polopt.tasks import recorded
 from polopt.tasks.spaces import NonFinite, reader
-
-Episode = Mapping[str, Any]
-"""obs [T + 1, ...] (a dict of them for Dict spaces), action, reward, terminated and truncated [T, ...], as arrays in
-the environment's own units; and facts, if there are some, a dict of [T, ...]."""
-
-ENDS = ("terminated", "truncated")
 
 
 @dataclass(frozen=True)
@@ -45,8 +33,8 @@ class Dataset:
     Attributes:
         name: its id.
         spec: the spaces it was recorded with; `spec.name` is that of the environment, if it says so.
-        data: every decision [B], episode after episode: obs, action (as a task takes it: in the environment's units,
-            discrete ones counted from 0), reward, next_obs (the true successor), terminated, truncated, first, index
+        data: every decision [B], episode after episode: obs (as a task gives it), action (as a task takes it, in the
+            environment's units), reward, next_obs (the true successor), terminated, truncated, first, index
             (0 .. B - 1), and the facts that were asked for. The last decision of an episode that has no end of its own
             counts as truncated.
         references: (return of a random policy, of an expert), for normalized scores, or None.
@@ -133,6 +121,7 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     metadata = recorded.metadata(name)
     columns: dict[str, list[Any]] = {key: [] for key in ("obs", "next_obs", "action", "reward", *ENDS)}
     counts: list[int] = []
+    ids: list[int] = []
     kept: dict[str, list[np.ndarray]] = {}
     try:
         with warnings.catch_warnings():
@@ -144,19 +133,22 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
             count = len(episode.rewards)
             if not count:
                 continue
-            columns["obs"].append(_cut(episode.observations, 0, count, f"the observations of {count} decisions"))
-            after = _cut(episode.observations, 1, count + 1, f"the observations of {count} decisions")
-            columns["next_obs"].append(after)
-            columns["action"].append(_cut(episode.actions, 0, count, f"the actions of {count} decisions"))
+            ids.append(int(episode.id))
+            told = f"episode {episode.id} has {count} rewards and"
+            needs = f"observations: it needs {count + 1}, one before each decision and one after the last"
+            columns["obs"].append(_cut(episode.observations, 0, count, told, needs))
+            columns["next_obs"].append(_cut(episode.observations, 1, count + 1, told, needs))
+            columns["action"].append(_cut(episode.actions, 0, count, told, f"actions: it needs {count}"))
             columns["reward"].append(np.asarray(episode.rewards, dtype=np.float64))
             columns["terminated"].append(np.asarray(episode.terminations, dtype=bool))
             columns["truncated"].append(np.asarray(episode.truncations, dtype=bool))
             if not counts:
                 kept = {fact: [] for fact in facts if fact in (episode.infos or {})}
             for fact, parts in kept.items():
-                parts.append(_after(episode.infos[fact], count, f"the values of '{fact}' for {count} decisions"))
-            if {len(part) for key in ("reward", *ENDS) for part in columns[key][-1:]} != {count}:
-                raise ValueError(f"episode {episode.id} has columns of different lengths")
+                parts.append(_after(episode.infos[fact], count, told, f"values of '{fact}': it needs {count}"))
+            for key in ENDS:
+                if len(columns[key][-1]) != count:
+                    raise ValueError(f"{told} {len(columns[key][-1])} flags '{key}': it needs {count}")
             counts.append(count)
     except UsageError:
         raise
@@ -169,15 +161,28 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
         raise UsageError(
             f"the dataset {name} is damaged: it should hold {metadata['total_steps']} decisions and holds {sum(counts)}"
         )
-    try:
-        data: dict[str, Any] = {key: read_obs(_join(columns.pop(key))) for key in ("obs", "next_obs")}
-    except NonFinite as error:
-        raise UsageError(f"the dataset {name} is damaged: an observation{error.where} is not finite") from None
+
+    def check(what: str, sound: Tensor, but: str) -> None:
+        """Raises UsageError for the first decision that is not `sound` [B, ...]."""
+        wrong = (~sound.reshape(len(sound), -1).all(1)).nonzero().flatten()
+        if len(wrong):
+            row, ends = int(wrong[0]), np.cumsum(counts)
+            episode = int(np.searchsorted(ends, row, side="right"))
+            place = f"decision {row} (step {row - int(ends[episode]) + counts[episode]} of episode {ids[episode]})"
+            others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UsageError(f"the dataset {name} is damaged: {what} of {place} {but}{others}")
+
+    data: dict[str, Any] = {}
+    for key, what in (("obs", "the observation"), ("next_obs", "what was observed after the action")):
+        try:
+            data[key] = read_obs(_join(columns.pop(key)))
+        except NonFinite as error:
+            check(f"{what}{error.where}", torch.arange(sum(counts)) != error.row, "is not finite")
     data["action"] = read_action(_join(columns["action"]))
     data["reward"] = torch.from_numpy(_join(columns["reward"])).to(torch.get_default_dtype())
-    for key, what in (("reward", "a reward"), ("action", "an action")):
-        if not torch.isfinite(data[key]).all():
-            raise UsageError(f"the dataset {name} is damaged: {what} is not finite")
+    check("the reward", torch.isfinite(data["reward"]), "is not finite")
+    check("the action", torch.isfinite(data["action"]), "is not finite")
+    check("the action", _within(data["action"], action_space), f"is not in {action_space}")
     for fact, parts in kept.items():
         values = torch.from_numpy(_join(parts))
         data[fact] = values if values.dtype == torch.bool else values.to(torch.get_default_dtype())
@@ -196,98 +201,6 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     return Dataset(name, spec, batch, recorded.references(name), metadata)
 
 
-def episodes_of(data: Batch, facts: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The episodes of a batch [B] of decisions in order (keys as in `Dataset.data`), in the environment's units, with
-    those of `facts` that it has."""
-    bounds = [*data["first"].nonzero().flatten().tolist(), len(data)]
-    found = []
-    for low, high in pairwise(bounds):
-        part = data[low:high]
-        episode = {key: part[key].numpy() for key in ("reward", *ENDS)}
-        episode["action"] = part["action"].numpy()
-        episode["facts"] = {name: part[name].numpy() for name in facts if name in part.keys()}
-        episode["obs"] = _trail(part["obs"], part["next_obs"][-1:])
-        found.append(episode)
-    return found
-
-
-def write_dataset(
-    name: str,
-    episodes: Batch | Iterable[Episode],
-    spec: Spec,
-    *,
-    task: str | None = None,
-    task_options: Mapping[str, Any] | None = None,
-    env_spec: Any = None,
-    references: tuple[float, float] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes a dataset that `minari.load_dataset(name)` reads; it appears under its name whole or not at all.
-
-    Args:
-        name: its id, "namespace/name-v0".
-        episodes: a batch [B] of decisions (keys as in `Dataset.data`), or episodes as arrays (`Episode`).
-        spec: the spaces of the task; its facts are stored as Minari's `infos`, 0 before the first decision.
-        task: the task by name, and `task_options`, so that `--task NAME` makes it again.
-        env_spec: its `gymnasium.EnvSpec`, for other readers.
-        references: (return of a random policy, of an expert).
-        metadata: more to store: JSON values.
-
-    Raises UsageError when the name is taken or no id, or an episode does not fit the spaces; RunError when the disk
-    refuses.
-    """
-    recorded.minari_package()
-    from minari.data_collector.episode_buffer import EpisodeBuffer
-    from minari.dataset.minari_storage import MinariStorage
-
-    folder = recorded.dataset_folder(name)
-    if folder.exists():
-        raise UsageError(f"there is a dataset {name} already: choose another name, or remove {folder}")
-    parts = episodes_of(episodes, spec.facts) if isinstance(episodes, TensorDict) else list(episodes)
-    if not any(len(part["reward"]) for part in parts):
-        raise UsageError(f"there is nothing to write to {name}: no episode has a decision")
-    new = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=recorded.datasets_folder()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            storage = MinariStorage.new(new / "data", spec.obs, spec.action, env_spec, jpeg_encoding=False)
-            low, high = references or (None, None)
-            storage.update_metadata(
-                {
-                    "dataset_id": name,
-                    "minari_version": importlib.metadata.version("minari"),
-                    "author": {"polopt"},
-                    "algorithm_name": "polopt",
-                    "polopt_task": None if task is None else {"name": task, "options": dict(task_options or {})},
-                    **({} if low is None else {"ref_min_score": low, "ref_max_score": high}),
-                    **(metadata or {}),
-                }
-            )
-            storage.update_episodes(
-                EpisodeBuffer(**_columns(number, part, spec))
-                for number, part in enumerate(parts)
-                if len(part["reward"])
-            )
-        os.replace(new, folder)
-    except OSError as error:
-        raise RunError(f"could not write {folder}: {error.strerror or error}; nothing is left of it") from error
-    finally:
-        if new is not None and new.exists():
-            shutil.rmtree(new, ignore_errors=True)
-    return folder
-
-
-def write_references(name: str, references: tuple[float, float]) -> None:
-    """Stores (return of a random policy, of an expert) in the metadata of a dataset."""
-    recorded.minari_package()
-    from minari.dataset.minari_storage import MinariStorage
-
-    storage = MinariStorage.read(recorded.dataset_folder(name) / "data")
-    storage.update_metadata({"ref_min_score": references[0], "ref_max_score": references[1]})
-
-
 def _environment_name(name: str) -> str:
     try:
         source, _ = recorded.environment(name)
@@ -296,42 +209,40 @@ def _environment_name(name: str) -> str:
     return source if isinstance(source, str) else source.id
 
 
-def _cut(value: Any, low: int, high: int, what: str) -> Any:
-    """Elements low .. high - 1. Raises ValueError when there are fewer."""
+def _cut(value: Any, low: int, high: int, told: str, needs: str) -> Any:
+    """Elements low .. high - 1. Raises ValueError, "`told` 3 `needs`", when there are fewer."""
     if isinstance(value, Mapping):
-        return {key: _cut(part, low, high, what) for key, part in value.items()}
+        return {key: _cut(part, low, high, told, needs) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_cut(part, low, high, told, needs) for part in value)
     if len(value) < high:
-        raise ValueError(f"{what} are {high} and not {len(value)}")
+        raise ValueError(f"{told} {len(value)} {needs}")
     return value[low:high]
 
 
-def _after(values: Any, count: int, what: str) -> np.ndarray:
+def _after(values: Any, count: int, told: str, needs: str) -> np.ndarray:
     """The values [T, ...] after each decision: Minari stores the info of the reset before them."""
     array = np.asarray(values)
     if len(array) not in (count, count + 1):
-        raise ValueError(f"{what} are {len(array)}")
+        raise ValueError(f"{told} {len(array)} {needs}")
     return array[len(array) - count :]
 
 
-def _led(values: Any, count: int) -> np.ndarray:
-    """The inverse of `_after`. Raises ValueError unless there is one value for each decision."""
-    array = np.asarray(values)
-    if len(array) != count:
-        raise ValueError(f"a fact has {len(array)} values")
-    return np.concatenate([np.zeros_like(array[:1]), array])
+def _within(action: Tensor, space: gymnasium.Space) -> Tensor:
+    """Which of discrete actions [B, ...] are in their space; all of others are, since policies clamp them."""
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return torch.ones(len(action), dtype=torch.bool)
+    start = torch.as_tensor(space.start)
+    count = torch.as_tensor(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+    return (start <= action) & (action < start + count)
 
 
 def _join(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Mapping):
         return {key: _join([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple):
+        return tuple(map(_join, zip(*parts)))
     return np.concatenate(parts)
-
-
-def _trail(obs: Any, final: Any) -> Any:
-    """Observations [T + 1, ...] as arrays: those of T decisions, and the one after the last."""
-    if isinstance(obs, Tensor):
-        return torch.cat([obs, final]).numpy()
-    return {key: _trail(value, final[key]) for key, value in obs.items()}
 
 
 def _action_reader(space: gymnasium.Space, name: str) -> Any:
@@ -343,40 +254,6 @@ def _action_reader(space: gymnasium.Space, name: str) -> Any:
     raise UsageError(
         f"the dataset {name} has a {type(space).__name__} action space; polopt serves Box and discrete ones"
     )
-
-
-def _columns(number: int, episode: Episode, spec: Spec) -> dict[str, Any]:
-    """An episode as Minari takes it. Raises UsageError when its arrays do not fit the spaces or each other."""
-    count = len(episode["reward"])
-    try:
-        return {
-            "observations": _as_stored(episode["obs"], spec.obs, count + 1),
-            "actions": _as_stored(episode["action"], spec.action, count, rounds=True),
-            "rewards": np.asarray(episode["reward"], dtype=np.float64),
-            "terminations": np.asarray(episode["terminated"], dtype=bool).reshape(count),
-            "truncations": np.asarray(episode["truncated"], dtype=bool).reshape(count),
-            "infos": {name: _led(values, count) for name, values in episode.get("facts", {}).items()},
-        }
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"episode {number}, of {count} decisions, does not fit the spaces of {spec.name}: {error}"
-        ) from None
-
-
-def _as_stored(value: Any, space: gymnasium.Space, count: int, rounds: bool = False) -> Any:
-    """Arrays in the type of the space. Raises ValueError where that would lose what they say; `rounds` is for actions.
-
-    Integers of a Box are served as floats, so whole floats go back into one; images are not.
-    """
-    if isinstance(space, spaces.Dict):
-        return {key: _as_stored(value[key], part, count) for key, part in space.spaces.items()}
-    array = np.asarray(value)
-    if array.dtype.kind == "f" and np.issubdtype(space.dtype, np.integer) and space.dtype != np.uint8:
-        whole = np.rint(array)
-        array = whole.astype(space.dtype) if rounds or np.array_equal(whole, array) else array
-    if problem := misfit(array, space.dtype):
-        raise ValueError(problem)
-    return array.astype(space.dtype).reshape(count, *(space.shape or ()))
 
 
 def _equal_spaces(one: gymnasium.Space, other: gymnasium.Space) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, flat, nested
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.core.spec import Spec
@@ -55,8 +55,11 @@ def joined(batch: Batch, actor: Acts, spec: Spec) -> Batch:
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:
     """Writes a batch of `record` to one safetensors file that says which spaces it belongs to."""
-    flat = {name: value.contiguous() for name, value in data.flatten_keys("/").items()}
-    save_file(flat, path, metadata={"spaces": json.dumps(_spaces(spec)), "task": spec.name})
+    save_file(
+        {name: value.contiguous() for name, value in flat(data).items()},
+        path,
+        metadata={"spaces": json.dumps(_spaces(spec)), "task": spec.name},
+    )
 
 
 def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
@@ -64,23 +67,28 @@ def load_demonstrations(path: str | Path, spec: Spec) -> Batch:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}
+            columns = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
-        raise UsageError(f"there are no demonstrations at {path}") from None
+        raise UsageError(
+            f"there are no demonstrations at {path}: 'polopt eval RUN --record FILE' writes some"
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"the demonstrations at {path} cannot be read ({error})") from error
-    if not {"action", "reward"} <= flat.keys() or len(flat["action"]) == 0:
+    if not {"action", "reward"} <= columns.keys() or len(columns["action"]) == 0:
         raise UsageError(f"{path} holds no demonstrations: it needs {', '.join(KEYS)} with at least one decision each")
     if json.loads(metadata.get("spaces", "{}")) != _spaces(spec):
         raise UsageError(
-            f"the demonstrations at {path} were recorded on {metadata.get('task', 'another task')}, whose spaces "
-            f"differ from those of {spec.name}"
+            f"the demonstrations at {path} are of {metadata.get('task', 'another task')}, whose spaces differ from "
+            f"those of {spec.name}: record some on that"
         )
-    for key, value in flat.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UsageError(f"the demonstrations at {path} hold a value of '{key}' that is not finite")
-    nested = TensorDict(flat, batch_size=[len(flat["action"])]).unflatten_keys("/")
-    return nested.apply(lambda value: value.to(torch.get_default_dtype()) if value.is_floating_point() else value)
+    for key, value in columns.items():
+        wrong = (~torch.isfinite(value.reshape(len(value), -1)).all(1)).nonzero().flatten()
+        if len(wrong):
+            others = f", and so are {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UsageError(f"row {int(wrong[0])} of '{key}' in the demonstrations at {path} is not finite{others}")
+    dtype = torch.get_default_dtype()
+    columns = {path: value.to(dtype) if value.is_floating_point() else value for path, value in columns.items()}
+    return TensorDict(nested(columns), batch_size=[len(columns["action"])])
 
 
 def _spaces(spec: Spec) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from polopt.core.batch import Batch, align_left
+from polopt.core.batch import Batch, align_left, flat, nested
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.data.base import Acts, Source, put
@@ -131,13 +131,13 @@ class Mixed(Source):
         return self.first.episodes() + self.second.episodes()
 
     def extra_state(self) -> dict[str, Any]:
-        return {} if self._rest is None else dict(self._rest.flatten_keys("/").items())
+        return {} if self._rest is None else flat(self._rest)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._rest = None
         if state:
             size = [len(next(iter(state.values())))]
-            self._rest = TensorDict(state, batch_size=size).unflatten_keys("/")
+            self._rest = TensorDict(nested(state), batch_size=size)
 
 
 class Paired(Source):

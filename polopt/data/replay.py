@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.batch import Batch, align_left
+from polopt.core.batch import Batch, align_left, flat, nested
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.modules import device_of
 from polopt.core.state import Blob, Stateful, content_key
@@ -94,11 +94,12 @@ class Replay(Stateful):
         next_obs is missing).
         """
         rows = batch.batch_size[0] if batch.batch_dims == 2 else 1
-        columns = _flatten(batch)
+        columns = flat({key: value for key, value in batch.items() if key not in NOT_STORED})
+        columns = {path: value.detach() if value.requires_grad else value for path, value in columns.items()}
         mask = batch.get("mask", None)
         if batch.batch_dims == 2:
             if batch.get("next_obs", None) is None:
-                columns |= _flatten({"next_obs": successors(batch)})
+                columns |= flat({"next_obs": successors(batch)})
             if rows > 1:  # time first: neighbours in time are `rows` apart
                 columns = {path: value.transpose(0, 1) for path, value in columns.items()}
             columns = {path: value.flatten(0, 1) for path, value in columns.items()}
@@ -186,11 +187,11 @@ class Replay(Stateful):
             overrides, ends = self._n_step(index)
         elif self.discount is not None and "discount" not in self._columns:
             overrides["discount"] = torch.full(slots.shape, self.discount)
-        batch: dict[str, Any] = {}
+        taken = {}
         for path, storage in self._columns.items():
-            last = path.startswith("next_obs") or path in ("terminated", "truncated")
-            _nest(batch, path, storage.index_select(0, ends if last else slots))
-        return {**batch, **overrides, "index": index}
+            last = path.partition("/")[0] in ("next_obs", "terminated", "truncated")
+            taken[path] = storage.index_select(0, ends if last else slots)
+        return {**nested(taken), **overrides, "index": index}
 
     def _n_step(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The sums of discounted rewards [B, ...] and the product of the discounts [B], and the slot [B] of the last
@@ -357,22 +358,3 @@ class ReplaySource(Source):
         before = self.rollouts.ledger.env_steps
         self.replay.add(self.rollouts.next(actor))
         return self.rollouts.ledger.env_steps - before
-
-
-def _flatten(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    columns: dict[str, Tensor] = {}
-    for key, value in batch.items():
-        if not prefix and key in NOT_STORED:
-            continue
-        if isinstance(value, Tensor):
-            columns[prefix + key] = value.detach() if value.requires_grad else value
-        else:
-            columns.update(_flatten(value, f"{prefix}{key}/"))
-    return columns
-
-
-def _nest(batch: dict[str, Any], path: str, value: Tensor) -> None:
-    *parents, leaf = path.split("/")
-    for parent in parents:
-        batch = batch.setdefault(parent, {})
-    batch[leaf] = value

@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from polopt.core.batch import Batch
-from polopt.core.modules import device_of
+from polopt.core.modules import default_dtype, device_of, dtype_of
 from polopt.data.base import Acts, Carry, put
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
-from polopt.tasks.spaces import reader
+from polopt.tasks.spaces import read_one, writer
 
 
 class Together(nn.Module):
@@ -34,20 +34,18 @@ class Together(nn.Module):
         return self.actor.env_action(action)
 
     def predict(self, obs: Any) -> np.ndarray:
-        """Acts greedily on one NumPy observation of a team; the actions [V, ...] for its environment."""
+        """Acts greedily on one NumPy observation of a team; the actions [V, ...] for its environment. Raises UsageError
+        for an observation that is not in its space or not finite."""
         spec = self.rows.joint.spec
-        team = put(reader(spec.raw_obs, spec.name)(_batch_of_one(obs)), device_of(self))
-        record, carry = self.act(team, self._carry, greedy=True)
+        with default_dtype(dtype_of(self)):
+            record, carry = self.act(put(read_one(spec, obs), device_of(self)), self._carry, greedy=True)
+            action = self.env_action(record["action"])
         self._carry = carry or None
-        return self.env_action(record["action"])[0].cpu().numpy()
+        return writer(spec.action)(action)[0]
 
     def reset(self) -> None:
         """Forgets the episode that `predict` has followed."""
         self._carry = None
-
-
-def _batch_of_one(obs: Any) -> Any:
-    return {key: _batch_of_one(part) for key, part in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
 
 
 def playing(task: Task, actor: Acts) -> tuple[Task, Acts]:

@@ -44,6 +44,6 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
         scores["normalized_return"] = 100.0 * (scores["return"] - low) / (high - low)
     if source.cut:
         scores["cut"] = float(source.cut)
-        said = f"{joint.spec.name} had not ended after {joint.longest:,} decisions: they were cut there"
-        warnings.warn(f"{source.cut} of {episodes} episodes of {said}, and returns are of that part", stacklevel=2)
+        said = f"{joint.spec.name} had not ended after {joint.longest:,} decisions (--eval-length): they were cut there"
+        warnings.warn(f"{source.cut} of {episodes} episodes of {said}, returns are of that part", stacklevel=2)
     return scores

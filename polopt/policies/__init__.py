@@ -233,9 +233,7 @@ class Auto(Config):
         }
         name = type(spec.action).__name__
         if name not in kinds:
-            raise UsageError(
-                f"no policy serves the action space {spec.action} of {spec.name}; use Box, Discrete or MultiDiscrete"
-            )
+            raise UsageError(f"{spec.name} {_texts(spec) or f'has {spec.action}, which no policy serves'}")
         return kinds[name].build(spec, network, normalizer)
 
 
@@ -245,7 +243,15 @@ def _need(spec: "Spec", policy: str, kind: str, *, finite: bool = False) -> None
     fits = isinstance(spec.action, getattr(spaces, kind)) and (not finite or spec.bounded)
     if not fits:
         bounds = " with finite bounds" if finite else ""
-        raise UsageError(f"{policy} needs a {kind} action space{bounds}; {spec.name} has {spec.action}")
+        other = _texts(spec) or f"has {spec.action}: choose another --policy, or a method that takes it"
+        raise UsageError(f"{policy} needs a {kind} action space{bounds}; {spec.name} {other}")
+
+
+def _texts(spec: "Spec") -> str:
+    """What to do with a task of texts, which no policy of numbers serves; "" for another one."""
+    if type(spec.action).__name__ != "Text":
+        return ""
+    return "asks for texts, which methods for language models give: 'polopt methods --family language'"
 
 
 def _memoryless(network: Network, policy: str) -> None:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import default_dtype, device_of, dtype_of
-from polopt.core.observations import MASK_KEY, checker, lifted
+from polopt.core.observations import MASK_KEY
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs, is_dict
 from polopt.networks.normalizer import Normalizer
 from polopt.policies.fields import Path
-from polopt.tasks.spaces import NonFinite, reader, without_choice, writer
+from polopt.tasks.spaces import read_one, without_choice, writer
 
 Record = dict[str, Tensor]
 
@@ -81,19 +81,13 @@ class Actor(nn.Module, ABC):
             record, carry = self.act(seen, self._carry, greedy=greedy)
             action = self.env_action(record["action"])
         self._carry = carry if carry else None
-        return writer(spec.action, spec.name)(action)[0]
+        return writer(spec.action)(action)[0]
 
     def _read(self, obs: Any) -> Any:
         """One observation of the environment as a batch of one row, on the device of the policy."""
-        spec = self.spec
-        if problem := checker(spec.raw_obs)(obs):
-            raise UsageError(f"predict was given {problem}")
-        try:
-            seen = reader(spec.raw_obs, spec.name)(lifted(spec.raw_obs, obs))
-        except NonFinite as error:
-            raise UsageError(f"predict was given an observation{error.where} that is not finite") from None
+        seen = read_one(self.spec, obs)
         mask = legal_actions(seen)
-        if mask is not None and without_choice(mask, spec.action).any():
+        if mask is not None and without_choice(mask, self.spec.action).any():
             raise UsageError(f"predict was given an observation whose {MASK_KEY} forbids every action")
         return seen.to(device_of(self))
 
@@ -217,7 +211,9 @@ def require_legal(actor: Actor, spec: Spec) -> None:
     if mask is None:
         return
     if not actor.masks:
-        raise UsageError(f"{spec.name} says with {MASK_KEY} which actions are legal, and a {actor.family} ignores it")
+        how = "choose another --policy" if spec.discrete else "masks are for Discrete and MultiDiscrete actions"
+        said = f"{spec.name} says with {MASK_KEY} which actions are legal, and a {actor.family} ignores it"
+        raise UsageError(f"{said}: {how}")
     count = int(spec.action.nvec.sum()) if isinstance(spec.action, spaces.MultiDiscrete) else spec.num_actions
     if mask.shape is None or mask.shape[-1:] != (count,):
         raise UsageError(f"the {MASK_KEY} of {spec.name} is {mask}, not one flag for each of its {count} actions")

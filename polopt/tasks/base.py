@@ -70,6 +70,8 @@ class Task(Stateful):
         """
         known = cls.options(name)
         for option in options:
+            if option in ("workers", "render_mode", "preset", "facts") and option not in known:
+                raise UsageError(f"the task {name} makes and steps all its rows itself: leave out {option}")
             if option not in known:
                 raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
         made: Any = cls

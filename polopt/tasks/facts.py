@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from polopt.core.errors import UsageError, nearest
+from polopt.core.observations import check_spaces
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -53,10 +54,12 @@ def objectives(env: gymnasium.Env) -> tuple[str, ...]:
 def probe(make: Callable[[], gymnasium.Env], names: Sequence[str], task: str) -> Shapes:
     """The shapes of the entries `names` of the info, from one step of a throw-away environment.
 
-    Raises UsageError when the info of that step lacks one, or it is no array of numbers.
+    Raises UsageError when the info of that step lacks one, or it is no array of numbers, and for spaces that are not
+    served.
     """
     env = make()
     try:
+        check_spaces(env.observation_space, env.action_space, task)
         obs, _ = env.reset(seed=0)
         info = env.step(legal(env.action_space, obs, np.random.default_rng(0)))[-1]
     finally:

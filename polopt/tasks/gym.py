@@ -38,9 +38,9 @@ class GymTask(Task):
     """`num` copies of the environment that `make` makes, in this process or (`workers` > 0) one process per row.
 
     Observation spaces: Box (floats come in the default dtype, uint8 stays), Discrete and MultiDiscrete (int64, from 0),
-    MultiBinary (floats, or bool under the key "action_mask"), Dict of these. Action spaces: Box (actions [N, A],
-    flattened), Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the `start` of the space on. Others raise
-    UsageError. What makes a `petting.TeamEnv` gives a task of a team.
+    MultiBinary (floats, or bool under the key "action_mask"), Dict of these, Tuple (as a Dict with keys "0", "1", ...).
+    Action spaces: Box (actions [N, A], flattened), Discrete (int64 [N]), MultiDiscrete (int64 [N, D]), both from the
+    `start` of the space on. Others raise UsageError. What makes a `petting.TeamEnv` gives a task of a team.
 
     `facts` are entries of the environment's `info` that every step must have: numbers, or arrays of one shape; they are
     served as floats. An environment with a `reward_space` of several numbers gives them as the fact `rewards`, and
@@ -76,7 +76,7 @@ class GymTask(Task):
         self._finalizer = weakref.finalize(self, _close, self._vector)
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
-        self._write = writer(action, name)
+        self._write = writer(action)
         self.spec = Spec(served(space), action, name, info, env_obs=space, **said)
         self._facts: Shapes = dict(self.spec.facts)
         self._flags = [name for name in FLAGS if self.spec.agents > 1]
@@ -94,7 +94,7 @@ class GymTask(Task):
 
     def _make_vector(self, workers: int) -> tuple[VectorEnv, dict[str, Any], dict[str, Any]]:
         """The rows, what is registered about the environment, and what else its spec says."""
-        rows = [Row(self._make, row, self._asked) for row in range(self.num)]
+        rows = [Row(self._make, row, self._asked, self._name) for row in range(self.num)]
         vector = _vectorize(rows, workers, self._name)
         return vector, rows[0].info, rows[0].said
 

@@ -110,6 +110,8 @@ class Maker:
                 return _registered(name, render_mode, kwargs)
         else:
             function = self.source
+        if not callable(function):
+            raise UsageError(f"{self.name} is {type(function).__name__}, not a function or class of environments")
         if render_mode is not None and _accepts(function, "render_mode"):
             kwargs["render_mode"] = render_mode
         free = [name for name in petting.OPTIONS if name in kwargs and not _accepts(function, name, any_name=False)]
@@ -123,6 +125,9 @@ class Maker:
             return petting.TeamEnv(env, self.name, **own)
         if not isinstance(env, gymnasium.Env):
             raise UsageError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, name, None), spaces.Space):
+                raise UsageError(f"{self.name} has no {name}: set it to a space of gymnasium.spaces when it is made")
         return env
 
 
@@ -164,8 +169,10 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
         if name in gymnasium.registry:
             return _gym_make(name, render_mode, kwargs)
         known = [*gymnasium.registry, *NAMED, *recorded.local_datasets(), *petting.names()]
-        said = "" if isinstance(error, gymnasium.error.NameNotFound) else f" ({' '.join(str(error).split())})"
-        raise UsageError(f"there is no task '{name}'{nearest(name, known) or said}") from None
+        said = " ".join(str(error).split())
+        if isinstance(error, gymnasium.error.NameNotFound):
+            said = "tasks are ids of Gymnasium, names of 'polopt train --help', or module:function"
+        raise UsageError(f"there is no task '{name}'{nearest(name, known) or f': {said}'}") from None
 
 
 def _gym_make(name: str | EnvSpec, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -213,6 +220,9 @@ def _accepts(function: Callable[..., Any], name: str, *, any_name: bool = True) 
 def image(env: gymnasium.Env, evaluation: bool) -> gymnasium.Env:
     """Gray 84 x 84 images, the last 4 of them; the rendered frame when the observation is no image."""
     if not (isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3):
+        if env.render_mode in (None, "human"):
+            name = type(env.unwrapped).__name__
+            raise UsageError(f"the preset 'image' needs a picture, and {name} takes no render_mode 'rgb_array'")
         env = wrappers.AddRenderObservation(env, render_only=True)
     env = wrappers.GrayscaleObservation(env, keep_dim=False)
     env = wrappers.ResizeObservation(env, (84, 84))

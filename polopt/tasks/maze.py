@@ -65,7 +65,7 @@ class Maze(gymnasium.Env):
         if starts not in ("fixed", "any"):
             raise UsageError(f"the starts of a maze are 'fixed' or 'any', not '{starts}'")
         if horizon < 1:
-            raise UsageError(f"an episode in a maze has at least one step, not {horizon}")
+            raise UsageError(f"the horizon of a maze is at least 1 step, not {horizon}")
         self.horizon = horizon
         self.starts = starts
         self.goal_reward = goal_reward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import traceback
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
@@ -73,6 +74,10 @@ def imported(where: str, name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"the task '{name}' needs the module '{error.name}', which cannot be imported") from None
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())} ({frame.filename}, line {frame.lineno})"
+        raise UsageError(f"the task '{name}' needs the module '{module_name}', whose import failed: {said}") from error
     try:
         return functools.reduce(getattr, path.split("."), module)
     except AttributeError:

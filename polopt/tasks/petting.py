@@ -85,6 +85,7 @@ class TeamEnv(gymnasium.Env):
         return {"agents": len(self.names), "shared": STATE, "state": self.state_space}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
         obs, _ = self.env.reset(seed=seed, options=options)
         self._alive = self._present()
         self._state = self._view()

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from polopt.core.errors import UsageError
+from polopt.core.observations import check_spaces
 from polopt.tasks.base import TRAIN, Task, start_seed
 from polopt.tasks.gym import GymTask
 from polopt.tasks.making import Maker
@@ -46,6 +47,7 @@ class Pool(VectorEnv):
         self.num_envs = num
         self.single_observation_space = space
         self.single_action_space = self.pool.action_space
+        check_spaces(space, self.single_action_space, f"{PREFIX}{name}")
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self._obs = np.zeros((num, *space.shape), space.dtype)
 

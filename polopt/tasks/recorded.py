@@ -89,12 +89,14 @@ def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
         )
     elif not _is_known(spec.entry_point, gymnasium.Env):
         raise UsageError(
-            f"{name} was recorded on {spec.id} of '{spec.entry_point}', which is not known here: use --dataset"
+            f"{name} was recorded on {spec.id} of '{spec.entry_point}', which is not known here: say both, --task and "
+            "--dataset"
         )
     for wrapper in spec.additional_wrappers:
         if not _is_known(wrapper.entry_point, gymnasium.Wrapper):
             raise UsageError(
-                f"{name} was recorded with the wrapper '{wrapper.entry_point}', which is not known here: use --dataset"
+                f"{name} was recorded with the wrapper '{wrapper.entry_point}', which is not known here: say both, "
+                "--task and --dataset"
             )
     return spec, {}
 
@@ -131,6 +133,7 @@ def download(name: str) -> None:
         try:
             socket.getaddrinfo("huggingface.co", 443)
         except OSError:
+            hint = hint or "; 'polopt dataset make TASK' records some"
             raise UsageError(f"there is no dataset {name} here, and no network to download it{hint}") from None
     try:
         with contextlib.redirect_stdout(io.StringIO()):

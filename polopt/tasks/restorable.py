@@ -7,6 +7,7 @@ may not be picklable, and would end the worker), and replays actions so that an 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from polopt.core.observations import checker
+from polopt.core.observations import check_spaces, checker
 from polopt.tasks.facts import Shapes, legal, objectives, pack
 from polopt.tasks.petting import TeamEnv
 
@@ -65,8 +66,8 @@ class Restorable(gymnasium.Wrapper):
             reward: Any = given
             if self.objectives:
                 info = {**info, "rewards": reward}
-            if not isinstance(reward, float) and np.size(reward) != 1 and not self.objectives:
-                return self._failed_step(f"its step returned a reward of shape {np.shape(reward)}, not a number")
+            if not isinstance(reward, float) and not self.objectives and (said := no_number(reward)):
+                return self._failed_step(f"its step returned a reward of {said}, not a number")
             reward = float(np.sum(reward))
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
@@ -103,10 +104,11 @@ class Row:
     """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops.
 
     `info` holds what is registered about the environment, and `said` what else the task's spec says of it (its facts,
-    objectives and team), once a row was made in this process.
+    objectives and team), once a row was made in this process. Raises UsageError for spaces that are not served.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env], row: int, facts: Shapes) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env], row: int, facts: Shapes, name: str) -> None:
+        self.name = name
         self.make = make
         self.row = row
         self.facts = facts
@@ -118,6 +120,7 @@ class Row:
         if os.getpid() != self.parent:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = self.make()
+        check_spaces(env.observation_space, env.action_space, self.name)
         if env.spec is not None:
             self.info = {"horizon": env.spec.max_episode_steps, "reward_threshold": env.spec.reward_threshold}
         row = Restorable(env, self.row, self.facts)
@@ -128,10 +131,20 @@ class Row:
         return row
 
 
+def no_number(reward: Any) -> str:
+    """What a reward is that is not one number: "shape (2,)" or "type str"; else ""."""
+    array = np.asarray(reward)
+    if array.dtype.kind not in "biuf":
+        return f"type {type(reward).__name__}"
+    return "" if array.size == 1 else f"shape {array.shape}"
+
+
 def blank(space: spaces.Space) -> Any:
     """An observation of the right structure, sent beside a fault."""
     if isinstance(space, spaces.Dict):
         return {key: blank(part) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(map(blank, space.spaces))
     if isinstance(space, spaces.Discrete):
         return np.int64(space.start)
     return np.zeros(space.shape or (), dtype=space.dtype)
@@ -175,11 +188,11 @@ def restores(make: Callable[[], gymnasium.Env], name: str) -> str:
 
 def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list[Any] | None) -> tuple[list, list]:
     obs, _ = env.reset(seed=seed)
-    trace, played = [obs], []
+    trace, played = [copy.deepcopy(obs)], []
     for step in range(PROBE_STEPS if actions is None else len(actions)):
         action = legal(env.action_space, trace[-1], rng) if actions is None else actions[step]
         obs, reward, terminated, truncated, _ = env.step(action)
-        trace += [reward, terminated, truncated, np.array(obs) if not isinstance(obs, dict) else dict(obs)]
+        trace += [reward, terminated, truncated, copy.deepcopy(obs)]  # which it may write into at the next step
         played.append(action)
         if terminated or truncated:
             break
@@ -189,4 +202,6 @@ def _play(env: gymnasium.Env, seed: int, rng: np.random.Generator, actions: list
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
     return np.array_equal(np.asarray(a), np.asarray(b))

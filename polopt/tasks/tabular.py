@@ -232,6 +232,11 @@ class NamedMDP(TabularTask):
     def __init__(
         self, num: int = 1, seed: int = 0, evaluation: bool = False, name: str = "tabular MDP", **options: Any
     ) -> None:
+        for option, value in options.items():
+            usual = inspect.signature(self.model).parameters[option].default
+            numbers = isinstance(usual, float) and type(value) is int
+            if isinstance(usual, (int, float)) and type(value) is not type(usual) and not numbers:
+                raise UsageError(f"the {option} of {name} must be of the type of {usual!r}, not {value!r}")
         try:
             mdp = self.model(**options)
         except TypeError as error:

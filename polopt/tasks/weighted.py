@@ -24,7 +24,9 @@ class Weighted(Task):
     def __init__(self, task: Task, weights: Sequence[float]) -> None:
         names = task.spec.objectives
         if not names:
-            raise UsageError(f"{task.spec.name} has one reward: there is nothing to weigh")
+            raise UsageError(
+                f"{task.spec.name} has one reward, so there is nothing to weigh: leave out --objective-weights"
+            )
         if len(weights) != len(names):
             raise UsageError(
                 f"{task.spec.name} has {len(names)} objectives ({', '.join(names)}), so it takes as many weights, not "

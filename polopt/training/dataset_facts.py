@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from polopt.core.errors import RunError
-from polopt.data.datasets import Dataset, load_dataset, write_references
+from polopt.data.datasets import Dataset, load_dataset
+from polopt.data.storing import write_references
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task

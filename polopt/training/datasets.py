@@ -34,10 +34,11 @@ from polopt.core.errors import RunError, UsageError, nearest
 from polopt.core.random import paired
 from polopt.core.spec import Spec
 from polopt.data.base import Acts
-from polopt.data.datasets import lengths, write_dataset
+from polopt.data.datasets import lengths
 from polopt.data.demonstrations import KEYS, joined
 from polopt.data.episodes import Episodes
 from polopt.data.rollouts import Rollouts
+from polopt.data.storing import write_dataset
 from polopt.data.successors import successors
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform

@@ -18,8 +18,9 @@ import polopt
 from polopt.bases.offline import recorded_data
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
-from polopt.data.datasets import episode_returns, load_dataset, returns_to_go, write_dataset
+from polopt.data.datasets import episode_returns, load_dataset, returns_to_go
 from polopt.data.demonstrations import record
+from polopt.data.storing import write_dataset
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 from tests.tasks.envs import Costly
@@ -230,10 +231,35 @@ def test_damaged_datasets(folder, what, said):
 def test_numbers_that_are_none(key):
     part = episode(3)
     part[key][1] = np.nan
-    write_dataset("nan-v0", [part], BOX)
-    what = {"obs": "an observation", "reward": "a reward", "action": "an action"}[key]
-    with pytest.raises(UsageError, match=rf"the dataset nan-v0 is damaged: {what}.* is not finite"):
+    write_dataset("nan-v0", [episode(2), part], BOX)
+    what = {"obs": r"the observation", "reward": "the reward", "action": "the action"}[key]
+    said = rf"the dataset nan-v0 is damaged: {what} of decision 3 \(step 1 of episode 1\) is not finite"
+    with pytest.raises(UsageError, match=said):
         load_dataset("nan-v0")
+
+
+def test_the_last_observation_and_several_rows_that_are_none():
+    part = episode(3)
+    part["obs"][3] = np.inf
+    write_dataset("last-v0", [part], BOX)
+    with pytest.raises(UsageError, match=r"what was observed after the action of decision 2 \(step 2 of episode 0\)"):
+        load_dataset("last-v0")
+    part = episode(3)
+    part["reward"][:2] = np.nan
+    write_dataset("two-v0", [part], BOX)
+    with pytest.raises(UsageError, match=r"the reward of decision 0 \(step 0 of .*\) is not finite, and 1 more"):
+        load_dataset("two-v0")
+
+
+def test_an_action_outside_of_its_space_is_named():
+    spec = Spec(BOX.obs, spaces.Discrete(3, start=5), "shifted")
+    for actions, bad in (([5, 7, 6], None), ([5, 8, 6], 1), ([4, 5, 5], 0)):
+        write_dataset(f"shifted{bad}-v0", [episode(3) | {"action": np.array(actions)}], spec)
+        if bad is None:
+            assert load_dataset("shiftedNone-v0").data["action"].tolist() == actions
+            continue
+        with pytest.raises(UsageError, match=rf"the action of decision {bad} .* is not in Discrete\(3, start=5\)"):
+            load_dataset(f"shifted{bad}-v0")
 
 
 def test_an_episode_needs_one_observation_more_than_it_has_decisions(folder):
@@ -243,7 +269,8 @@ def test_an_episode_needs_one_observation_more_than_it_has_decisions(folder):
         values = stored[:3]
         del file["episode_0/observations"]
         file["episode_0"].create_dataset("observations", data=values)
-    with pytest.raises(UsageError, match="the dataset short-v0 is damaged: the observations of 3 decisions are 4"):
+    said = "damaged: episode 0 has 3 rewards and 3 observations: it needs 4, one before each decision and one after the"
+    with pytest.raises(UsageError, match=said):
         load_dataset("short-v0")
 
 

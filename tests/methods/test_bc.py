@@ -257,5 +257,7 @@ def test_demonstrations_that_are_not_finite_are_refused(key, tmp_path):
     data = record(Uniform(task.spec), task, 1, greedy=False)[:4]
     data[key].view(-1)[1] = torch.nan
     save_demonstrations(tmp_path / "nan.safetensors", data, task.spec)
-    with pytest.raises(UsageError, match=rf"nan.safetensors hold a value of '{key}' that is not finite"):
+    with pytest.raises(
+        UsageError, match=rf"row \d of '{key}' in the demonstrations at .*nan.safetensors is not finite"
+    ):
         load_demonstrations(tmp_path / "nan.safetensors", task.spec)

@@ -32,7 +32,7 @@ REFUSED = [
     (Categorical(), BOX, "a categorical policy needs a Discrete action space"),
     (MultiDiscrete(), spaces.Discrete(2), "a multi-discrete policy needs a MultiDiscrete action space"),
     (TabularSoftmax(), spaces.Discrete(2), "a tabular softmax needs a Discrete observation space"),
-    (Auto(), spaces.MultiBinary(2), "no policy serves the action space MultiBinary"),
+    (Auto(), spaces.MultiBinary(2), r"has MultiBinary\(2\), which no policy serves"),
 ]
 
 

@@ -102,7 +102,8 @@ def train(folder: Path, **settings: Any) -> Run:
 
 
 def test_an_evaluation_that_was_cut_says_so(tmp_path, capsys, monkeypatch):
-    with pytest.warns(UserWarning, match="3 of 3 episodes of endless had not ended after 5 decisions: they were cut"):
+    said = r"3 of 3 episodes of endless had not ended after 5 decisions \(--eval-length\): they were cut"
+    with pytest.warns(UserWarning, match=said):
         run = train(tmp_path / "run", progress=True)
     assert "3 episodes cut" in capsys.readouterr().err
     assert run.final["eval/cut"] == 3

@@ -169,7 +169,7 @@ def test_wrong_names_and_values() -> None:
         (lambda: UMaze(layout="v"), "no layout 'v'"),
         (lambda: UMaze(obs="pixels"), "'coordinates' or 'cell', not 'pixels'"),
         (lambda: UMaze(starts="all"), "'fixed' or 'any', not 'all'"),
-        (lambda: UMaze(horizon=0), "at least one step, not 0"),
+        (lambda: UMaze(horizon=0), "at least 1 step, not 0"),
         (lambda: PointMaze(dims=1), "dims of at least 2"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -54,7 +54,7 @@ def test_a_class_of_ones_own_makes_all_rows(task: Any) -> None:
     assert made.spec.name == (task if isinstance(task, str) else "Coins")
     with pytest.raises(UsageError, match="has no option 'side'; did you mean 'sides'"):
         make_task(task, side=6)
-    with pytest.raises(UsageError, match="has no option 'workers'"):
+    with pytest.raises(UsageError, match="steps all its rows itself: leave out workers"):
         make_task(task, workers=1)
 
 

@@ -80,7 +80,7 @@ def test_weights_make_one_reward_of_several() -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             make_task(several, objective_weights=weights)
-    with pytest.raises(UsageError, match="CartPole-v1 has one reward: there is nothing to weigh"):
+    with pytest.raises(UsageError, match="CartPole-v1 has one reward, so there is nothing to weigh"):
         make_task("CartPole-v1", objective_weights=(1.0,))
 
 

@@ -10,7 +10,8 @@ from tensordict import TensorDict
 
 from polopt import cli
 from polopt.core.errors import RunError, UsageError
-from polopt.data.datasets import load_dataset, write_dataset
+from polopt.data.datasets import load_dataset
+from polopt.data.storing import write_dataset
 from polopt.tasks import make_task, recorded
 from polopt.training import api, datasets
 from polopt.training.dataset_facts import coverage, info, measure
