@@ -210,12 +210,10 @@ class MultiDiscrete(Config):
 
 @dataclass(frozen=True)
 class TabularSoftmax(Config):
-    """One logit for each state and action; `network` and `normalizer` are not used."""
+    """One logit for each state and action, in tabular tasks at each step; `network` and `normalizer` are not used."""
 
     def build(self, spec: "Spec", network: Network | None = None, normalizer: "Normalizer | None" = None) -> "Actor":
         _need(spec, "a tabular softmax", "Discrete")
-        if type(spec.obs).__name__ != "Discrete":
-            raise UsageError(f"a tabular softmax needs a Discrete observation space; {spec.name} has {spec.obs}")
         from polopt.policies.tabular import TabularSoftmaxPolicy
 
         return TabularSoftmaxPolicy(spec)

@@ -19,28 +19,51 @@ if TYPE_CHECKING:
     from polopt.tasks.tabular import TabularMDP
 
 
+def tabular_spaces(spec: Spec) -> tuple[spaces.Discrete, spaces.Discrete] | None:
+    """The spaces of step and state of a tabular task's observations; None for other tasks."""
+    keys = spec.obs.spaces if isinstance(spec.obs, spaces.Dict) else {}
+    state, step = keys.get("state"), keys.get("step")
+    return (step, state) if isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete) else None
+
+
 class Table(nn.Module):
-    """Rows of a table [S, outputs], zero at first: int64 states [...] -> [..., outputs]."""
+    """Rows of a table, zero at first: int64 states [...] -> [..., outputs] of [S, outputs], or observations with "step"
+    and "state" of [H, S, outputs], a tabular task's."""
 
     recurrent = False
 
-    def __init__(self, states: int, outputs: int, start: int = 0) -> None:
+    def __init__(self, sizes: tuple[int, ...], outputs: int, start: int = 0) -> None:
         super().__init__()
         self.start = start
-        self.values = nn.Parameter(torch.zeros(states, outputs))
+        self.values = nn.Parameter(torch.zeros(*sizes, outputs))
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Obs) -> Tensor:
+        if not isinstance(obs, Tensor):
+            return self.values[obs["step"], obs["state"]]
         return self.values[obs - self.start if self.start else obs]
 
 
 class TabularSoftmaxPolicy(CategoricalPolicy):
-    """softmax(table[obs]): uniform at first; the table [S, K] is `policy.table`. Otherwise a `CategoricalPolicy`."""
+    """softmax(table[obs]): uniform at first; the table is `policy.table`. Otherwise a `CategoricalPolicy`.
+
+    The table is [S, K] where observations are Discrete, and [H, S, K] in tabular tasks, whose observations are "state"
+    and "step". Raises UsageError for other observations.
+    """
 
     family = "categorical policy"
 
     def __init__(self, spec: Spec) -> None:
-        assert isinstance(spec.obs, spaces.Discrete)
-        super().__init__(spec, Table(int(spec.obs.n), spec.num_actions, int(spec.obs.start)))
+        found = tabular_spaces(spec)
+        if found is not None and len(spec.obs.spaces) == 2:  # type: ignore[attr-defined]
+            step, state = found
+            table = Table((int(step.n) - 1, int(state.n)), spec.num_actions)  # nothing is decided at step H
+        elif isinstance(spec.obs, spaces.Discrete):
+            table = Table((int(spec.obs.n),), spec.num_actions, int(spec.obs.start))
+        else:
+            raise UsageError(
+                f"a tabular softmax needs a Discrete observation space, or state and step; {spec.name} has {spec.obs}"
+            )
+        super().__init__(spec, table)
 
     @property
     def table(self) -> nn.Parameter:
@@ -87,10 +110,10 @@ class TabularMixture(Scores):
 
     def __init__(self, spec: Spec, components: int = 1) -> None:
         super().__init__()
-        keys = spec.obs.spaces if isinstance(spec.obs, spaces.Dict) else {}
-        state, step = keys.get("state"), keys.get("step")
-        if not (isinstance(state, spaces.Discrete) and isinstance(step, spaces.Discrete) and spec.discrete):
+        found = tabular_spaces(spec)
+        if found is None or not spec.discrete:
             raise UsageError(f"a mixture of tables needs a tabular task with 'state' and 'step'; {spec.name} is none")
+        step, state = found
         self.spec = spec
         horizon = int(step.n) - 1  # the successor of the last decision is at step H
         shape = (components, horizon, int(state.n), spec.num_actions)

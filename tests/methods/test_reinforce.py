@@ -59,18 +59,35 @@ def recorded(method: Any, found: Paths, rows: list[int]) -> Batch:
     return TensorDict(batch, shape)
 
 
-@pytest.mark.parametrize(("credit", "discount"), [("gpomdp", 0.7), ("return", 0.7), ("reward-to-go", 1.0)])
-def test_the_expected_gradient_is_that_of_the_return(float64, credit, discount):
-    """Every path with its probability in place of 1/R, against dynamic programming."""
-    method = tabular(credit=credit, discount=discount, baseline="none")
-    table, slope = exact(method)
+def expected_slope(method: Any, table: Tensor) -> Tensor:
+    """The mean gradient [P] of the loss, without a baseline: every path counts with its probability."""
     found = paths(method.spec.info["mdp"])
     batch = method.evaluate_episodes(recorded(method, found, list(range(len(found.state)))))
     assert batch["weight"].eq(1 / len(found.state)).all()
     batch["weight"] = found.probability(table).detach().unsqueeze(-1).expand_as(batch["weight"])
-    loss, _ = method.policy_loss(batch)
-    torch.testing.assert_close(gradient(loss, list(method.policy.parameters())), -slope)
+    return gradient(method.policy_loss(batch)[0], list(method.policy.parameters()))
+
+
+@pytest.mark.parametrize(("credit", "discount"), [("gpomdp", 0.7), ("return", 0.7), ("reward-to-go", 1.0)])
+def test_the_expected_gradient_is_that_of_the_return(float64, credit, discount):
+    """Against dynamic programming."""
+    method = tabular(credit=credit, discount=discount, baseline="none")
+    table, slope = exact(method)
+    torch.testing.assert_close(expected_slope(method, table), -slope)
     assert slope.norm() > 0.01
+
+
+def test_of_a_table_it_is_occupancy_times_advantage(float64):
+    """d J / d logits = Pr(s_h) pi(a|s) (Q(s, a) - V(s)), at every step."""
+    method = tabular(policy="tabular-softmax", baseline="none", discount=1.0)
+    mdp = method.spec.info["mdp"]
+    with torch.no_grad():
+        method.policy.table.copy_(torch.arange(8.0).sin().reshape(2, 2, 2))
+    table = method.policy.table.detach().softmax(-1)
+    value = mdp.value(table)
+    advantage = torch.stack([mdp.q(value[h + 1], h) for h in range(2)]) - value[:2].unsqueeze(-1)
+    expected = mdp.occupancy(table).unsqueeze(-1) * table * advantage
+    torch.testing.assert_close(expected_slope(method, table).reshape(2, 2, 2), -expected)
 
 
 @pytest.mark.parametrize(("baseline", "length"), [("leave-one-out", 1.0), ("time-mean", 0.5), ("none", 1.0)])
