@@ -117,6 +117,7 @@ TABLE |= {
     "ends never": Cell(VECTOR, ACTIONS["asymmetric"], length=10**9),
 }
 FILMED = ("observes picture", "observes discrete from -3", "does discrete from -1", "does asymmetric", "does int64")
+OFF_POLICY = ("does asymmetric", "does int64")
 IN_WORKERS = ("observes nested", "shows one buffer", "masks bits", "ends at once")
 
 
@@ -131,6 +132,8 @@ def test_all_readers_see_the_same_numbers(name, workers, tmp_path, monkeypatch):
         return
     check.replay()
     check.recorded(run)
+    if name in OFF_POLICY:
+        check.off_policy()
     if name in FILMED:
         check.video(run)
 
@@ -212,7 +215,7 @@ class Check:
 
     # The stages
 
-    def train(self, method: str, **settings: Any) -> tuple[Run, list[Any], Any]:
+    def train(self, method: str, out: str = "", **settings: Any) -> tuple[Run, list[Any], Any]:
         """A short run, and what it learned from."""
         seen: list[Any] = []
         cls = registry.load(method)
@@ -225,7 +228,7 @@ class Check:
 
         self.monkeypatch.setattr(cls, "update", spy)
         settings = {"loggers": (), "eval_episodes": 2, "eval_length": 6, "network.sizes": (4,)} | settings
-        run = polopt.train(method, self.cell, out=self.folder / method, facts=("where",), **settings)
+        run = polopt.train(method, self.cell, out=self.folder / (out or method), facts=("where",), **settings)
         return run, seen, spy.behavior
 
     def rollouts(self, workers: int) -> Run:
@@ -241,6 +244,19 @@ class Check:
         source = ReplaySource(Rollouts(task, 3), Replay(30), 16, 12, 0.5, lambda actor: Uniform(task.spec, like=actor))
         self.batches([source.next(policy) for _ in range(6)], policy)
         task.close()
+
+    def off_policy(self) -> None:
+        """Methods that learn from a replay, and from a dataset first and from what they play after it."""
+        _, seen, actor = self.train("sac", steps=24, warmup=12, batch_size=8, replay_size=20)
+        self.batches(seen, actor)
+        before = set(self.given)
+        online = {"offline_updates": 2, "online_steps": 5, "replay_size": 40, "batch_size": 16, "steps": 8}
+        online |= {"seed": 1}  # for starts that nobody has seen
+        _, seen, actor = self.train("iql", out="online", dataset="truth-v0", **online)
+        self.log()
+        known_before = [{step_of(reward) for reward in batch["reward"].tolist()} <= before for batch in seen]
+        assert known_before == [True] * 2 + [False] * 6
+        self.learned(seen, actor)
 
     def evaluation(self, run: Run) -> None:
         """The scores are those of what was played, and `predict` does what was done, for the same observation."""
@@ -291,15 +307,21 @@ class Check:
         method = "iql" if bounded else "bc"
         names = {"iql": "dataset", "bc": "demonstrations"}
         _, seen, actor = self.train(method, **{names[method]: source, "steps": 4, "batch_size": 16})
-        for batch in seen:
+        self.learned(seen, actor)
+        task.close()
+
+    def learned(self, batches: list[Any], actor: Any) -> None:
+        """Every decision of minibatches of recorded data, whose actions are those of `actor` up to rounding."""
+        for batch in batches:
             for row, reward in enumerate(batch["reward"].tolist()):
                 key, time = step_of(reward)
                 same_as_served(self.cell.obs, self.shown(key, time), batch["obs"][row])
                 assert self.nearly_given(key, time, actor.env_action(batch["action"][row : row + 1])[0].numpy())
-        task.close()
 
     def nearly_given(self, key: int, time: int, action: np.ndarray) -> bool:
         """Whether it was, up to the rounding of a policy that acts in other units."""
+        if np.issubdtype(self.cell.action.dtype, np.integer):
+            action = np.rint(action)
         return any(np.allclose(action, each, rtol=1e-3, atol=1e-5) for each in self.given[key, time])
 
     def minari(self) -> None:
