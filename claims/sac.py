@@ -25,6 +25,13 @@ with half of the noise): losses of 3 at scale 0.01, 3 at 1, 6 at 10, of the fixe
 0.01; errors of the entropy from 0.05 to 0.14, of the fixed temperature 3 at scales 0.01 and 10; errors of the
 temperature from 0.02 to 0.55, the largest at scale 10. With noise of 60 one critic overestimates by 8.5 and 14.6, two
 by 3.1 and 3.7; with 30, by 8.5 and 7.5, and by 2.7 and 3.4 (after fewer steps by 3.9 and 2.3, seed 1000).
+
+What was found: all that concerns the temperature holds, with wide margins. At scales 0.01, 1 and 10 the learned
+temperature is within a factor of 1.6 of the exact one in every seed, the entropy within 0.14 of its target, and the
+losses are 1.7, 1.4 and 2.4 of 700, where the fixed temperature loses 380 at 0.01 and lets the entropy sink by 3 nats at 10. (There it
+loses less than nothing: the exact policy that it is compared with holds the target entropy.) That two critics bias less
+is not shown: in the noise one overestimates by 10 and two by 7.3 in the mean, and the difference, 11.2, 3.7, 0.0, -2.2
+and 0.9, is too uneven for five seeds. Two pilot seeds, 5.4 and 10.9, had promised more.
 """
 
 from __future__ import annotations
