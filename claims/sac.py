@@ -28,10 +28,11 @@ by 3.1 and 3.7; with 30, by 8.5 and 7.5, and by 2.7 and 3.4 (after fewer steps b
 
 What was found: all that concerns the temperature holds, with wide margins. At scales 0.01, 1 and 10 the learned
 temperature is within a factor of 1.6 of the exact one in every seed, the entropy within 0.14 of its target, and the
-losses are 1.7, 1.4 and 2.4 of 700, where the fixed temperature loses 380 at 0.01 and lets the entropy sink by 3 nats at 10. (There it
-loses less than nothing: the exact policy that it is compared with holds the target entropy.) That two critics bias less
-is not shown: in the noise one overestimates by 10 and two by 7.3 in the mean, and the difference, 11.2, 3.7, 0.0, -2.2
-and 0.9, is too uneven for five seeds. Two pilot seeds, 5.4 and 10.9, had promised more.
+losses are 1.7, 1.4 and 2.4 of 700, where the fixed temperature loses 380 at 0.01 and lets the entropy sink by 3 nats
+at 10. (There it loses less than nothing: the exact policy that it is compared with holds the target entropy.) That
+two critics bias less is not shown: in the noise one overestimates by 10 and two by 7.3 in the mean, and the
+difference, 11.2, 3.7, 0.0, -2.2 and 0.9, is too uneven for five seeds. Two pilot seeds, 5.4 and 10.9, had promised
+more.
 """
 
 from __future__ import annotations
