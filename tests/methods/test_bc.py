@@ -108,7 +108,7 @@ def test_it_clones_a_policy(tmp_path):
     )
     assert run.final["eval/return"] > 150
     other = {"demonstrations": str(file), "loggers": ()}
-    with pytest.raises(UsageError, match="were recorded on CartPole-v1, whose spaces differ"):
+    with pytest.raises(UsageError, match="are of CartPole-v1, whose spaces differ from those"):
         polopt.train("bc", "Acrobot-v1", steps=2, out=tmp_path / "other", **other)
 
 
