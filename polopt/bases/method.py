@@ -51,7 +51,7 @@ class Limit:
         learner: path of the learner that is the base, of those that the method holds (`Method.learners`); "" is the
             method itself.
         collects: whose batches these are, "base" or "method"; what the method collects reaches the base as the
-            learner's `update` gets it.
+            learner's `update` gets it. With "each" they collect for themselves, with the same luck.
     """
 
     base: str
@@ -62,7 +62,7 @@ class Limit:
     tolerance: float = 0.0
     task: str | None = None
     learner: str = ""
-    collects: Literal["base", "method"] = "base"
+    collects: Literal["base", "method", "each"] = "base"
 
 
 @dataclass(frozen=True)

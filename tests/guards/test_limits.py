@@ -37,11 +37,14 @@ def policies_after(name, limit, settings):
         state = {path: leaf.clone() for path, leaf in gather(base).items() if torch.is_tensor(leaf)}
         restore(learner, state, strict=False)
         for update in range(UPDATES):
-            batches = [base.collect()] if limit.collects == "base" else []
             for each in (base, method):
                 each.progress = update / UPDATES
+            reseed()
+            batches = [] if limit.collects == "method" else [base.collect()]
+            reseed()
+            collected = batches[0].clone() if limit.collects == "base" else method.collect()
             with same_draws(learner, update, batches if limit.collects == "method" else None):
-                method.update(method.collect() if limit.collects == "method" else batches[0].clone())
+                method.update(collected)
             with same_draws(base, update):
                 for batch in batches:
                     base.update(batch)
