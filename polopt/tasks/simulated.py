@@ -126,8 +126,13 @@ class Simulated(Task):
             self._starts[where] += 1
         else:
             stream, numbers = EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, index.cpu()[where]
-        self._put(where, self._begun(stream, numbers), torch.zeros_like(where), torch.zeros_like(where).bool())
-        return self._observe()
+        state = self._begun(stream, numbers)
+        self._put(where, state, torch.zeros_like(where), torch.zeros_like(where).bool())
+        if len(where) == self.num or self.obs is None:
+            return self._observe()
+        there = where.to(self.device)
+        self.obs = renewed(self.obs, there, self.observe(state, self.time[there]))
+        return self.obs
 
     def _begun(self, stream: int, numbers: Tensor) -> State:
         """The first states of the starts `numbers` [n]."""
@@ -244,6 +249,14 @@ class Simulated(Task):
 def one_table(value: Tensor, other: Tensor) -> bool:
     """Whether all rows of both are one row of the same tensor, expanded: then there is nothing to copy."""
     return value.stride()[:1] == other.stride()[:1] == (0,) and value.data_ptr() == other.data_ptr()
+
+
+def renewed(obs: Any, there: Tensor, seen: Any) -> Any:
+    """Observations of all rows, where the rows `there` [n] are `seen`."""
+    if isinstance(obs, Tensor):
+        return obs.index_copy(0, there, seen)
+    parts = {name: renewed(obs[name], there, seen[name]) for name in seen}
+    return TensorDict(parts, batch_size=obs.batch_size)
 
 
 class Scripted:

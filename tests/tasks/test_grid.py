@@ -165,6 +165,19 @@ def test_random_layouts_are_uniform_over_free_cells_and_leave_no_thing_out() -> 
     assert not state["walls"].gather(1, cells).any()
 
 
+def test_cells_that_are_free_in_all_rows_are_drawn_without_replacement() -> None:
+    world: Any = make_task(Grid, 12_000, map="S.#/.C./K..", scatter="GG")
+    world.reset()
+    pairs = world.state["places"][:, 2:]
+    assert (world.state["places"][:, :2] == torch.tensor([4, 6])).all()
+    free = [1, 3, 5, 7, 8]
+    counts = torch.zeros(9, 9).index_put((pairs[:, 0], pairs[:, 1]), torch.ones(12_000), accumulate=True)
+    assert counts.sum() == counts[free][:, free].sum()
+    both = counts[free][:, free]
+    assert (both.diagonal() == 0).all()
+    assert ((both + 600 * torch.eye(5) - 600).abs() < 5 * 600**0.5).all()  # 20 pairs, each as likely
+
+
 def test_solvable_mazes_are_solvable() -> None:
     options = {"map": "4x4", "scatter": "G", "blocks": 8}
     open_ones: Any = make_task(Grid, 400, **options)

@@ -87,7 +87,7 @@ def ahead(world: Grid, state: State) -> Tensor:
 def way_there(world: Grid, state: State, by_luck: bool) -> Tensor:
     """How far [N, V, 5] it is to where the agents go, after each way; nothing is nearer where there is no way."""
     places, walls = world.drifted(state)["places"], state["walls"]  # where they will be when the agents move
-    value = (world.reward.sum(1).amax(-1) * state["pay"]) * (places >= 0)  # [N, M], at best, and for all together
+    value = world.worth * state["pay"] * (places >= 0)  # [N, M]
     goals = value > 0
     if by_luck:
         luck = torch.where(goals, uniform(state["key"], 0, len(world.letters), Use.AIM), -1.0)

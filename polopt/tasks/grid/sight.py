@@ -27,8 +27,7 @@ def cell(world: Grid, state: State, time: Tensor) -> Tensor:
 
 def place(world: Grid, state: State, time: Tensor) -> Tensor:
     """[2]: row and column, from -1 to 1."""
-    at = torch.stack([state["agents"] // world.columns, state["agents"] % world.columns], -1)
-    return 2.0 * at / at.new_tensor([max(world.rows - 1, 1), max(world.columns - 1, 1)]) - 1.0
+    return 2.0 * world.spots[state["agents"]] - 1.0
 
 
 def heading(world: Grid, state: State, time: Tensor) -> Tensor:
@@ -83,12 +82,14 @@ def window(world: Grid, state: State, time: Tensor) -> Tensor:
 
 def goal(world: Grid, state: State, time: Tensor) -> Tensor:
     """[2]: how far down and to the right the nearest thing that pays lies, in parts of the map; 0 if there is none."""
-    pays = (world.reward.sum(1).amax(-1) * state["pay"] > 0) & (state["places"] >= 0)
+    pays = (world.worth * state["pay"] > 0) & (state["places"] >= 0)
     offset = _offset(world, state["agents"].unsqueeze(2), state["places"].unsqueeze(1))  # [N, V, M, 2]
-    far = torch.where(pays.unsqueeze(1), offset.abs().sum(-1), torch.inf)
-    if not len(world.letters):
+    if not world.letters:
         return offset.new_zeros(*state["agents"].shape, 2)
-    found = offset.gather(2, far.argmin(-1)[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
+    found = offset.squeeze(2)
+    if len(world.letters) > 1:
+        far = torch.where(pays.unsqueeze(1), offset.abs().sum(-1), torch.inf)
+        found = offset.gather(2, far.argmin(-1)[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
     return torch.where(pays.any(-1)[:, None, None], found, 0.0)
 
 
@@ -148,9 +149,7 @@ def entities(world: Grid, state: State, time: Tensor) -> Tensor:
 
 def _offset(world: Grid, here: Tensor, there: Tensor) -> Tensor:
     """Rows and columns from one cell to the other, each in parts of the map, [..., 2]."""
-    down = (there // world.columns - here // world.columns) / max(world.rows - 1, 1)
-    right = (there % world.columns - here % world.columns) / max(world.columns - 1, 1)
-    return torch.stack([down, right], -1)
+    return world.spots[there] - world.spots[here]
 
 
 Part = Callable[["Grid", State, Tensor], Tensor]
@@ -184,6 +183,12 @@ def read_parts(obs: str, turns: bool) -> tuple[str, ...]:
     if "heading" in names and not turns:
         raise UsageError("only agents that turn have a heading: the moves must be 'turn' where obs has it")
     return names
+
+
+def spots(rows: int, columns: int) -> Tensor:
+    """[P, 2]: the row and the column of each cell, in parts of the map, from 0 to 1."""
+    down, right = (torch.linspace(0, 1, side) for side in (rows, columns))
+    return torch.cartesian_prod(down, right)
 
 
 def around(rows: int, columns: int, reach: int) -> Tensor:

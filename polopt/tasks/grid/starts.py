@@ -47,6 +47,23 @@ def fixed(world: Grid, start: Any) -> Tensor | None:
     return found
 
 
+def free(world: Grid, walls: Tensor, places: Tensor, agents: Tensor | None) -> Tensor:
+    """bool [..., P]: where there is no wall bool [..., P], thing int64 [..., M] or agent [..., V]."""
+    full = places if agents is None else torch.cat([places, agents], -1)
+    return ~walls & ~paths.one_hot(full, world.size)
+
+
+def distinct(luck: Tensor, size: int) -> Tensor:
+    """Numbers below `size`, int64 [N, K], different in each row and uniform, from numbers [N, K] in [0, 1)."""
+    found = luck.new_zeros(len(luck), 0, dtype=torch.int64)
+    for count, one in enumerate(luck.unbind(1)):
+        rank = (one * (size - count)).long()  # among those that are left: so many more as smaller ones are gone
+        for other in found.sort(1).values.unbind(1):
+            rank = rank + (rank >= other).long()
+        found = torch.cat([found, rank.unsqueeze(1)], 1)
+    return found
+
+
 def check(world: Grid, walls: Tensor, agents: Tensor, places: Tensor) -> None:
     """Raises UsageError if something with a reward cannot be reached in one of these rows."""
     missing = paths.unreachable(world, walls, agents, places)
@@ -122,10 +139,15 @@ def _drawn(world: Grid, draws: State, attempt: int) -> State:
     scattered = 0 if "places" in draws else int((world.cells < 0).sum())
     blocks = (0, 0) if "walls" in draws or attempt == TRIES else world.blocks
     if loose or scattered or blocks[1]:
-        free = ~walls & ~paths.one_hot(places if agents is None else torch.cat([places, agents], 1), world.size)
-        if (free.sum(1) < loose + scattered).any():
-            raise UsageError(f"a level of {world.name} has too few free cells")
-        order = torch.where(free, uniform(key, attempt, world.size, Use.LAYOUT), 2.0).argsort(1)  # free ones first
+        if blocks[1] or {"walls", "agents", "places"} & draws.keys():
+            open_cells = free(world, walls, places, agents)
+            if (open_cells.sum(1) < loose + scattered).any():
+                raise UsageError(f"a level of {world.name} has too few free cells")
+            luck = uniform(key, attempt, world.size, Use.LAYOUT)
+            order = torch.where(open_cells, luck, 2.0).argsort(1)  # free ones first
+        else:  # the same cells are free in all rows
+            luck = uniform(key, attempt, scattered + loose, Use.LAYOUT)
+            order = world.free[distinct(luck, len(world.free))]
         if scattered:
             places = torch.cat([places[:, : places.shape[1] - scattered], order[:, :scattered]], 1)
         if agents is None:
@@ -133,6 +155,6 @@ def _drawn(world: Grid, draws: State, attempt: int) -> State:
         if blocks[1]:
             many = blocks[0] + (uniform(key, attempt, 1, Use.BLOCKS) * (blocks[1] - blocks[0] + 1)).long()
             rank = order.argsort(1) - (scattered + loose)
-            walls = walls | (free & (rank >= 0) & (rank < many))
+            walls = walls | (open_cells & (rank >= 0) & (rank < many))
     assert agents is not None
     return {"walls": walls, "agents": agents, "places": places}

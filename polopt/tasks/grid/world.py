@@ -133,6 +133,7 @@ class Grid(Simulated):
         self.parts = views.read_parts(obs, moves == "turn")
         self._tables()
         self.start = starts.fixed(self, start)
+        self.free = starts.free(self, self.walls, self.cells, self.start).nonzero().flatten()
         self._cover(cover, weights)
         self.spec = self._spec()
 
@@ -143,6 +144,7 @@ class Grid(Simulated):
         real = functools.partial(torch.tensor, dtype=torch.get_default_dtype(), device=self.device)
         integer = functools.partial(torch.tensor, dtype=torch.int64, device=self.device)
         self.next = paths.steps(self.rows, self.columns).to(self.device)
+        self.spots = views.spots(self.rows, self.columns).to(self.device)
         self.around = views.around(self.rows, self.columns, self.sight).to(self.device)
         self.walls = torch.tensor(self.layout.walls, device=self.device)
         self.cells = integer([*self.layout.cells, *[-1] * (len(self.letters) - len(self.layout.cells))])
@@ -157,6 +159,7 @@ class Grid(Simulated):
         self.ends = real([thing.ends for thing in each])
         self.returns = real([thing.returns for thing in each])
         self.returning = [number for number, thing in enumerate(each) if thing.returns]
+        self.worth = self.reward.sum(1).amax(-1)  # [M], at best, and for all agents together
         self.pay, self.limit, self.aim = torch.ones_like(self.ends), integer(NEVER), integer(-1)
         self.chancy = any(0 < thing.ends < 1 for thing in each)
         self.of_kind = torch.eye(self.kinds, dtype=torch.bool, device=self.device)[self.kind]  # [M, K]
@@ -337,10 +340,12 @@ class Grid(Simulated):
 
     def _rewards(self, state: State, touched: Tensor) -> Tensor:
         """[N, V] of the things that are touched, and of the step."""
-        paid = touched * state["pay"].unsqueeze(1)
+        paid = touched * state["pay"].unsqueeze(1)  # [N, who came, M]
         if self.limited:
             many = (state["taker"] >= 0).to(paid.dtype) @ self.of_kind.to(paid.dtype)  # [N, K] of each kind are taken
             paid = paid * (many[:, self.kind] < self.most).unsqueeze(1)
+        if self.agents == 1:
+            return (paid * self.reward.view(1, 1, -1)).sum(2) + self.step_reward
         return torch.einsum("nvm,mgv->ng", paid, self.reward) + self.step_reward
 
     def _taken(self, state: State, touched: Tensor, luck: State) -> State:
