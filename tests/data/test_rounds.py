@@ -65,6 +65,9 @@ def test_every_row_once_in_every_pass_and_then_another_round() -> None:
 def test_what_is_served_may_be_made_of_what_was_collected() -> None:
     source = rounds(prepare=lambda batch: batch[batch["number"] % 5 < 3])
     assert [len(source.next(Typist())) for _ in range(5)] == [2, 1, 2, 1, 2]
+    smallest = Rounds(Counted(), batch_size=1)
+    assert sorted(smallest.next(Typist())["number"].item() for _ in range(5)) == [0, 1, 2, 3, 4]
+    assert smallest.finished
     with pytest.raises(RunError, match="round 1 has no rows to learn from"):
         rounds(prepare=lambda batch: batch[:0]).next(Typist())
     for sizes in ({"epochs": 0}, {"batch_size": 0}):
