@@ -24,6 +24,16 @@ Pilots (seeds 1000 to 1002, 256 problems). Three to seven letters, 2e-3, after 1
 for every prompt: three to six letters, 0.79 against 0.67 after 80 and 0.77 against 0.84 after 120 at 1e-3; three to
 eight letters, 0.61 against 0.52 after 120. With up to six letters grpo climbed them one by one (0.81 after 120), with
 up to seven or eight it did not. `ratio` 0.3 to 1.5 on the way, near 0.1 at the start.
+
+What was found: half of what the paper says. HPT ends at 0.60, surely above imitation (0.41), which overfits its 256
+demonstrations; it is right on the longest answers (0.47), which GRPO hardly finds by itself (0.11), and ahead of GRPO
+overall in four seeds of five (0.46; the fifth keeps that expectation from holding). It needs fewer demonstrations all
+the time, down by 0.32 from the first half to the last fifth, and 23 % in all; both terms act (`ratio` 0.36). But it is
+behind the mixture (0.73) and behind imitation followed by reinforcement (0.71), in every seed. As in the pilots the
+mixture is ahead early, with both kinds of data for every prompt, and 150 batches are not enough for HPT to pass it, as
+it did on one pilot seed; the one seed for tuning gave HPT the highest rate (0.564, against 0.556 and 0.522 at the
+others), a choice within the noise at the edge of the grid, while the other arms got the middle one. Of how all five
+compare once each has converged, this says nothing.
 """
 
 from __future__ import annotations
