@@ -17,6 +17,9 @@ expected true reward of the policy that goes into the next round, mean over roun
 `text` arms train a language model of 0.1 million weights to write vowels, six rounds of 128 pairs: `reward` is that of
 the samples of rounds 2 to 6, again averaged over three rates. They are reported and not judged.
 
+Second registration; in the first (seeds 0 to 4, kept on the page) all held but one expectation, which by mistake asked
+a broken variant to be right: see the diagnosis.
+
 Pilots (seeds 1000 and 1001): deviations of 1e-9 and 39 and 36, 28 and 26, 21 and 19, 14 and 13 rounds, all as
 predicted; 0.25 and 5 rounds off with the momentum from the round. The law holds because all pairs weigh alike: with
 pairs as rare as the policy makes bad answers, their probabilities stay unfitted in the end, and c says nothing.
@@ -200,7 +203,12 @@ CLAIM = Claim(
     "many sampled pairs the expected reward rises faster",
     budget={"updates": 48},
     seeds=5,
-    minutes=6,
+    first_seed=100,
+    revision=2,
+    diagnosis="The pattern of the expectation about the number of rounds also matched the arm with the momentum from "
+    "the round, a variant that is wrong on purpose and that a control wants to be off, so it could not hold. Now it "
+    "names the arms of the method. Nothing else has changed but the seeds.",
+    minutes=3,
     arms={
         "exact": Exact(),
         **{f"exact@{momentum}": Exact(momentum) for momentum in MOMENTA},
@@ -219,7 +227,8 @@ CLAIM = Claim(
         Below("deviation", "exact", 0.02, control=True),
         Above("deviation", "exact-f*", 0.1, control=True),
         Below("deviation", "exact@*", 0.02),
-        Below("surprise", "exact*[0-9t]", 0.5),
+        Below("surprise", "exact", 0.5),
+        Below("surprise", "exact@*", 0.5),
         Ordered("rounds", ("exact@0.7", "exact@0.5", "exact@0.3", "exact"), by=1.0),
         Greater("reward", "sampled@0.3", "sampled", by=0.02),
     ),
