@@ -52,6 +52,7 @@ def add_own_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="MODULE:FUNCTION", help="the task again, when it is code of your own")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="the network again, when it is code of your own")
     parser.add_argument("--rewards", metavar="MODULE:FUNCTION[,...]", help="the reward functions of a text task again")
+    parser.add_argument("--judge", metavar="MODULE:FUNCTION", help="the judge of pairs of answers again")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings, again")
 
 
@@ -63,5 +64,6 @@ def own_code(args: argparse.Namespace) -> dict[str, Any]:
         "task": args.task,
         "network": import_callable(args.network) if args.network else None,
         "rewards": args.rewards,
+        "judge": import_callable(args.judge) if args.judge else None,
         "trust_remote_code": args.trust_remote_code,
     }

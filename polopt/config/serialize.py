@@ -117,7 +117,8 @@ def _decode(hint: Any, data: Any, path: str, again: Mapping[str, Any], imports: 
         if importable and imports:
             return import_callable(name)
         why = "is code, which is not run from a file" if importable else "cannot be written to a file"
-        hint = f": say it again with --network {name}" if path == "network.make" and importable else ""
+        option = {"network.make": "--network", "judge": "--judge"}.get(path)
+        hint = f": say it again with {option} {name}" if option and importable else ""
         raise UsageError(f"{path} was {name}, which {why}{hint or ': it must be passed again'}")
     if isinstance(data, str) and float in members(hint) and data in ("inf", "-inf", "nan"):
         return float(data)

@@ -114,7 +114,7 @@ def resume(
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
         device: continue on this device; another one than before computes other last bits.
-        own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `trust_remote_code` again, when they were your own code (`OwnCode`).
 
     Raises:
         UsageError: no run there, no such checkpoint, or a smaller budget.
@@ -197,7 +197,8 @@ def train_or_resume(
 ) -> None:
     """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
     if (place / "config.json").exists():
-        before, now = Run(place).config, plan(method, task, seed=seed, **settings).record()
+        planned = plan(method, task, seed=seed, **settings)
+        before, now = Run(place).config, planned.record()
         for key in ("method", "task", "task_options", "steps", "seed", "config"):
             if before.get(key) != now[key]:
                 raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
@@ -207,6 +208,7 @@ def train_or_resume(
             task=task,
             network=network if callable(network) else None,
             rewards=rewards_of(task, settings.get("task_options") or {}),
+            judge=getattr(planned.config, "judge", None),
             trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
             progress=progress,
         )
@@ -226,7 +228,7 @@ def load(
     Args:
         device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
         checkpoint: "latest" or "best" (by the method's score, evaluated while training).
-        own: `task`, `network`, `rewards`, `trust_remote_code` again, when they were code of your own (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `trust_remote_code` again, when they were your own code (`OwnCode`).
     """
     method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     return method.policy

@@ -43,12 +43,14 @@ class OwnCode:
         task: the environment, when it was "module:function" or an object.
         network: the network's `make`, likewise.
         rewards: the reward functions of a text task, likewise.
+        judge: the judge of pairs of answers, likewise.
         trust_remote_code: run the code that the run's model brings.
     """
 
     task: TaskLike | None = None
     network: Any = None
     rewards: Any = None
+    judge: Any = None
     trust_remote_code: bool = False
 
     @classmethod
@@ -251,8 +253,8 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
     name = record["task"]
     if own.task is None and (":" in name or name.startswith("<")):
-        again = f"--task {name}" if ":" in name else "task="
-        raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {again}")
+        how = f"--task {name}" if ":" in name else "task="
+        raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {how}")
     chosen, options = name if own.task is None else own.task, record["task_options"]
     if own.rewards is not None:
         if not is_text(chosen):
@@ -260,15 +262,16 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         options = options | {"rewards": own.rewards}
     elif (named := rewards_of(chosen, options)) not in (None, []):
         names = ",".join(map(str, named)) if isinstance(named, list) else str(named)
-        again = "rewards=" if "<" in names else f"--rewards {names}"
-        raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {again}")
+        how = "rewards=" if "<" in names else f"--rewards {names}"
+        raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {how}")
     if _trusts(record["config"]) and not own.trust_remote_code:
         raise UsageError(f"{run.folder} runs Python code that its model brings: say it again with --trust-remote-code")
     cls = registry.load(record["method"])
+    again = {path: code for path, code in {"network.make": own.network, "judge": own.judge}.items() if code is not None}
     return Plan(
         record["method"],
         chosen,
-        from_dict(cls.Config, record["config"], again={} if own.network is None else {"network.make": own.network}),
+        from_dict(cls.Config, record["config"], again=again),
         from_dict(RunOptions, record["run"]),
         options,
         record.get("preset"),

@@ -42,16 +42,22 @@ from polopt.policies.base import Scores
 from polopt.tasks.base import Task
 
 
+@dataclass(frozen=True)
+class PairsConfig(LanguageMethod.Config):
+    """What all losses of pairs have."""
+
+    batch_size: int = param(64, "appendix B", low=1, unit="pairs", help="per optimizer step")
+    pairs: int = param(1_000, "polopt", low=1, help="how many are made of a task whose problems have no end")
+    lr: float = param(1e-6, "appendix B", above=0)
+    lr_schedule: Constant | Linear | Cosine = param(Constant(), "appendix B")
+
+
 class DPO(LanguageMethod):
     @dataclass(frozen=True)
-    class Config(LanguageMethod.Config):
-        batch_size: int = param(64, "appendix B", low=1, unit="pairs", help="per optimizer step")
-        pairs: int = param(1_000, "polopt", low=1, help="how many are made of a task whose problems have no end")
+    class Config(PairsConfig):
         beta: float = param(0.1, "appendix B", above=0, help="of the implicit reward; larger stays nearer")
         loss: str = param("sigmoid", "equation 7", choices=("sigmoid", "ipo", "ipo-sum", "hinge", "robust"))
         label_smoothing: float = param(0.0, "equation 7", low=0, below=0.5, help="probability of a wrong label")
-        lr: float = param(1e-6, "appendix B", above=0)
-        lr_schedule: Constant | Linear | Cosine = param(Constant(), "appendix B")
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -6,9 +6,9 @@ Iterative DPO: Xiong et al. 2023, arXiv 2312.11456; Xu et al. 2023, arXiv 2312.1
 At the beginning of round t the policy is pi_t. It answers each of `pairs` prompts K times, and the answers are judged:
 
     P_ij      probability that answer i beats j: sigmoid((r_i - r_j) / label_temperature) of their rewards; without a
-              temperature 1 or 0, and 1/2 of equal ones
+              temperature 1 or 0, and 1/2 of equal ones. Or what `--judge module:function` says of the two texts
     win_i     mean over the K answers j of P_ij, j = i included
-    pair      the answers with the most and with the least win_i; with a temperature their order is drawn from P
+    pair      the answers with the most and with the least win_i; with a temperature or a judge their order is drawn
     h(y)      log pi(y|x) - start_weight log pi_0(y|x) - (1 - start_weight) log pi_t(y|x)         summed over tokens
     loss      - log sigmoid(beta (h(chosen) - h(rejected)))                  `--loss sigmoid`, and DPO's others
               (h(chosen) - h(rejected) - 1 / (2 beta))^2                     ipo-sum
@@ -25,6 +25,8 @@ Departs from the paper in: AdamW in place of SPPO's RMSprop; one schedule of the
 references are scored with every batch, not in advance.
 """
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,14 +38,18 @@ from polopt.bases.language import all_prompts, check_prompts
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
+from polopt.core.errors import UsageError
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.rounds import Rounds, updates_per_round
 from polopt.data.tokens import ROW
 from polopt.losses.pairwise import win_rates
-from polopt.methods.language.dpo import DPO
+from polopt.methods.language.dpo import DPO, PairsConfig
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
+from polopt.tasks.text import Prompt
+
+Judge = Callable[[Prompt, str, str], float]
 
 
 def preferences(reward: Tensor, temperature: float | None) -> Tensor:
@@ -62,12 +68,64 @@ def best_and_worst(preference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, T
     return win, best, worst
 
 
+def judged(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[str]) -> Tensor:
+    """P [N, K, K] of N prompts with K answers each [N K]: what `judge(prompt, one, other)` says of every two of them.
+
+    Equal texts are not judged. Raises UsageError where it says no probability.
+    """
+    count = len(answers) // len(prompts)
+    found = torch.full((len(prompts), count, count), 0.5)
+    for row, prompt in enumerate(prompts):
+        texts = answers[row * count : (row + 1) * count]
+        for i, j in itertools.combinations(range(count), 2):
+            if texts[i] != texts[j]:
+                value = float(judge(prompt, texts[i], texts[j]))
+                if not 0 <= value <= 1:
+                    raise UsageError(f"the judge gave {value:g}, which is not the probability that an answer is better")
+                found[row, i, j], found[row, j, i] = value, 1 - value
+    return found
+
+
+def anchored(share: float, start: Tensor | None, now: Tensor | None) -> Tensor:
+    """share start + (1 - share) now, log-probabilities of any shape; one without weight may be left out."""
+    parts = [part * each for part, each in ((share, start), (1 - share, now)) if each is not None]
+    return sum(parts[1:], parts[0])
+
+
+@dataclass(frozen=True)
+class RoundsConfig(PairsConfig):
+    """Where the pairs of a round come from."""
+
+    pairs: int = param(512, "assumed", low=1, help="prompts of a round, each with one pair")
+    samples_per_prompt: int = param(2, "arXiv 2312.11456", low=2, unit="completions", help="K")
+    epochs: int = param(1, "arXiv 2405.00675, official code", low=1, help="passes over the pairs of a round")
+    label_temperature: float | None = param(
+        None, "assumed", above=0, unit="reward", help="labels are drawn at it; none: the higher reward is chosen"
+    )
+    judge: Judge | None = param(
+        None,
+        "arXiv 2405.00675",
+        help="f(prompt, one, other), the probability that one of two texts is better, which need not follow from any "
+        "reward; labels are drawn from it",
+    )
+    fresh_optimizer: bool = param(True, "official code of SPPO", help="AdamW begins anew in every round")
+
+    learns_from_samples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judge is not None:
+            self.refuse("label_temperature", because="beside a judge")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the order of a pair is drawn."""
+        return self.label_temperature is not None or self.judge is not None
+
+
 class IterativeDPO(DPO):
     @dataclass(frozen=True)
-    class Config(DPO.Config):
-        pairs: int = param(512, "assumed", low=1, help="prompts of a round, each with one pair")
-        samples_per_prompt: int = param(2, "arXiv 2312.11456", low=2, unit="completions", help="K")
-        epochs: int = param(1, "arXiv 2405.00675, official code", low=1, help="passes over the pairs of a round")
+    class Config(RoundsConfig, DPO.Config):
         start_weight: float = param(
             0.0,
             "arXiv 2312.16682",
@@ -78,12 +136,6 @@ class IterativeDPO(DPO):
         loss: str = param(
             "sigmoid", "arXiv 2312.11456", choices=("sigmoid", "ipo", "ipo-sum", "hinge", "robust", "sppo")
         )
-        label_temperature: float | None = param(
-            None, "assumed", above=0, unit="reward", help="labels are drawn at it; none: the higher reward is chosen"
-        )
-        fresh_optimizer: bool = param(True, "official code of SPPO", help="AdamW begins anew in every round")
-
-        learns_from_samples: ClassVar[bool] = True
 
     slug = "iterative-dpo"
     headline = ("reward", "preferred", "margin", "informative")
@@ -108,7 +160,7 @@ class IterativeDPO(DPO):
         },
         "small": {"lr": 1e-4, "batch_size": 32, "pairs": 128, "policy.max_tokens": 32},
     }
-    limits = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         Limit(
             base="dpo",
             task="addition",
@@ -148,8 +200,8 @@ class IterativeDPO(DPO):
     def build(self, task: Task) -> None:
         super().build(task)
         config = self.config
-        self.round_policy = frozen_copy(self.policy) if config.start_weight < 1 else None
-        if config.start_weight == 0:
+        self.round_policy = frozen_copy(self.policy) if self.start_weight < 1 else None
+        if self.start_weight == 0:
             self.reference_policy = None
         self.behavior_policy = config.policy.behavior(self.policy)
         groups = PromptGroups(
@@ -158,6 +210,11 @@ class IterativeDPO(DPO):
         self.source = Rounds(
             groups, config.batch_size, config.epochs, prepare=self.make_pairs, generator=self.generator
         )
+
+    @property
+    def start_weight(self) -> float:
+        """What the model at the start weighs in the reference."""
+        return self.config.start_weight
 
     def prepare(self) -> None:
         check_prompts(self.policy, self.task)
@@ -179,9 +236,13 @@ class IterativeDPO(DPO):
             self.optimizer.forget()
 
     def judge(self, batch: Batch) -> Tensor:
-        """P [N, K, K] of the completions [N K] of N prompts; of rewards, unless a method asks another judge."""
-        reward = batch["reward"].unflatten(0, (-1, self.config.samples_per_prompt))
-        return preferences(reward, self.config.label_temperature)
+        """P [N, K, K] of the completions [N K] of N prompts."""
+        config, count = self.config, self.config.samples_per_prompt
+        if config.judge is None:
+            return preferences(batch["reward"].unflatten(0, (-1, count)), config.label_temperature)
+        task: Any = self.task
+        prompts = [problem.prompt for problem in task.problems(batch["index"][::count].tolist())]
+        return judged(config.judge, prompts, self.policy.env_action(batch["completion"])).to(batch["reward"])
 
     def make_pairs(self, batch: Batch) -> Batch:
         """The pairs [N] of a round from completions [N K]; `row_weight` is 0 where a pair teaches nothing."""
@@ -191,7 +252,7 @@ class IterativeDPO(DPO):
         prompt = torch.arange(len(best), device=best.device)
         surely = preference[prompt, best, worst]
         counts = valid.sum(1) > 1
-        if config.loss != "sppo" and config.label_temperature is None:
+        if config.loss != "sppo" and not config.draws:
             counts = counts & (surely > 0.5)
         elif config.loss != "sppo":
             other = torch.rand(len(best), generator=self.generator).to(surely) > surely
@@ -207,12 +268,9 @@ class IterativeDPO(DPO):
         return TensorDict(rows, batch_size=[len(best)], device=batch.device)
 
     def reference_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        share = self.config.start_weight
-        anchors = [(share, self.reference_policy), (1 - share, self.round_policy)]
-        scored = [
-            [part * each for each in self.scores(policy, batch)] for part, policy in anchors if policy is not None
-        ]
-        chosen, rejected = (sum(parts[1:], parts[0]) for parts in zip(*scored))
+        policies = (self.reference_policy, self.round_policy)
+        scored = [(None, None) if policy is None else self.scores(policy, batch) for policy in policies]
+        chosen, rejected = (anchored(self.start_weight, *anchors) for anchors in zip(*scored))
         return chosen, rejected
 
     def loss_of_pairs(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
