@@ -179,7 +179,15 @@ def world(rows: int) -> Case:
     ]
     slice = min(max(rows * 40, 2_000), 1_000_000)
     job = {"case": "world", "rows": rows}
-    return Case(f"world-{rows}", "environment steps", tuple(sides[: 4 if rows <= 4096 else 3]), job, slice, slice // 4)
+    return Case(
+        f"world-{rows}",
+        "environment steps",
+        tuple(sides[: 4 if rows <= 4096 else 3]),
+        job,
+        slice,
+        slice // 4,
+        clock="processor",
+    )
 
 
 def grpo(length: int, slice: int) -> Case:

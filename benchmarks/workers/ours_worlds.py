@@ -1,10 +1,12 @@
 """Steps of the grid "grid/four-rooms": rows of a world, as polopt's sources step them, or as a vector environment.
 
 A step is that of one row. Actions are random and drawn before. Rows that have ended begin anew: in the same call of
-`run` for the world itself, in the next step for the vector environment, which is Gymnasium's default.
+`run` for the world itself, in the next step for the vector environment, which is Gymnasium's default. The part
+"processor" is in seconds of the processor, which other processes on the machine hardly change.
 """
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -18,6 +20,17 @@ def world(job: Job) -> Run:
     through: dict[str, Any] = {"tensors": tensors, "gymnasium": through_gymnasium}
     run: Run = through[job["through"]](job["rows"])
     return run
+
+
+def timed(run: Run) -> Run:
+    """The same, which says how many seconds of the processor it took."""
+
+    def clocked(units: int) -> dict[str, float]:
+        begin = time.process_time()
+        run(units)
+        return {"processor": time.process_time() - begin}
+
+    return clocked
 
 
 def tensors(rows: int) -> Run:
@@ -35,7 +48,7 @@ def tensors(rows: int) -> Run:
                 task.reset(over)
 
     run(5 * rows)
-    return run
+    return timed(run)
 
 
 def through_gymnasium(rows: int) -> Run:
@@ -54,7 +67,7 @@ def stepping(env: Any, rows: int) -> Run:
             env.step(actions[step % 100])
 
     run(5 * rows)
-    return run
+    return timed(run)
 
 
 CASES = {"world": world}

@@ -5,6 +5,7 @@ numbers, of which Gymnasium's `SyncVectorEnv` steps one a row, without copies. `
 both do what polopt's grid does.
 """
 
+import time
 from typing import Any
 
 import gymnasium
@@ -122,7 +123,13 @@ def world(job: Job) -> Run:
             env.step(actions[step % 100])
 
     run(5 * rows)
-    return run
+
+    def clocked(units: int) -> dict[str, float]:
+        begin = time.process_time()
+        run(units)
+        return {"processor": time.process_time() - begin}
+
+    return clocked
 
 
 CASES = {"world": world}

@@ -339,6 +339,7 @@ def test_what_cannot_be_is_one_sentence(options: dict[str, Any], message: str) -
         ({"wall": torch.zeros(1, 16)}, "a level of grid/reach has no 'wall': it has agents, aim, ends, limit, pay"),
         ({"walls": torch.zeros(1, 4)}, r"'walls' of the levels of grid/reach is \[16\] each, not \[4\]"),
         ({"ends": torch.tensor([[1.5]])}, "'ends' of the levels of grid/reach are probabilities, from 0 to 1"),
+        ({"places": torch.tensor([[16]])}, "'places' of the levels of grid/reach are cells, from -1 to 15"),
         ({"walls": torch.ones(1, 16)}, "a level of grid/reach has too few free cells"),
         (
             {"agents": torch.tensor([[0]]), "places": torch.tensor([[3]]), "walls": torch.arange(16)[None] % 4 == 1},

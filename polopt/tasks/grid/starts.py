@@ -104,6 +104,9 @@ def levels(world: Grid, draws: State) -> State:
     for name in ("ends", "returns"):
         if name in draws and not ((draws[name] >= 0) & (draws[name] <= 1)).all():
             raise UsageError(f"'{name}' of the levels of {world.name} are probabilities, from 0 to 1")
+    for name, low in (("agents", 0), ("places", -1), ("aim", -1)):
+        if name in world.levels and not ((draws[name] >= low) & (draws[name] < world.size)).all():
+            raise UsageError(f"'{name}' of the levels of {world.name} are cells, from {low} to {world.size - 1}")
     if world.near is None:
         del usual["weights"]
     expanded = {name: value.expand(rows, *value.shape) for name, value in usual.items()}

@@ -60,7 +60,8 @@ class Grid(Simulated):
 
     Levels, tensors [L, ...]: "walls" bool [P], "agents" int64 [V] and "places" int64 [M] (cells; -1: not there), "pay"
     [M] (a factor of the things' rewards), "ends" and "returns" [M] (of things whose own probability is strictly
-    between 0 and 1), "limit" (the decision that ends the episode), "weights" [P], "aim" (`behaviors`).
+    between 0 and 1), "limit" (the decision that ends the episode), "way" [M] (of things that move), "weights" [P] and
+    "aim" (`behaviors`).
 
     Facts: "touched" bool [M], what agents were at; "gain" and "modular" (coverage), "inner_end" bool (`inner`). With
     several agents "rewards" [V], and "touched" [V, M].
