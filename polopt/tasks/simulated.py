@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -136,7 +137,7 @@ class Simulated(Task):
 
     def _begun(self, stream: int, numbers: Tensor) -> State:
         """The first states of the starts `numbers` [n]."""
-        root = start_seed(self.seed, [stream])
+        root = root_of(self.seed, stream)
         draws: State = {}
         if type(self).draw is not Simulated.draw:
             each = [
@@ -249,6 +250,12 @@ class Simulated(Task):
 def one_table(value: Tensor, other: Tensor) -> bool:
     """Whether all rows of both are one row of the same tensor, expanded: then there is nothing to copy."""
     return value.stride()[:1] == other.stride()[:1] == (0,) and value.data_ptr() == other.data_ptr()
+
+
+@functools.lru_cache
+def root_of(seed: int, stream: int) -> int:
+    """What all starts of a stream derive from."""
+    return start_seed(seed, [stream])
 
 
 def renewed(obs: Any, there: Tensor, seen: Any) -> Any:

@@ -58,7 +58,7 @@ def distinct(luck: Tensor, size: int) -> Tensor:
     found = luck.new_zeros(len(luck), 0, dtype=torch.int64)
     for count, one in enumerate(luck.unbind(1)):
         rank = (one * (size - count)).long()  # among those that are left: so many more as smaller ones are gone
-        for other in found.sort(1).values.unbind(1):
+        for other in (found.sort(1).values if count > 1 else found).unbind(1):
             rank = rank + (rank >= other).long()
         found = torch.cat([found, rank.unsqueeze(1)], 1)
     return found
