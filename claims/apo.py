@@ -27,6 +27,13 @@ Sampled rewards were 1.69 and 1.87 without momentum, 1.76 and 1.91 with 0.3, 1.8
 of `matched`: much of the gain is that of a smaller beta. At the largest rate a momentum of 0.7 or 0.9 ends below none.
 Of texts (seed 1000, rates of which the largest was the best, and which are larger now) 0.26, 0.32 with momentum, and
 0.26 of `matched`: where a round takes few steps beta matters little, and momentum is a longer step.
+
+What was found: all expectations hold. Exact steps obey the law to 1e-9, and the gap closes in 34, 24, 18 and 13 rounds
+with momentum 0, 0.3, 0.5 and 0.7, as predicted each time. From sampled pairs a momentum of 0.3 gains 0.09 (1.98 against
+1.89), but a smaller beta alone gains most of that: `matched` has 1.96, is ahead in two of five seeds, and is the better
+one at the two larger rates. More momentum gains at small rates (2.12 with 0.9 against 1.82 at 0.03), where rounds end
+before they are solved, and nothing at the largest (1.86 and 1.86). So it is with texts: 0.61 against 0.54 and 0.55 of
+`matched`, most at the smallest rate. What momentum does beyond a longer step was not to be seen here.
 """
 
 from __future__ import annotations
