@@ -18,7 +18,7 @@ ALLOWED = {
     "peft": ("policies/",),
     "vllm": ("policies/",),
     "huggingface_hub": ("policies/",),
-    "minari": ("data/datasets.py", "tasks/recorded.py"),
+    "minari": ("data/storing.py", "tasks/recorded.py"),
     "datasets": ("tasks/",),
     "reasoning_gym": ("tasks/",),
 }
