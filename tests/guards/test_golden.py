@@ -26,8 +26,8 @@ def test_golden_trajectory(name, float64):
     for update, (expected, found) in enumerate(zip(golden, now)):
         assert found.keys() == expected.keys(), f"update {update} of {name} has other metrics; {HOW.format(name=name)}"
         for metric, value in expected.items():
-            # Rounding differs between machines and grows from update to update.
-            close = pytest.approx(value, rel=1e-6 * 10**update, abs=1e-9 * 10**update)
+            # Rounding differs between machines and grows from update to update; transformers has norms in float32.
+            close = pytest.approx(value, rel=1e-6 * 30**update, abs=1e-9 * 30**update)
             assert found[metric] == close, f"update {update} of {name}: {metric} changed; {HOW.format(name=name)}"
 
 
