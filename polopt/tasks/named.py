@@ -15,6 +15,8 @@ NAMED: dict[str, str] = {
     "u-maze": "polopt.tasks.maze:UMaze",
     "point-maze": "polopt.tasks.maze:PointMaze",
     "brownian": "polopt.tasks.diffusions:Brownian",
+    "cone": "polopt.tasks.programs:Cone",
+    "mixture": "polopt.tasks.programs:Mixture",
     "random-mdp": "polopt.tasks.tabular:RandomMDP",
     "chain": "polopt.tasks.tabular:Chain",
     "exit-mdp": "polopt.tasks.tabular_sets:ExitMDP",
