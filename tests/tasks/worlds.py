@@ -162,18 +162,21 @@ def check_world(make: Callable[..., Simulated], steps: int = 30) -> None:
     restore(again, saved)
     assert equal(played(again, moves[steps:]), rest)
     # and a row taken back goes on as it did, in another row and in a twin, while the other rows go on
-    ended = torch.tensor([True])
-    while ended.any():  # until no row ends with its first step
+    for _ in range(50):  # until no row ends with its first step
         world.reset()
         _, _, terminated, truncated = world.step({"action": moves[0]})
-        ended = terminated | truncated
+        goes_on = not (terminated | truncated).any()
+        if goes_on:
+            break
+    else:  # a world of one step is taken back to its start
+        world.reset()
     values, before = world.snapshot(), world.obs.clone()
     played(world, moves[1:4])
     kept, back = world.obs.clone(), torch.tensor([False, True, False])
     obs = world.restore([values[0]], back)
     assert same(obs[1:2], before[:1])
     assert same(obs, kept, ~back)
-    assert not world.first[1]
+    assert bool(world.first[1]) != goes_on
     twin = world.twin(2)
     twin.reset()
     twin.restore([values[0], values[0]])
