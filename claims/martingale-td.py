@@ -19,6 +19,13 @@ others; `excess` below 0.0003 of ml, 0.005 of clstd, 0.05 of td-error.
 Expectations: the paper says what the minimum of the TD error tends to, that CLSTD and the martingale loss do tend to
 the value, and that the latter gives the best approximation. A perfect learner has errors of the grid, of the order of
 dt, and of sampling, about 0.01 to 0.03; one whose test function sees the next state keeps Ito's correction, 0.1.
+
+What was found: the minimum of the TD error is 0.64 from the value at dt = 1/100, and 0.49 at 1/10: it goes away from it
+as the grid is refined, to the value of least quadratic variation (flatness 0.08). The martingale loss is 0.021 away,
+CLSTD 0.017, steps of CTD 0.20 after 10,000 episodes. Where the features cannot hold the value the martingale loss has
+its best approximation to within 0.04 %, CLSTD is 0.6 % and the TD error 5 % above. What was not seen surely is that the
+errors of the two right conditions fall with dt: by a factor of 1.5 and 1.8 in the mean, but at 1/100 what is left is
+luck of 10,000 episodes (0.011 to 0.032 by seed), which the expectation, set by two pilots, left no room for.
 """
 
 from __future__ import annotations
