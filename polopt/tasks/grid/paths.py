@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from polopt.core.errors import UsageError
+from polopt.tasks.grid.board import Board
 from polopt.tasks.grid.layout import MOVES, Use
 from polopt.tasks.luck import uniform
 from polopt.tasks.simulated import State
-
-if TYPE_CHECKING:
-    from polopt.tasks.grid.world import Grid
 
 FAR = 1 << 20
 
@@ -46,7 +42,7 @@ def distances(step: Tensor, blocked: Tensor, goals: Tensor) -> Tensor:
         result = closer
 
 
-def unreachable(world: Grid, walls: Tensor, agents: Tensor, places: Tensor) -> Tensor:
+def unreachable(world: Board, walls: Tensor, agents: Tensor, places: Tensor) -> Tensor:
     """bool [N, M]: the things with a reward that one of the agents has no way to. Doors count as open."""
     missing = [~reached(world.next, walls, cell).gather(1, places.clamp(min=0)) for cell in agents.split(1, 1)]
     return torch.stack(missing).any(0) & (places >= 0) & (world.reward != 0).any(-1).any(-1)
@@ -62,7 +58,7 @@ def reached(step: Tensor, walls: Tensor, start: Tensor) -> Tensor:
         found = more
 
 
-def behave(world: Grid, behavior: str, state: State, time: Tensor) -> Tensor:
+def behave(world: Board, behavior: str, state: State, time: Tensor) -> Tensor:
     """The actions [N] or [N, V] of a scripted behavior, see `Grid`."""
     key, agents = state["key"], state["agents"]
     rows, count = agents.shape
@@ -76,7 +72,7 @@ def behave(world: Grid, behavior: str, state: State, time: Tensor) -> Tensor:
     return action.squeeze(1) if count == 1 else action
 
 
-def ahead(world: Grid, state: State) -> Tensor:
+def ahead(world: Board, state: State) -> Tensor:
     """The cells [N, V, 5] where each way, and staying, leads the agents now: where they are, if it is closed."""
     agents = state["agents"]
     target = world.next[agents]
@@ -84,7 +80,7 @@ def ahead(world: Grid, state: State) -> Tensor:
     return torch.where(closed, agents.unsqueeze(-1), target)
 
 
-def way_there(world: Grid, state: State, by_luck: bool) -> Tensor:
+def way_there(world: Board, state: State, by_luck: bool) -> Tensor:
     """How far [N, V, 5] it is to where the agents go, after each way; nothing is nearer where there is no way."""
     places, walls = world.drifted(state)["places"], state["walls"]  # where they will be when the agents move
     value = world.worth * state["pay"] * (places >= 0)  # [N, M]
@@ -113,7 +109,7 @@ def way_there(world: Grid, state: State, by_luck: bool) -> Tensor:
     return torch.stack(result, 1)
 
 
-def gain_there(world: Grid, state: State) -> Tensor:
+def gain_there(world: Board, state: State) -> Tensor:
     """What each way [N, V, 5] would cover that is not covered. Raises UsageError for a grid without coverage."""
     if world.near is None:
         raise UsageError(f"{world.spec.name} has nothing to cover, which the behavior 'greedy' goes for")
@@ -121,7 +117,7 @@ def gain_there(world: Grid, state: State) -> Tensor:
     return (fresh * state["weights"][:, None, None]).sum(-1)
 
 
-def chosen(world: Grid, state: State, score: Tensor, chance: Tensor) -> Tensor:
+def chosen(world: Board, state: State, score: Tensor, chance: Tensor) -> Tensor:
     """The action [N, V] that leads where `score` [N, V, 5] is least; the luck of `chance` [N, V, A] decides ties."""
     if world.moves != "turn":
         return (score[..., : world.actions] + 1e-4 * chance).argmin(-1)

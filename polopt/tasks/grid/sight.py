@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,41 +11,39 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks.grid.board import Board
 from polopt.tasks.grid.layout import Use
 from polopt.tasks.luck import uniform
 from polopt.tasks.simulated import State
 
-if TYPE_CHECKING:
-    from polopt.tasks.grid.world import Grid
 
-
-def cell(world: Grid, state: State, time: Tensor) -> Tensor:
+def cell(world: Board, state: State, time: Tensor) -> Tensor:
     """One-hot [P]: where the agent is."""
     return one_hot(state["agents"], world.size)
 
 
-def place(world: Grid, state: State, time: Tensor) -> Tensor:
+def place(world: Board, state: State, time: Tensor) -> Tensor:
     """[2]: row and column, from -1 to 1."""
     return 2.0 * world.spots[state["agents"]] - 1.0
 
 
-def heading(world: Grid, state: State, time: Tensor) -> Tensor:
+def heading(world: Board, state: State, time: Tensor) -> Tensor:
     """One-hot [4]: up, right, down, left; where agents turn."""
     return one_hot(state["heading"], 4)
 
 
-def clock(world: Grid, state: State, time: Tensor) -> Tensor:
+def clock(world: Board, state: State, time: Tensor) -> Tensor:
     """[1]: the share of the horizon that is over; of the attempt, where there are attempts."""
     passed = state["clock"] / world.inner if world.inner else time / world.horizon
     return passed[:, None, None].expand(-1, world.agents, 1)
 
 
-def whole_time(world: Grid, state: State, time: Tensor) -> Tensor:
+def whole_time(world: Board, state: State, time: Tensor) -> Tensor:
     """[1]: the share of the horizon that is over."""
     return (time / world.horizon)[:, None, None].expand(-1, world.agents, 1)
 
 
-def planes(world: Grid, state: State) -> Tensor:
+def planes(world: Board, state: State) -> Tensor:
     """bool [N, 1 + K, P]: walls, and where things of each kind are."""
     rows = len(state["places"])
     there = torch.where(state["places"] < 0, world.kinds * world.size, world.kind * world.size + state["places"])
@@ -55,20 +52,20 @@ def planes(world: Grid, state: State) -> Tensor:
     return torch.cat([state["walls"].unsqueeze(1), things], 1)
 
 
-def others(world: Grid, state: State) -> Tensor:
+def others(world: Board, state: State) -> Tensor:
     """bool [N, V, P]: where the other agents are."""
     at = one_hot(state["agents"], world.size)
     return at.sum(1, keepdim=True) > at
 
 
-def full_map(world: Grid, state: State, time: Tensor) -> Tensor:
+def full_map(world: Board, state: State, time: Tensor) -> Tensor:
     """Planes [P] of the agent, of the others (where there are any), of the walls and of each kind of things."""
     shared = planes(world, state).flatten(1).unsqueeze(1).expand(-1, world.agents, -1)
     parts = [cell(world, state, time).bool(), *([others(world, state)] if world.agents > 1 else []), shared]
     return torch.cat(parts, -1)
 
 
-def window(world: Grid, state: State, time: Tensor) -> Tensor:
+def window(world: Board, state: State, time: Tensor) -> Tensor:
     """Walls (the edge is one), the other agents and each kind of things within `sight` cells, planes [(2 sight + 1)^2]
     around the agent."""
     seen = planes(world, state).unsqueeze(1).expand(-1, world.agents, -1, -1)
@@ -80,7 +77,7 @@ def window(world: Grid, state: State, time: Tensor) -> Tensor:
     return torch.cat([seen, outside], -1).gather(-1, around).flatten(2)
 
 
-def goal(world: Grid, state: State, time: Tensor) -> Tensor:
+def goal(world: Board, state: State, time: Tensor) -> Tensor:
     """[2]: how far down and to the right the nearest thing that pays lies, in parts of the map; 0 if there is none."""
     pays = (world.worth * state["pay"] > 0) & (state["places"] >= 0)
     offset = _offset(world, state["agents"].unsqueeze(2), state["places"].unsqueeze(1))  # [N, V, M, 2]
@@ -93,17 +90,17 @@ def goal(world: Grid, state: State, time: Tensor) -> Tensor:
     return torch.where(pays.any(-1)[:, None, None], found, 0.0)
 
 
-def held(world: Grid, state: State, time: Tensor) -> Tensor:
+def held(world: Board, state: State, time: Tensor) -> Tensor:
     """[K]: 1 for each kind of which the agent holds one."""
     return world.holds(state)
 
 
-def last(world: Grid, state: State, time: Tensor) -> Tensor:
+def last(world: Board, state: State, time: Tensor) -> Tensor:
     """The action before, one-hot [A], and its reward [1]; zeros at a start, of an attempt too."""
     return torch.cat([one_hot(state["did"], world.actions + 1)[..., 1:], state["got"].unsqueeze(-1)], -1)
 
 
-def colors(world: Grid, state: State, time: Tensor) -> Tensor:
+def colors(world: Board, state: State, time: Tensor) -> Tensor:
     """One-hot [colors]: of the floor where the agent is; another one at random with probability `blur`."""
     color = world.color[state["agents"]]
     if world.blur:
@@ -113,18 +110,18 @@ def colors(world: Grid, state: State, time: Tensor) -> Tensor:
     return one_hot(color, world.colors)
 
 
-def noise(world: Grid, state: State, time: Tensor) -> Tensor:
+def noise(world: Board, state: State, time: Tensor) -> Tensor:
     """[noise]: numbers in [0, 1) that mean nothing and never repeat."""
     drawn = uniform(state["key"], time, world.agents * world.noise, Use.NOISE)
     return drawn.view(-1, world.agents, world.noise)
 
 
-def agent(world: Grid, state: State, time: Tensor) -> Tensor:
+def agent(world: Board, state: State, time: Tensor) -> Tensor:
     """One-hot [V]: which agent it is."""
     return one_hot(torch.arange(world.agents, device=time.device), world.agents).expand(len(time), -1, -1)
 
 
-def entities(world: Grid, state: State, time: Tensor) -> Tensor:
+def entities(world: Board, state: State, time: Tensor) -> Tensor:
     """Rows [2 + 1 + 1 + K + 4] of the other agents, then of each thing: how far down and to the right, whether it is
     there, whether it is an agent, its kind, its way; zeros where it is not there. `spec.info["entities"]` is their
     number and width."""
@@ -147,12 +144,12 @@ def entities(world: Grid, state: State, time: Tensor) -> Tensor:
     return torch.cat([there * part.to(torch.get_default_dtype()) for part in parts], -1).flatten(2)
 
 
-def _offset(world: Grid, here: Tensor, there: Tensor) -> Tensor:
+def _offset(world: Board, here: Tensor, there: Tensor) -> Tensor:
     """Rows and columns from one cell to the other, each in parts of the map, [..., 2]."""
     return world.spots[there] - world.spots[here]
 
 
-Part = Callable[["Grid", State, Tensor], Tensor]
+Part = Callable[[Board, State, Tensor], Tensor]
 
 PARTS: dict[str, Part] = {
     "cell": cell,
@@ -200,7 +197,7 @@ def around(rows: int, columns: int, reach: int) -> Tensor:
     return torch.where(inside, row * columns + column, rows * columns)
 
 
-def space(world: Grid) -> spaces.Space:
+def space(world: Board) -> spaces.Space:
     """The space of what is seen: [F], or [V, F] of several agents."""
     if world.parts == ("table",):
         if world.agents > 1:
@@ -215,7 +212,7 @@ def space(world: Grid) -> spaces.Space:
     return spaces.Box(-bound, bound, tuple(seen.shape[1:]), np.float32)
 
 
-def see(world: Grid, state: State, time: Tensor) -> Tensor | State:
+def see(world: Board, state: State, time: Tensor) -> Tensor | State:
     """The observations of all agents: [N, ...] in the space of `space`."""
     if world.parts == ("table",):
         return {"state": state["agents"].squeeze(1), "step": time}

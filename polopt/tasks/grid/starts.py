@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polopt.core.errors import UsageError
 from polopt.tasks.grid import paths
+from polopt.tasks.grid.board import Board
 from polopt.tasks.grid.layout import Use
 from polopt.tasks.luck import uniform
 from polopt.tasks.options import whole
 from polopt.tasks.simulated import State
 
-if TYPE_CHECKING:
-    from polopt.tasks.grid.world import Grid
-
 TRIES = 16
 
 
-def fixed(world: Grid, start: Any) -> Tensor | None:
+def fixed(world: Board, start: Any) -> Tensor | None:
     """The cells [V] where agents start, None where that is random.
 
     Raises UsageError, one sentence, if a start is a wall, if what is random finds no room, and if nothing is random and
@@ -47,7 +45,7 @@ def fixed(world: Grid, start: Any) -> Tensor | None:
     return found
 
 
-def free(world: Grid, walls: Tensor, places: Tensor, agents: Tensor | None) -> Tensor:
+def free(world: Board, walls: Tensor, places: Tensor, agents: Tensor | None) -> Tensor:
     """bool [..., P]: where there is no wall bool [..., P], thing int64 [..., M] or agent [..., V]."""
     full = places if agents is None else torch.cat([places, agents], -1)
     return ~walls & ~paths.one_hot(full, world.size)
@@ -64,7 +62,7 @@ def distinct(luck: Tensor, size: int) -> Tensor:
     return found
 
 
-def check(world: Grid, walls: Tensor, agents: Tensor, places: Tensor) -> None:
+def check(world: Board, walls: Tensor, agents: Tensor, places: Tensor) -> None:
     """Raises UsageError if something with a reward cannot be reached in one of these rows."""
     missing = paths.unreachable(world, walls, agents, places)
     if missing.any():
@@ -76,7 +74,7 @@ def check(world: Grid, walls: Tensor, agents: Tensor, places: Tensor) -> None:
         )
 
 
-def levels(world: Grid, draws: State) -> State:
+def levels(world: Board, draws: State) -> State:
     """What the level says of n rows, or else the world: tables [n, ...].
 
     Raises UsageError, one sentence, for a level of other names or shapes, and for probabilities that are none.
@@ -113,7 +111,7 @@ def levels(world: Grid, draws: State) -> State:
     return {name: draws[name].to(value.dtype) if name in draws else value for name, value in expanded.items()}
 
 
-def laid(world: Grid, draws: State) -> State:
+def laid(world: Board, draws: State) -> State:
     """ "walls" bool [n, P], "agents" int64 [n, V] and "places" int64 [n, M] of n rows, drawn where nothing says them.
 
     Raises UsageError, one sentence, where a level has no room, or is not `solvable` and nothing is drawn that could be.
@@ -132,7 +130,7 @@ def laid(world: Grid, draws: State) -> State:
     return found
 
 
-def _drawn(world: Grid, draws: State, attempt: int) -> State:
+def _drawn(world: Board, draws: State, attempt: int) -> State:
     """One draw of what is random; the last one is without blocks."""
     rows, key = len(draws["index"]), draws["key"]
     walls = draws["walls"].bool() if "walls" in draws else world.walls.expand(rows, -1)

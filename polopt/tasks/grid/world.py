@@ -14,18 +14,19 @@ from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Task
 from polopt.tasks.grid import paths, starts
 from polopt.tasks.grid import sight as views
+from polopt.tasks.grid.board import Board
 from polopt.tasks.grid.coverage import sensed, smooth
 from polopt.tasks.grid.layout import THINGS, WAYS, Use, read_map, read_things, rewards_of
 from polopt.tasks.grid.named import NAMED
 from polopt.tasks.luck import uniform
 from polopt.tasks.options import choice, flag, levels_of, number, share, whole
-from polopt.tasks.simulated import Simulated, State
+from polopt.tasks.simulated import State
 
 ACTIONS = {"compass": 4, "stay": 5, "turn": 3}
 NEVER = torch.iinfo(torch.int64).max
 
 
-class Grid(Simulated):
+class Grid(Board):
     """V agents on a map of R x C = P cells with M things. "grid/NAME" is one of `polopt.tasks.grid.named.NAMED`.
 
     Actions of an agent: "compass": 0 up, 1 right, 2 down, 3 left; "stay": also 4, to stay; "turn": 0 turn left, 1 turn
@@ -205,17 +206,13 @@ class Grid(Simulated):
         action = spaces.MultiDiscrete([self.actions] * self.agents) if team else spaces.Discrete(self.actions)
         return Spec(views.space(self), action, self.name, info, facts, agents=self.agents, shared=shared)
 
+    # The world
+
     @classmethod
     def make(cls, name: str, num: int, seed: int, evaluation: bool, **options: Any) -> Task:
         if name.startswith("grid/") and name not in cls.named:
             raise UsageError(f"there is no task '{name}'{nearest(name, cls.named)}")
         return super().make(name, num, seed, evaluation, **options)
-
-    def where(self, cell: int) -> tuple[int, int]:
-        """The row and the column of a cell."""
-        return divmod(cell, self.columns)
-
-    # The world
 
     def begin(self, draws: State) -> State:
         state = starts.levels(self, draws)
@@ -290,22 +287,6 @@ class Grid(Simulated):
             facts["rewards"] = rewards
         return state, rewards.sum(1), over, facts
 
-    def drifted(self, state: State) -> State:
-        """Things that move have moved one cell, and turned round where a wall was in the way."""
-        if "way" not in state:
-            return state
-        way, places = state["way"], state["places"].clamp(min=0)
-
-        def ahead(way: Tensor) -> tuple[Tensor, Tensor]:
-            cells = self.next[places, way.clamp(min=0)]
-            return cells, state["walls"].gather(1, cells) | (cells == places)
-
-        cells, blocked = ahead(way)
-        way = torch.where(blocked & (way >= 0), (way + 2) % 4, way)
-        cells, blocked = ahead(way)
-        moves = (way >= 0) & ~blocked & (state["places"] >= 0)
-        return {**state, "way": way, "places": torch.where(moves, cells, state["places"])}
-
     def _walked(self, state: State, action: Tensor) -> State:
         """The agents have turned or moved, where nothing is in the way."""
         state = dict(state)
@@ -316,20 +297,6 @@ class Grid(Simulated):
         target = self.next[state["agents"], way]
         state["agents"] = torch.where(self.blocked(state, target), state["agents"], target)
         return state
-
-    def blocked(self, state: State, target: Tensor) -> Tensor:
-        """bool [N, V]: the agents cannot enter these cells: walls, and doors whose key they do not hold."""
-        blocked = state["walls"].gather(1, target)
-        if self.doors:
-            shut = (self.key >= 0) & ~self.holds(state)[..., self.key.clamp(min=0)]  # [N, V, M]
-            blocked = blocked | (shut & (state["places"].unsqueeze(1) == target.unsqueeze(2))).any(-1)
-        return blocked
-
-    def holds(self, state: State) -> Tensor:
-        """bool [N, V, K]: which kinds of things each agent holds."""
-        who = torch.arange(self.agents, device=self.device).unsqueeze(1)
-        mine = state["taker"].unsqueeze(1) == who  # [N, V, M]
-        return (mine.unsqueeze(-1) & self.of_kind).any(2)
 
     def _touched(self, state: State) -> Tensor:
         """bool [N, V, M]: where things happen to which agents."""
