@@ -12,7 +12,9 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 from polopt.core.errors import UsageError
+from polopt.core.random import paired
 from polopt.core.spec import Spec
+from polopt.data.episodes import Episodes
 from polopt.methods.theory.martingale_td import (
     CTD,
     LeastSquares,
@@ -360,16 +362,38 @@ def test_a_task_that_is_no_diffusion():
 
 
 def test_it_reports_what_it_says():
-    with built("martingale-td") as method:
+    with built("martingale-td", discount_rate=0.5) as method:
+        value, discount = method.value, math.exp(-0.5 / 8)
+        assert method.discount == pytest.approx(discount)
+        value.weights = torch.randn(6)
         batch = method.collect()
-        _, known, change = increments(method.value, batch, 1.0)
-        _, vector = balance(method.value.phi(batch["obs"]), known, change)
-        loss = martingale_loss(known, 1.0, DT).item()
+        assert method.ledger.episodes == 4
+        phi, known, change = increments(value, batch, discount)
+        errors = torch.stack([known[:, t] + change[:, t] @ value.weights for t in range(8)], 1)
         found = method.update(batch)
-        assert found["martingale_loss"].item() == pytest.approx(loss)  # before the step
-        assert found["quadratic_variation"].item() == pytest.approx(known.square().sum(1).mean().item())
-        assert found["imbalance"].item() == pytest.approx(vector.norm().item())
-        assert method.value.updates == 1
+        assert found["martingale_loss"].item() == pytest.approx(martingale_loss(errors, discount, DT).item())
+        assert found["quadratic_variation"].item() == pytest.approx(errors.square().sum(1).mean().item())
+        imbalance = (phi * errors.unsqueeze(-1)).sum(1).mean(0)
+        assert found["imbalance"].item() == pytest.approx(imbalance.norm().item())
+        assert value.updates == 1
+
+
+def test_padding_of_a_diffusion_does_not_count():
+    value, batch = linear(), episodes()
+    shorter = batch.clone()
+    shorter["mask"][:, 6:] = False
+    shorter["reward"][:, 6:] = 0.0
+    for part in increments(value, shorter, 0.9):
+        assert part[:, 6:].abs().max() == 0
+    for part, whole in zip(increments(value, shorter, 0.9), increments(value, batch, 0.9)):
+        assert torch.equal(part[:, :6], whole[:, :6])
+
+
+def test_everything_is_in_double_precision():
+    torch.set_default_dtype(torch.float32)
+    with built("martingale-td", Plain) as method:
+        method.update(method.collect())
+        assert {buffer.dtype for buffer in method.value.buffers()} == {torch.float64}
 
 
 def test_it_is_judged_by_fresh_episodes_of_the_policy_as_it_acts():
@@ -380,7 +404,14 @@ def test_it_is_judged_by_fresh_episodes_of_the_policy_as_it_acts():
         assert set(one) == {"martingale_loss", "return", "length"}  # nobody knows the value of this policy
         method.value.weights = torch.randn(6)
         assert method.evaluate(task, 20)["return"] == one["return"]
-        assert method.evaluate(task, 20)["martingale_loss"] != one["martingale_loss"]
+        two = method.evaluate(task, 20)["martingale_loss"]
+        assert two != one["martingale_loss"]
+        assert two != method.evaluate(task, 10)["martingale_loss"]
+        with paired():
+            batch = Episodes(task, starts=range(20)).next(method.policy)
+        future = batch["reward"].flip(1).cumsum(1).flip(1)
+        loss = (future - method.value(batch["obs"])).square().sum(1).mean() * DT / 2
+        assert two == pytest.approx(loss.item())
         with torch.no_grad():
             for parameter in method.policy.parameters():
                 parameter.fill_(0.5)  # acts otherwise
@@ -397,6 +428,14 @@ def test_the_error_of_the_value_where_it_is_known():
         assert method.evaluate(task, 5)["value_error"] == pytest.approx(expected)
     with built("martingale-td", Plain, discount_rate=0.1) as method:
         assert "value_error" not in method.evaluate(plan("martingale-td", Plain).make_task(1, 3), 2)
+
+
+def test_on_a_task_that_is_no_diffusion_nobody_knows_the_value():
+    with built("martingale-td", "CartPole-v1") as method:
+        method.update(method.collect())
+        scores = method.evaluate(plan("martingale-td", "CartPole-v1").make_task(1, 3), 3)
+        assert set(scores) == {"martingale_loss", "return", "length"}
+        assert scores["return"] == scores["length"]
 
 
 def test_it_trains_no_policy():
