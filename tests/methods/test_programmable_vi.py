@@ -135,6 +135,27 @@ def test_must_3_the_drawn_auxiliary_choice_counts_when_simulating(x, monkeypatch
     assert simulate(Expectation(1), Hidden(), program, OBS, 1)[1].exp().item() == pytest.approx(given[1.0])
 
 
+def test_must_3_every_fresh_auxiliary_choice_counts_once(monkeypatch):
+    """Of three, u = 1 with the drawn x = 1, and fresh 0 and 1: (0.7 + 0.2 + 0.7) / 3."""
+    program = Program(("x",), gaussian, lambda obs: {}, {})
+    forced(monkeypatch, 1.0, 1.0, [[0.0], [1.0]])
+    found = simulate(Expectation(1), Hidden(), program, OBS, 3)[1].exp().item()
+    assert found == pytest.approx((0.7 + 0.2 + 0.7) / 3)
+
+
+def test_strategies_are_those_of_fresh_auxiliary_choices_too():
+    said = []
+
+    class Noted(Expectation):
+        def sample(self, distribution, strategy, baseline=None):
+            said.append((strategy, baseline))
+            return super().sample(distribution, strategy, baseline)
+
+    program = Program(("x",), gaussian, lambda obs: {}, {})
+    simulate(Noted(1), Hidden(), program, OBS, 2, strategies={"u": "measure-valued"}, baseline=0.5)
+    assert said == [("measure-valued", None), ("reinforce", 0.5), ("measure-valued", None)]
+
+
 @pytest.mark.parametrize("x", [0.0, 1.0])
 def test_must_3_all_auxiliary_choices_are_fresh_when_scoring(x, monkeypatch):
     """E q^(x) = q(x), for two fresh u."""
@@ -221,6 +242,34 @@ def test_must_4_the_baseline_is_the_mean_of_what_was_before():
         method.objective = noted
         found = [method.update(method.collect())["objective"].item() for _ in range(3)]
         assert seen == pytest.approx([0.0, found[0], 0.75 * found[0] + 0.25 * found[1]])
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_must_4_the_baseline_is_used_where_it_is_asked_for(baseline):
+    """The gradients of both runs at the same draws, beside those with the mean 3 put in by hand."""
+    with built("programmable-vi", "mixture", baseline=baseline) as method:
+        method.mean.update(torch.tensor(3.0))
+        slopes = []
+        for objective in (
+            method.objective,
+            lambda run, obs: bound(
+                run,
+                method.policy.guide,
+                method.program,
+                obs,
+                1,
+                1,
+                strategies={"x": "reinforce"},
+                baseline=3.0 if baseline else None,
+            ),
+        ):
+            torch.manual_seed(0)
+            run = Expectation(8)
+            value = run.values(objective(run, OBS.expand(8, 1))).mean()
+            slopes.append(
+                torch.cat([part.reshape(-1) for part in torch.autograd.grad(value, [*method.policy.parameters()])])
+            )
+        torch.testing.assert_close(*slopes)
 
 
 def test_must_4_a_baseline_changes_the_noise_and_not_the_value():
@@ -338,6 +387,12 @@ def test_an_update_is_one_step_on_the_surrogate():
         assert found["objective"].item() == pytest.approx(value.item())
         for one, other in zip(method.policy.parameters(), expected):
             torch.testing.assert_close(one, other)
+
+
+def test_the_learning_rate_follows_its_schedule():
+    with built("programmable-vi", lr=0.5, lr_schedule="linear") as method:
+        method.progress = 0.75
+        assert method.optimizer.rate == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize("preset", ["elbo", "iwelbo", "hvi", "iwhvi", "diwhvi"])
