@@ -97,6 +97,14 @@ class TabularMDP:
         return policy
 
 
+def known_mdp(spec: Spec, by: str) -> TabularMDP:
+    """The model of a tabular task. Raises UsageError, one sentence that names the method, for other tasks."""
+    mdp = spec.info.get("mdp")
+    if not isinstance(mdp, TabularMDP):
+        raise UsageError(f"{by} plans in a table: it needs a tabular task, which {spec.name} is not")
+    return mdp
+
+
 class TabularTask(Task):
     """Episodes of a TabularMDP: `spec.info["mdp"]` is the model.
 

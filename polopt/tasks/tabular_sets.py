@@ -229,6 +229,19 @@ class LinearMDP(TabularMDP):
         super().__init__(self.features @ self.factors, self.features @ self.weights, horizon, start)
 
 
+def features_of(mdp: TabularMDP) -> Tensor:
+    """phi [S, A, d]: those of a linear MDP; of others one for each pair, d = S A."""
+    pairs = mdp.states * mdp.actions
+    eye = torch.eye(pairs, dtype=torch.float64).reshape(mdp.states, mdp.actions, pairs)
+    return mdp.features if isinstance(mdp, LinearMDP) else eye
+
+
+def ended(mdp: TabularMDP) -> Tensor:
+    """bool [S]: the states that no action leaves or is paid in."""
+    stays = mdp.transition.diagonal(dim1=1, dim2=3)  # [H, A, S]
+    return (stays > 1 - 1e-9).all(0).all(0) & (mdp.reward == 0).all(-1).all(0)
+
+
 def off_dynamics(shift: float = 0.0, horizon: int = 3, strength: float = 0.125) -> LinearMDP:
     """A safe path beside a risky jump, after the off-dynamics MDP of Liu and Xu 2024 (arXiv 2402.15399).
 

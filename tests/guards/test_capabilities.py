@@ -181,6 +181,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
     if issubclass(registry.load(name), LanguageMethod) or name in (
         "stepmix",
         "epsmix",
+        "dcppo",
         "programmable-vi",
     ):  # of a model
         assert one_sentence(refusal), refusal

@@ -17,8 +17,10 @@ from polopt.tasks.tabular_sets import (
     discounted_occupancy,
     discounted_optimal,
     discounted_value,
+    ended,
     exit_mdp,
     expectation,
+    features_of,
     finite_optimal,
     finite_value,
     off_dynamics,
@@ -243,6 +245,26 @@ def test_who_leaves_has_left() -> None:
     assert mdp.reward[:, 3].eq(0).all()
     assert mdp.reward[:, :3, 1].gt(0).all()
     assert not torch.equal(mdp.reward, exit_mdp(states=3, actions=2, horizon=4, mdp_seed=2).reward)
+
+
+def test_features_are_those_of_a_linear_mdp_or_of_pairs() -> None:
+    mdp, linear = random_mdp(3, 2, 2), off_dynamics()
+    assert features_of(linear) is linear.features
+    phi = features_of(mdp)
+    assert phi.shape == (3, 2, 6)
+    assert torch.equal(phi.flatten(0, 1), torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(phi @ mdp.transition[1].reshape(6, 3), mdp.transition[1])
+
+
+def test_what_pays_or_is_left_is_no_end() -> None:
+    assert ended(off_dynamics()).tolist() == [False, False, False, True, False]  # the goal pays
+    assert ended(exit_mdp(3, 2, 4)).tolist() == [False, False, False, True]
+    stays = torch.eye(2).unsqueeze(1).repeat(2, 1, 2, 1)  # [H, S, A, S]
+    reward = torch.zeros(2, 2, 2)
+    assert ended(TabularMDP(stays, reward, 2)).all()
+    reward[1, 0, 1] = -1.0
+    stays[0, 1, 0] = torch.tensor([0.5, 0.5])
+    assert not ended(TabularMDP(stays, reward, 2)).any()
 
 
 def test_they_are_tasks_by_name() -> None:

@@ -42,12 +42,11 @@ from torch import Tensor
 from polopt.bases.method import Limit, Method, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
-from polopt.core.errors import UsageError
 from polopt.data.rollouts import Rollouts
 from polopt.models.tabular import TabularModel
 from polopt.policies.tabular import TabularMixture, noisy_table, soft_table
 from polopt.tasks.base import Task
-from polopt.tasks.tabular import TabularMDP
+from polopt.tasks.tabular import known_mdp
 from polopt.values.confidence import BONUSES, lower_values, optimistic_plan, scaled
 
 ROUNDING = 1e-12  # of a value in float64
@@ -150,9 +149,7 @@ class Conservative(Method):
 
     def build(self, task: Task) -> None:
         config = self.config
-        if "mdp" not in self.spec.info:
-            raise UsageError(f"{self.slug} plans in a table: it needs a tabular task, which {self.spec.name} is not")
-        self.mdp: TabularMDP = self.spec.info["mdp"]
+        self.mdp = known_mdp(self.spec, self.slug)
         self.policy = TabularMixture(self.spec, components=2)
         self.model = TabularModel(self.mdp.horizon, self.mdp.states, self.mdp.actions)
         self.source = Rollouts(task, self.mdp.horizon, self.ledger)
