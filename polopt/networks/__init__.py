@@ -29,8 +29,10 @@ class Network(Config):
     init: str = param("default", "polopt", choices=("default", "orthogonal"), help="orthogonal: gain sqrt(2), bias 0")
     dropout: float = param(0.0, "polopt", low=0, below=1, help="after each hidden activation, only where it is trained")
     head_gain: float = param(1.0, "polopt", low=0, help="initial scale of a policy's last layer; critics use 1")
-    recurrent: str = param("none", "polopt", choices=("none", "gru"))
-    recurrent_size: int = param(64, "polopt", low=1, help="size of the hidden state")
+    recurrent: str = param(
+        "none", "polopt", choices=("none", "gru", "clock"), help="clock: it counts the decisions of an episode"
+    )
+    recurrent_size: int = param(64, "polopt", low=1, help="size of the hidden state, or of the vector that tells time")
     encoder: str = param("auto", "polopt", choices=("auto", "nature-cnn", "flat"), help="auto: uint8 images by a CNN")
     make: Callable[[int, int], Any] | None = param(
         None, "polopt", help="your own trunk: make(inputs, outputs) -> module; replaces the hidden layers"

@@ -44,7 +44,7 @@ class FeedForward(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A network with memory: features -> GRU -> trunk. The hidden state [..., H] is zero when an episode begins."""
+    """A network with memory: features -> core -> trunk. The hidden state [..., H] is zero when an episode begins."""
 
     recurrent = True
 
@@ -52,7 +52,7 @@ class Recurrent(nn.Module):
         self,
         space: gymnasium.Space,
         encoder: Encoder,
-        core: GRU,
+        core: GRU | Clock,
         trunk: nn.Module,
         normalizer: Normalizer | None = None,
     ) -> None:
@@ -69,19 +69,20 @@ class Recurrent(nn.Module):
 
     def new_hidden(self, obs: Obs) -> Tensor:
         """The hidden state [..., H] before the first step, for observations with these leading dimensions."""
-        weight = self.core.weight_hidden
-        return weight.new_zeros(*leading_shape(self.space, obs), self.hidden_size)
+        return self.core.like.new_zeros(*leading_shape(self.space, obs), self.hidden_size)
 
     def step(self, obs: Obs, hidden: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step: `hidden` [..., H] before -> outputs [..., outputs] and the hidden state after."""
-        hidden = self.core.step(self.features(obs), hidden)
-        return self.trunk(join(hidden, extra)), hidden
+        features = self.features(obs)
+        hidden = self.core.step(features, hidden)
+        return self.trunk(join(self.core.read(features, hidden), extra)), hidden
 
     def unroll(self, obs: Obs, hidden: Tensor, first: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A window: obs [..., T, *shape], `hidden` [..., H] before its first column, `first` [..., T] True where an
         episode begins -> outputs [..., T, outputs] and the hidden states [..., T, H] after each step."""
-        states = self.core(self.features(obs), hidden, first)
-        return self.trunk(join(states, extra)), states
+        features = self.features(obs)
+        states = self.core(features, hidden, first)
+        return self.trunk(join(self.core.read(features, states), extra)), states
 
     def forward(self, obs: Obs, hidden: Tensor, first: Tensor, extra: Tensor | None = None) -> Tensor:
         """The outputs of `unroll`."""
@@ -96,7 +97,7 @@ class GRU(nn.Module):
 
     def __init__(self, inputs: int, size: int, init: str = "default") -> None:
         super().__init__()
-        self.size = size
+        self.size = self.outputs = size
         bound = 1.0 / math.sqrt(size)
         self.weight_input = nn.Parameter(torch.empty(3 * size, inputs).uniform_(-bound, bound))
         self.weight_hidden = nn.Parameter(torch.empty(3 * size, size).uniform_(-bound, bound))
@@ -108,6 +109,15 @@ class GRU(nn.Module):
                     nn.init.orthogonal_(gate)
             nn.init.zeros_(self.bias_input)
             nn.init.zeros_(self.bias_hidden)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype, and on the device, of hidden states."""
+        return self.weight_hidden
+
+    def read(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """What the trunk reads [..., outputs]: the hidden state after the step."""
+        return hidden
 
     def step(self, x: Tensor, hidden: Tensor) -> Tensor:
         """x [..., inputs], hidden [..., H] -> the next hidden state [..., H]."""
@@ -133,6 +143,41 @@ class GRU(nn.Module):
         ).chunk(3, -1)
         proposal = torch.tanh(candidate + torch.sigmoid(reset + hidden_reset) * hidden_candidate)
         return torch.lerp(proposal, hidden, torch.sigmoid(update + hidden_update))
+
+
+class Clock(nn.Module):
+    """Counts the decisions of an episode, from 1: what a policy must know where the best action depends on the time.
+
+    The hidden state [..., 1] is the count. The trunk reads the features beside the sine and cosine of the count at
+    `size` // 2 speeds, from 1 radian a decision to about 1/1000 (after Vaswani et al. 2017, arXiv 1706.03762). There
+    are no weights.
+    """
+
+    speeds: Tensor
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        half = max(size // 2, 1)
+        self.size, self.outputs = 1, inputs + 2 * half
+        self.register_buffer("speeds", 1000.0 ** -(torch.arange(half) / max(half - 1, 1)), persistent=False)
+
+    @property
+    def like(self) -> Tensor:
+        return self.speeds
+
+    def read(self, x: Tensor, hidden: Tensor) -> Tensor:
+        angle = hidden * self.speeds
+        return torch.cat([x, angle.sin(), angle.cos()], -1)
+
+    def step(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """x [..., inputs], hidden [..., 1] -> the next hidden state [..., 1]."""
+        return hidden + 1.0
+
+    def forward(self, x: Tensor, hidden: Tensor, first: Tensor) -> Tensor:
+        """x [..., T, inputs], hidden [..., 1] before the window, first [..., T] -> hidden states [..., T, 1]."""
+        place = torch.arange(1, first.shape[-1] + 1, device=first.device)
+        begun = torch.where(first, place, 0).cummax(-1).values  # the place of the last beginning, 0 if there is none
+        return torch.where(begun > 0, place - begun + 1.0, place + hidden).unsqueeze(-1)
 
 
 def join(features: Tensor, extra: Tensor | None) -> Tensor:
@@ -178,9 +223,12 @@ def build(
 ) -> FeedForward | Recurrent:
     """What `Network.build` returns; see there."""
     encoder = make_encoder(space, config.encoder, config.init)
-    memory = config.recurrent == "gru"
-    inputs = (config.recurrent_size if memory else encoder.size) + inputs_extra
-    core = GRU(encoder.size, config.recurrent_size, config.init) if memory else None
+    core: GRU | Clock | None = None
+    if config.recurrent == "gru":
+        core = GRU(encoder.size, config.recurrent_size, config.init)
+    elif config.recurrent == "clock":
+        core = Clock(encoder.size, config.recurrent_size)
+    inputs = (encoder.size if core is None else core.outputs) + inputs_extra
     trunk: nn.Module
     if config.make is None:
         trunk = (ResidualMLP if config.blocks == "residual" else MLP)(

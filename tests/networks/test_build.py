@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from polopt.core.errors import UsageError
 from polopt.networks import Network
-from polopt.networks.build import GRU, FeedForward, Recurrent
+from polopt.networks.build import GRU, Clock, FeedForward, Recurrent
 from polopt.networks.layers import ResidualMLP
 from polopt.networks.normalizer import Normalizer
 
@@ -122,11 +123,11 @@ def test_image_ensemble_shares_one_encoder():
 
 
 def test_networks_work_in_float64(float64):
-    for network in (Network(normalization="layer"), Network(recurrent="gru")):
+    for network in (Network(normalization="layer"), Network(recurrent="gru"), Network(recurrent="clock")):
         net = network.build(VECTOR, 2, normalizer=Normalizer(VECTOR))
         assert all(parameter.dtype == torch.float64 for parameter in net.parameters())
-        obs, hidden, first = torch.randn(2, 5, 3), torch.zeros(2, 64), torch.zeros(2, 5, dtype=torch.bool)
-        out = net(obs, hidden, first) if net.recurrent else net(obs)
+        obs, first = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+        out = net(obs, net.new_hidden(obs[:, 0]), first) if net.recurrent else net(obs)
         assert out.dtype == torch.float64
     image = Network(sizes=(4,)).build(spaces.Box(0, 255, (36, 36), np.uint8), 2)
     assert image(torch.zeros(36, 36, dtype=torch.uint8)).dtype == torch.float64
@@ -149,13 +150,28 @@ def test_orthogonal_gru():
     assert (core.bias_input == 0).all()
 
 
+def test_clock_by_hand(float64):
+    """An episode that goes on, and one that begins at the third column; two speeds, 1 and 1/1000."""
+    core = Clock(1, 5)
+    assert (core.size, core.outputs) == (1, 5)
+    first = torch.tensor([[False] * 4, [False, False, True, False]])
+    states = core(torch.zeros(2, 4, 1), torch.tensor([[3.0], [7.0]]), first)
+    assert states[..., 0].tolist() == [[4, 5, 6, 7], [8, 9, 1, 2]]
+    read = core.read(torch.tensor([[0.5]]), torch.tensor([[7.0]]))[0].tolist()
+    assert read == pytest.approx([0.5, math.sin(7), math.sin(0.007), math.cos(7), math.cos(0.007)])
+    assert Clock(3, 1).outputs == 5
+    assert not [*core.parameters()]
+    assert core.state_dict() == {}
+
+
+@pytest.mark.parametrize(("recurrent", "size"), [("gru", 5), ("clock", 1)])
 @given(lead=st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple), seed=st.integers(0, 99))
-def test_window_equals_steps_with_resets(lead, seed):
+def test_window_equals_steps_with_resets(recurrent, size, lead, seed):
     torch.manual_seed(seed)
-    net = Network(sizes=(8,), recurrent="gru", recurrent_size=5).build(VECTOR, 2, inputs_extra=1)
+    net = Network(sizes=(8,), recurrent=recurrent, recurrent_size=5).build(VECTOR, 2, inputs_extra=1)
     obs, extra = torch.randn(*lead, 7, 3), torch.randn(*lead, 7, 1)
     first = torch.rand(*lead, 7) < 0.3
-    hidden = start = torch.randn(*lead, 5)
+    hidden = start = torch.randn(*lead, size)
     outputs, states = net.unroll(obs, start, first, extra)
     assert outputs.shape == (*lead, 7, 2)
     for t in range(7):
@@ -164,7 +180,7 @@ def test_window_equals_steps_with_resets(lead, seed):
         torch.testing.assert_close(outputs[..., t, :], output, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(states[..., t, :], hidden, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(net(obs, start, first, extra), outputs)
-    assert net.new_hidden(obs[..., 0, :]).shape == (*lead, 5)
+    assert net.new_hidden(obs[..., 0, :]).shape == (*lead, size)
 
 
 def test_no_gradient_flows_across_the_start_of_an_episode():

@@ -21,7 +21,9 @@ The baseline of the others does not depend on the episode, so the gradient stays
 Departs from the paper in: an episode that the clock cuts counts as if it had ended; Adam unless `--optimizer sgd`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,12 +96,13 @@ class Reinforce(Method):
 
     slug = "reinforce"
     requires = (Scores,)
-    headline = ("entropy",)
+    headline: ClassVar[tuple[str, ...]] = ("entropy",)
     trains_on = "tasks with episodes that end"
     metrics = {
         "policy_loss": "minus advantage times log pi | its level means nothing",
         "entropy": "of the policy, in nats | falls slowly",
     }
+    credits: ClassVar[Mapping[str, Callable[[Tensor, float, Tensor], Tensor]]] = CREDITS
     default_steps = 200_000
     no_limit = "the family begins here; tests compare its gradient with the exact one, over all paths of a small MDP"
     smoke = Smoke("CartPole-v1", 200, {"envs": 2, "episodes": 4, "network.sizes": (16,)})
@@ -116,6 +119,11 @@ class Reinforce(Method):
             kind=config.optimizer,
         )
 
+    @property
+    def entropy_coefficient(self) -> float | Tensor:
+        """Of this update."""
+        return self.config.entropy_coefficient
+
     def rewards(self, batch: Batch) -> Tensor:
         """What decisions are credited with, [R, T]; for methods that learn from another reward than the task's."""
         return batch["reward"]
@@ -127,7 +135,7 @@ class Reinforce(Method):
         mask, batch["share"] = batch["mask"], batch["weight"]
         if config.average_over == "episodes":
             batch["weight"] = token_weights(mask, "sum")
-        batch["returns"] = CREDITS[config.credit](self.rewards(batch), config.discount, mask)
+        batch["returns"] = self.credits[config.credit](self.rewards(batch), config.discount, mask)
         batch["advantage"] = over_baseline(batch["returns"], mask, config.baseline)
         if config.standardize:
             batch["advantage"] = standardize(batch["advantage"], mask)
@@ -138,7 +146,7 @@ class Reinforce(Method):
         loss = policy_gradient(log_prob, ratio(log_prob, "current"), batch["advantage"], batch["weight"])
         bonus = decision_mean(entropy, batch["weight"])
         metrics = {"policy_loss": loss, "entropy": decision_mean(entropy, batch["share"])}
-        return loss - self.config.entropy_coefficient * bonus, metrics
+        return loss - self.entropy_coefficient * bonus, metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         return self.optimizer.minimize(self.policy_loss, self.evaluate_episodes(batch))

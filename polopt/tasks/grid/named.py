@@ -45,6 +45,19 @@ FOUR_ROOMS = (
 )
 """Sutton, Precup and Singh 1999, figure 2."""
 
+ITEMS = (
+    "fcbafae.c.eabca",
+    "afaeacbbbddfdcc",
+    "abffSffefeabacf",
+    "eca.bebaaa.dbee",
+    "dbfedadedfbddf.",
+    ".cea.c.ddaec.b.",
+    "deeaeeeddbcdcf.",
+)
+"""Six kinds of items in numbers like those of Prajapat et al. 2024 (arXiv 2307.13372), who drew other places."""
+
+MOST = {"a": 3, "b": 2, "c": 3, "d": 4, "e": 6, "f": 3}
+
 SMALL = {"things": THINGS, "obs": "map,held", "moves": "stay", "horizon": 20}
 """Four kinds of tasks with one kind of observation and the same actions: goal, key and door, cliff, coins."""
 
@@ -67,6 +80,14 @@ NAMED: dict[str, dict[str, Any]] = {
         "obs": "cell,time",
         "moves": "stay",
         "horizon": 25,
+        "finite": True,
+    },
+    "grid/items": {
+        "map": ITEMS,
+        "things": {letter: Thing(reward=1.0, taken=True, most=most) for letter, most in MOST.items()},
+        "obs": "cell,time",
+        "moves": "stay",
+        "horizon": 39,
         "finite": True,
     },
     "grid/darkroom": {
