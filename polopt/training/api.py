@@ -13,7 +13,7 @@ from polopt import registry
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
-from polopt.core.state import find, restore
+from polopt.core.state import find, gather, restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
@@ -331,7 +331,9 @@ def _initialize(method: Method, folder: Path) -> None:
         raise UsageError(f"--init {folder} has no checkpoint")
     state = _renamed(_method_state(run.checkpoints.load(steps[-1])), _learns(run.config["method"]), method.learns)
     used = restore(method, state, strict=False)
-    if not any(state[path].dim() > 1 for path in used):  # a bias or two fits almost anywhere
+    theirs, own = ({path for path in each if path.startswith(f"{method.learns}.")} for each in (state, gather(method)))
+    # A bias or two fits almost anywhere, but a whole policy may be no more than that.
+    if not any(state[path].dim() > 1 for path in used) and not (own and theirs == own == own.intersection(used)):
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
     for path in state:
         if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:

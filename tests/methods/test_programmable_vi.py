@@ -16,6 +16,7 @@ from polopt.losses.estimator import policy_gradient, ratio
 from polopt.losses.expectations import Expectation, Sampling
 from polopt.methods.theory.programmable_vi import bound, density, simulate, wake
 from polopt.tasks.programs import Cone, Mixture, Program, ProgramTask, normal
+from polopt.training import api
 from tests.guards.harness import advance, built, plan
 
 MUST = 4
@@ -196,6 +197,23 @@ def test_without_auxiliary_choices_their_particles_do_not_matter():
     torch.testing.assert_close(one, Normal(0.3, 1.0).log_prob(values["x"]))
 
 
+class Aside(nn.Module):
+    """An auxiliary choice that says nothing of x ~ N(0.3, 1)."""
+
+    def forward(self, at, obs):
+        at("u", Bernoulli(torch.tensor(0.3)), "reinforce")
+        at("x", normal(0.3, 1.0))
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3])
+def test_auxiliary_choices_that_say_nothing_change_nothing(inner):
+    run = Expectation(4)
+    values, log_q = simulate(run, Aside(), PROGRAM, OBS, inner)
+    expected = Normal(0.3, 1.0).log_prob(values["x"])
+    torch.testing.assert_close(log_q, expected)
+    torch.testing.assert_close(density(run, Aside(), PROGRAM, OBS, values, inner), expected)
+
+
 def test_must_1_reinforce_everywhere_is_reinforce():
     """A bound of choices that are constants is a return: the gradient is that of the policy-gradient loss."""
     guide = Plain(strategy="reinforce")
@@ -310,6 +328,45 @@ def test_wake_weighs_constants():
     assert slopes[1].item() == pytest.approx((share * (x - 0.2)).sum().item())
 
 
+class Shifted(nn.Module):
+    """x ~ N(u, 1) with an auxiliary coin u."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(0.4))
+
+    def forward(self, at, obs):
+        at("x", normal(at("u", Bernoulli(logits=self.logit), "reinforce"), 1.0))
+
+
+def test_wake_weighs_by_drawn_and_scores_by_fresh_auxiliary_choices():
+    """Both of as many as were asked for, in the method too."""
+    program = Program(("x",), gaussian, lambda obs: {"z": obs[..., 0]}, {"shifted": Shifted})
+
+    class Shifting(ProgramTask):
+        datum = (0.5,)
+
+        def __init__(self, *args, **rest):
+            self.program = program
+            super().__init__(*args, **rest)
+
+    settings = {"strategies": {}, "objective": "wake", "particles": 3, "auxiliary_particles": 4}
+    with built("programmable-vi", Shifting, **settings) as method:
+        guide = method.policy.guide
+        torch.manual_seed(0)
+        found = method.objective(Expectation(6), OBS.expand(6, 1))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        side = Bernoulli(logits=guide.logit).expand((3, 6)).sample()
+        x = Normal(side, 1.0).sample()
+        sides = torch.cat([side[None], Bernoulli(logits=guide.logit).expand((3, 3, 6)).sample()])
+        joint = Normal(0.0, 1.0).log_prob(x) + Normal(x, 1.0).log_prob(torch.tensor(0.5))
+        share = joint.exp() / Normal(sides, 1.0).log_prob(x).exp().mean(0)
+        fresh = Bernoulli(logits=guide.logit).expand((4, 3, 6)).sample()
+        log_q = Normal(fresh, 1.0).log_prob(x).exp().mean(0).log()
+    torch.testing.assert_close(found.detach(), (share / share.sum(0) * (log_q + joint)).sum(0))
+
+
 # The method
 
 
@@ -364,6 +421,54 @@ def test_it_reaches_the_evidence_where_the_guide_can(side):
         assert after["return"] > before["return"]
 
 
+class Told(nn.Module):
+    """x ~ N(2 z, 0.1) or N(2 z + 1, 0.1), by an auxiliary coin."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, at, obs):
+        at("x", normal(self.slope * obs[..., 0] + at("u", Bernoulli(torch.tensor(0.5)), "reinforce"), 0.1))
+
+
+class Numbered(ProgramTask):
+    """Of start number i the data are i and 0."""
+
+    datum = (0.0, 0.0)
+
+    def __init__(self, *args, **rest):
+        self.program = Program(
+            ("x",), gaussian, lambda obs: {"z": obs[..., 0]}, {"told": Told}, evidence=lambda obs: 3 * obs[..., 0]
+        )
+        super().__init__(*args, **rest)
+
+    def draw(self, generator, index):
+        return {"data": torch.tensor([float(index), 0.0])}
+
+
+@pytest.mark.parametrize("inner", [1, 4])
+def test_an_evaluation_is_of_the_data_of_each_start(inner):
+    """log p(x, z) at x = 2 z (+ 1) is -(x^2 + (z - x)^2) / 2 - log 2 pi, beside which log q is small."""
+    with built("programmable-vi", Numbered, strategies={}, auxiliary_particles=inner) as method:
+        found = method.evaluate(plan("programmable-vi", Numbered, strategies={}).make_task(1, 40), 40)
+        z = torch.arange(40.0)
+        joint = torch.stack([-((2 * z + u) ** 2 + (z + u) ** 2) / 2 for u in (0, 1)]).mean() - math.log(2 * math.pi)
+        assert found["bound"] == pytest.approx(joint.item(), rel=0.03)
+        assert found["bound"] + found["gap"] == pytest.approx(3 * 19.5)
+
+
+def test_an_evaluation_has_as_many_particles_as_training():
+    """Of the ring on the cone, beside as many draws of its own bound; a standard error is 0.12."""
+    task, obs = Cone(), torch.tensor([[5.0]])
+    for preset, many in (("hvi", (1, 1)), ("iwhvi", (1, 5)), ("diwhvi", (5, 5))):
+        with built("programmable-vi", "cone", preset=preset, strategies={}) as method, torch.no_grad():
+            method.policy.guide.log_std.fill_(-2.5)
+            found = method.evaluate(plan("programmable-vi", "cone").make_task(1, 1000), 1000)["bound"]
+            expected = bound(Sampling(4000), method.policy.guide, task.program, obs, *many).mean()
+        assert found == pytest.approx(expected.item(), abs=0.5)
+
+
 def test_it_acts_by_its_guide():
     with built("programmable-vi", "mixture") as method:
         record, carry = method.policy.act(torch.full((50, 1), 0.5))
@@ -401,9 +506,10 @@ def test_presets_are_those_of_the_cone(preset):
         start = {"elbo": [0, 0, 1, 1], "iwelbo": [3, 0, 1, 1]}.get(preset, [0, 0])
         assert torch.cat([parameter.detach() for parameter in method.policy.guide.parameters()]).tolist() == start
         assert math.isfinite(method.update(method.collect())["objective"].item())
-    config = plan("programmable-vi", "cone", preset=preset, strategies={}).config
+    config = api.plan("programmable-vi", "cone", preset=preset).config
     counts = {"iwelbo": (5, 1), "iwhvi": (1, 5), "diwhvi": (5, 5)}.get(preset, (1, 1))
     assert (config.particles, config.auxiliary_particles) == counts
+    assert config.envs == (1 if preset == "iwelbo" else 64)  # the released IWELBO takes one run per update
 
 
 class Forgetful(ProgramTask):

@@ -181,6 +181,17 @@ def test_every_way_to_choose_a_network(network, tmp_path):
     polopt.resume(run.folder, network=network, extend=48)
 
 
+def test_a_policy_without_matrices_starts_another_run_when_all_of_it_fits(tmp_path):
+    """A guide of a program is a mean and a deviation; another guide has one of the two."""
+    common = {"steps": 1, "envs": 2, "eval_episodes": 2, "loggers": ()}
+    first = polopt.train("programmable-vi", "cone", out=tmp_path / "first", **common)
+    second = polopt.train("programmable-vi", "cone", out=tmp_path / "second", lr=1e-12, init=first.folder, **common)
+    torch.testing.assert_close(weights(second.folder), weights(first.folder))
+    for task, guide in (("cone", "ring"), ("mixture", "sides")):
+        with pytest.raises(UsageError, match="nothing there has the names and shapes of this run"):
+            polopt.train("programmable-vi", task, guide=guide, out=tmp_path / guide, init=first.folder, **common)
+
+
 def test_starting_from_another_run(tmp_path):
     first = train("ppo", tmp_path / "first")
     second = train("ppo", tmp_path / "second", seed=9, steps=16, lr=1e-12, init=first.folder)

@@ -71,7 +71,8 @@ def simulate(
         with run.plate(particles - 1):
             others = Choices(run, values, **how)
             guide(others, obs)
-        rest = log_mean_exp(others.density(*program.latents), particles - 1) + math.log(particles - 1)
+            found = others.density(*program.latents).broadcast_to((*run.plates, *run.shape))
+        rest = log_mean_exp(found, particles - 1) + math.log(particles - 1)
         log_q = torch.logaddexp(log_q, rest) - math.log(particles)
     return values, log_q
 
@@ -83,8 +84,10 @@ def density(
     with run.plate(particles):
         at = Choices(run, values)
         guide(at, obs)
-    found = at.density(*program.latents)
-    return log_mean_exp(found, particles) if has_auxiliary(at, program) else found
+        found = at.density(*program.latents)
+        if has_auxiliary(at, program):  # which may say nothing of the hidden choices
+            found = log_mean_exp(found.broadcast_to((*run.plates, *run.shape)), particles)
+    return found
 
 
 def bound(
@@ -179,7 +182,7 @@ class ProgrammableVI(Method):
     }
     presets = {
         "elbo": {},
-        "iwelbo": {"guide": "mean-field-right", "particles": 5},
+        "iwelbo": {"guide": "mean-field-right", "particles": 5, "envs": 1},
         "hvi": {"guide": "ring"},
         "iwhvi": {"guide": "ring", "auxiliary_particles": 5},
         "diwhvi": {"guide": "ring", "particles": 5, "auxiliary_particles": 5},
