@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from polopt.core.errors import UsageError
 from polopt.tasks.generated import GeneratedTask, final
 from polopt.tasks.options import levels_of, whole
-from polopt.tasks.text import Message, Problem
+from polopt.tasks.text import Message, Problem, Prompt
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CONSONANTS = "bcdfghjklmnpqrstvwxz"  # y may be either
 
 
 class Addition(GeneratedTask):
@@ -164,15 +166,28 @@ def value_of(expression: str) -> Fraction | None:
 class Vowels(GeneratedTask):
     """After a word of `level` consonants, "kbd:", only vowels are to be written; any number of them.
 
-    The reward is the share of vowels in the text, so that a model which knows nothing yet can learn from it.
+    The reward is the share of vowels in the text, so that a model which knows nothing yet can learn from it. Pairs are
+    of texts with different shares.
     """
 
     default_levels = (2, 2)
     level_range = (1, 20)
 
     def draw(self, rng: random.Random, level: int) -> Problem:
-        word = "".join(rng.choice("bcdfghjklmnpqrstvwxz") for _ in range(level))
+        word = "".join(rng.choice(CONSONANTS) for _ in range(level))
         return self.made(f"{word}:", [], "aeiou", level, word)
+
+    def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
+        """After each of these prompts two texts of four letters, about half of them vowels, the one with more first."""
+        pairs = []
+        for index, problem in zip(indices, self.problems(indices)):
+            rng = random.Random(f"pair/{self.seed}/{int(self.evaluation)}/{index}")
+            texts = ["", ""]
+            while self.verify(problem, texts[0]) == self.verify(problem, texts[1]):
+                texts = ["".join(rng.choice(rng.choice(("aeiou", CONSONANTS))) for _ in range(4)) for _ in texts]
+            better, worse = sorted(texts, key=lambda text: -self.verify(problem, text))
+            pairs.append((problem.prompt, better, worse))
+        return pairs
 
     def verify(self, problem: Problem, text: str) -> float:
         return sum(letter in "aeiou" for letter in text) / max(len(text), 1)

@@ -135,7 +135,7 @@ def test_on_a_text_task_language_models_train_and_all_others_are_refused(name):
     smoke = registry.load(name).smoke
     refusal = attempt(name, None, "vowels", {"pool": 16, "score_truncated": True})
     if issubclass(registry.load(name), LanguageMethod):
-        assert refusal == "" or name in ("dpo", "rpo"), refusal  # these two ask for pairs, which vowels has not
+        assert refusal == "", refusal
         assert attempt(name, None, smoke.task, smoke.task_options) == ""
     else:
         assert one_sentence(refusal), refusal

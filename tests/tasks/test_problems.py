@@ -168,6 +168,18 @@ def test_countdown_takes_any_right_expression() -> None:
         assert task.verify(problem, wrong) == 0
 
 
+def test_pairs_of_vowels_have_graded_shares() -> None:
+    task: Any = make_task("vowels", 1, seed=3)
+    assert isinstance(task, TextTask)
+    pairs = task.preferences(range(60))
+    assert pairs == make_task("vowels", 1, seed=3).preferences(range(60))  # type: ignore[attr-defined]
+    assert pairs != make_task("vowels", 1, seed=4).preferences(range(60))  # type: ignore[attr-defined]
+    shares = [[sum(letter in "aeiou" for letter in text) / 4 for text in texts] for _, *texts in pairs]
+    assert all(better > worse for better, worse in shares)
+    assert {share for pair in shares for share in pair} == {0, 0.25, 0.5, 0.75, 1}
+    assert [prompt for prompt, *_ in pairs] == [problem.prompt for problem in task.problems(range(60))]
+
+
 def test_ascending_takes_any_letters_in_order_with_the_given_ones() -> None:
     task = made("ascending")
     for problem in task.problems(range(200)):

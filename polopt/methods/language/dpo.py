@@ -92,8 +92,12 @@ class DPO(LanguageMethod):
 
     def prepare(self) -> None:
         task: Any = self.task
-        data = pairs_of(task, self.policy, range(task.size or self.config.pairs), self.extra)
+        data = self.recorded_pairs(task, task.size or self.config.pairs)
         self.source = Preferences(data, self.config.batch_size, self.generator)
+
+    def recorded_pairs(self, task: Any, count: int) -> Batch:
+        """The first `count` pairs of a task."""
+        return pairs_of(task, self.policy, range(count), self.extra)
 
     def scores(self, policy: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
         """log pi per token [B, T] of both sides of the pairs, in one pass: their prompt is the same."""
@@ -153,7 +157,7 @@ class DPO(LanguageMethod):
     @torch.no_grad()
     def evaluate_data(self, task: Any, count: int) -> dict[str, float]:
         """Of held-out pairs: `preferred`, `margin` and `chosen_log_prob` as in training, and `return` = `preferred`."""
-        batch = self.score_reference(pairs_of(task, self.policy, range(count), self.extra))
+        batch = self.score_reference(self.recorded_pairs(task, count))
         metrics = self.policy_loss(batch)[1]
         shown = {name: metrics[name].item() for name in ("preferred", "margin", "chosen_log_prob")}
         length = batch["chosen", "mask"].sum(1).double().mean().item()
