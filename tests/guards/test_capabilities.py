@@ -183,6 +183,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "epsmix",
         "dcppo",
         "programmable-vi",
+        "agnostic-rl",
     ):  # of a model
         assert one_sentence(refusal), refusal
     else:
