@@ -1,7 +1,7 @@
 # make demo    train a controller and a language model         make test    lint, types and tests
 # make test-all   also what is too slow for every change (not in CI)
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
-# make docs    the README's list of methods and docs/metrics.md, from the method files
+# make docs    the README's list, docs/metrics.md, docs/methods/ and the pictures of claims, from files and results
 # make test-peers    losses against other libraries' own code (not in CI)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -70,6 +70,7 @@ docs: .venv/base
 
 claims-page: .venv/base
 	$(BIN)/python -c 'from polopt.claims.pages import write_claims_page; print(write_claims_page())'
+	$(MAKE) docs
 
 clean:
 	rm -rf .venv build dist demo .mypy_cache .ruff_cache .hypothesis

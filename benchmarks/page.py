@@ -14,7 +14,6 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ from benchmarks.environments import ROOT
 from benchmarks.returns import EXPERIMENTS, Line, file_of, pilot_scores, read
 from benchmarks.speed import CASES
 from polopt.evaluation.statistics import Array, Interval, aggregate_curves, bootstrap, mean
-from polopt.report.curves import axes_style
+from polopt.report.sheets import FAINT, INK, SERIES, sheet
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-INK, FAINT, GRID = "#1b1f27", "#9aa2b1", "#e8ebf0"
-SERIES = ("#2f5fd0", "#d8572a", "#178a63", "#8a4fc4")  # those of `polopt report` on a light page
 UNITS = {"steps": "environment steps", "updates": "updates", "completions": "completions"}
 EMPTY = "No results yet."
 
@@ -187,25 +184,11 @@ def panels(comparison: Comparison, lines: dict[str, list[Line]]) -> list[tuple[s
 # Pictures
 
 
-@contextmanager
-def figure(file: Path, rows: int, columns: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes [rows, columns], saved at the end. No global state of matplotlib is touched."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style = {"font.size": 10.5, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titlecolor": INK}
-    with rc_context(axes_style(INK, FAINT, GRID) | style):
-        drawing = Figure(figsize=(width, height), layout="constrained")
-        yield drawing, drawing.subplots(rows, columns, squeeze=False)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(file, dpi=130, metadata={"Software": None})
-
-
 def draw_curves(file: Path, titled: Sequence[tuple[str, list[Curves]]]) -> None:
     """A row per task: scores against what was learned from, and against the minutes of training."""
     from matplotlib.ticker import EngFormatter
 
-    with figure(file, len(titled), 2, 10.4, 0.55 + 3.1 * len(titled)) as (drawing, axes):
+    with sheet(file, len(titled), 2, 10.4, 0.55 + 3.1 * len(titled)) as (drawing, axes):
         shown: dict[str, Any] = {}
         for (title, sides), (left, right) in zip(titled, axes):
             for color, side in zip(SERIES, sides):
@@ -243,7 +226,7 @@ def draw_speed(file: Path, lines: Sequence[Line]) -> None:
             for mine in (first, best) if best is not first else (first,):
                 bars.append((f"{line['case']}: {mine['name']} / {side['name']}", ratios(mine, side)))
     labels = [label for label, _ in bars]
-    with figure(file, 1, 1, 10.4, 0.9 + 0.36 * len(bars)) as (_, (((axes,),))):
+    with sheet(file, 1, 1, 10.4, 0.9 + 0.36 * len(bars)) as (_, (((axes,),))):
         for index, (_, found) in enumerate(bars):
             middle = statistics.median(found)
             color = SERIES[0] if middle >= 1 else SERIES[1]

@@ -167,3 +167,27 @@ CLAIM = Claim(
         Above("average_kl", "exact@0.1", 0.5),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The circle of three answers: the policies of the rounds of one seed, in the plane of the probabilities."""
+    import torch
+
+    from polopt.evaluation.figures import Paths
+
+    def plane(log_probs: Any) -> tuple[Any, Any]:
+        """The places [n] of distributions [n, 3] in a triangle with corners (0, 0), (1, 0) and (1/2, sqrt(3)/2)."""
+        prob = log_probs.exp()
+        return prob[:, 1] + prob[:, 2] / 2, 0.75**0.5 * prob[:, 2]
+
+    wins, start = game(False)
+    tau, paths = ETA / 3, {}
+    arms = {"inpo": Game("inpo"), "no reference": Game("inpo", tau=0.0), "sppo": Game("sppo"), "dpo": Game("dpo")}
+    for name, arm in arms.items():
+        generator, rounds = torch.Generator().manual_seed(0), [start]
+        for _ in range(60):
+            rounds.append(arm.step(wins, start, rounds[-1], generator))
+        paths[name] = plane(torch.stack(rounds))
+    x, y = plane(nash(wins, start, tau).unsqueeze(0))
+    marks = {"Nash policy": (float(x[0]), float(y[0]))}
+    return {"policies of 60 rounds; corners are sure answers": Paths(paths, marks)}

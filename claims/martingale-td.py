@@ -162,3 +162,29 @@ CLAIM = Claim(
         Greater("excess", "td-error", "ml", by=0.02),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors over the grids, and the values at the start that 10,000 episodes of one seed give."""
+    import torch
+
+    from polopt.evaluation.figures import Curves
+
+    errors = {
+        arm: [sum(line[f"error@{horizon}"] for line in lines) / len(lines) for horizon in HORIZONS]
+        for arm, lines in metrics.items()
+    }
+    x = torch.linspace(-2.0, 3.0, 41, dtype=torch.float64)
+    obs = torch.stack([torch.ones_like(x), x], -1)
+    values = {}
+    for name, condition in (("martingale loss", "martingale-loss"), ("TD error", "td-error")):
+        arm = Evaluated((("condition", condition), ("solver", "least-squares")))
+        learner = arm.learner(1000, HORIZONS[-1], 2, {})
+        for _ in range(10):
+            learner.update(learner.collect())
+        values[name] = learner.value(obs).tolist()
+        values["exact"] = learner.value.diffusion.value(obs).tolist()
+    return {
+        "error by steps of the grid": Curves(HORIZONS, errors, x_label="steps", log=True),
+        "value at the start, by place": Curves(x, values, x_label="x", dashed=("exact",)),
+    }

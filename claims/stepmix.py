@@ -140,3 +140,25 @@ CLAIM = Claim(
         Below("doubling", "epsmix", ROOT),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What is lost so far on the MDP of one seed, beside what always playing the baseline loses."""
+    from polopt.core.random import paired
+    from polopt.evaluation.figures import Curves
+
+    lines: dict[str, list[float]] = {}
+    episodes = 20_000
+    for name, arm in CLAIM.arms.items():
+        with paired(1000):
+            learner, _ = arm.on_the_first_that_loses(1000, episodes)
+            lost = [0.0]
+            for _ in range(episodes // TOGETHER):
+                lost.append(lost[-1] + TOGETHER * float(learner.update(learner.collect())["regret"]))
+        loss = learner.optimal_value - learner.baseline_value
+        lines[name] = lost
+        learner.task.close()
+    count = range(0, episodes + 1, TOGETHER)
+    lines["baseline"] = [loss * each for each in count]
+    title = "regret of one seed; the baseline's is dashed"
+    return {title: Curves(list(count), lines, x_label="episodes", dashed=("baseline",))}

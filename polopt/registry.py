@@ -25,7 +25,8 @@ class Row:
     """One object of the catalogue, as `polopt methods --json` prints it.
 
     `status` is "planned" without a method file, "works" once the claim has a verdict (any), "partial" between the two.
-    An entry of a row that is an object of its own shares the row's claim.
+    An entry of a row that is an object of its own shares the row's claim. `choose` says of what is built when a user
+    would.
     """
 
     slug: str
@@ -40,11 +41,12 @@ class Row:
     claim: str | None
     entries: tuple[str, ...]
     clashes: bool = False
+    choose: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The keys that `polopt methods --json` promises."""
         data = asdict(self) | {"entries": list(self.entries)}
-        del data["clashes"]
+        del data["clashes"], data["choose"]
         return data
 
     @property
@@ -90,6 +92,7 @@ def rows() -> list[Row]:
                 claim=claim if built else None,
                 entries=entries,
                 clashes=row.get("clashes", False),
+                choose=row.get("choose", ""),
             )
         )
     return result

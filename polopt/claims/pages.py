@@ -139,10 +139,7 @@ def claims_page(root: Path | None = None) -> str:
     facts = {slug: entry(claim, lines[slug], kept.get(slug)) for slug, claim in loaded.items()}
     parts.append("| method | claim | verdict | seeds |\n|---|---|---|---|")
     for slug, claim in loaded.items():
-        parts.append(
-            f"| [{slug}](#{slug}) | {_cell(claim.statement)} | {_verdict_text(facts[slug])}{_before(facts[slug])} "
-            f"| {claim.seeds} |"
-        )
+        parts.append(f"| [{slug}](#{slug}) | {_cell(claim.statement)} | {registrations(facts[slug])} | {claim.seeds} |")
     for slug, claim in loaded.items():
         about = ast.get_docstring(ast.parse(place.claim(slug).read_text(encoding="utf-8"))) or ""
         parts.append(_claim_section(slug, claim, lines[slug], facts[slug], about))
@@ -158,6 +155,11 @@ def write_claims_page(root: Path | None = None) -> Path:
     files.make_folder(page.parent)
     files.replace(page, claims_page(root).encode())
     return page
+
+
+def registrations(facts: Mapping[str, Any]) -> str:
+    """The verdict, and those of earlier registrations."""
+    return f"{_verdict_text(facts)}{_before(facts)}"
 
 
 def _verdict_text(facts: Mapping[str, Any]) -> str:
@@ -185,6 +187,8 @@ def _claim_section(slug: str, claim: Claim, lines: list[Line], facts: Mapping[st
         text.append("**The expectation was changed after results had been recorded.**")
     if claim.revision > 1:
         text.append(f"\nRegistered again ({claim.revision}), with seeds from {claim.first_seed} on: {claim.diagnosis}")
+    if facts["verdict"]:
+        text.append(f"\n![What was found of {slug}](images/claims/{slug}.png)")
     text += _expectations(facts["expectations"])
     names = _metric_names(claim)
     if used:

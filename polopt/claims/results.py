@@ -33,6 +33,7 @@ from polopt.claims.judge import Verdict, judge
 from polopt.claims.keys import PACKAGE, arm_key, expect_key, line_key
 from polopt.core import files
 from polopt.core.errors import UsageError, nearest
+from polopt.evaluation.figures import Figure
 
 Line = dict[str, Any]
 
@@ -71,9 +72,15 @@ def load_claim(path: Path) -> Claim:
     return _load_claim(path.resolve(), path.read_bytes()) if path.is_file() else _no_claim(path)
 
 
+def load_figures(path: Path) -> Callable[[dict[str, list[Any]]], Mapping[str, Figure]] | None:
+    """`figures` of a claim file: what is to be seen of the results, from the metrics of each arm by seed; or None."""
+    load_claim(path)
+    return getattr(sys.modules[_module_name(path)], "figures", None)
+
+
 @functools.cache
 def _load_claim(path: Path, source: bytes) -> Claim:
-    name = f"polopt_claim_{path.stem.replace('-', '_')}"
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     linecache.checkcache(str(path))  # inspect.getsource reads the file as it is now
@@ -89,6 +96,10 @@ def _load_claim(path: Path, source: bytes) -> Claim:
     if not isinstance(claim, Claim):
         raise UsageError(f"{path} defines no CLAIM = Claim(...)")
     return claim
+
+
+def _module_name(path: Path) -> str:
+    return f"polopt_claim_{path.stem.replace('-', '_')}"
 
 
 def _no_claim(path: Path) -> Claim:

@@ -66,6 +66,8 @@ def _about_row(name: str, row: Row) -> list[str]:
     if others:
         pairs["see also"] = ", ".join(others)
     lines = [f"  {key:<9} {value}" for key, value in pairs.items()]
+    if row.choose:
+        lines += textwrap.wrap(row.choose, 108, initial_indent=f"  {'choose':<9} ", subsequent_indent=" " * 12)
     record = registry.verdict(name) if row.claim else {}
     details = [str(record[key]) for key in ("reason", "date") if record.get(key)]
     if record.get("seeds"):

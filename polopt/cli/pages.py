@@ -1,6 +1,7 @@
-"""What pages say of methods, written from the method files: the README's list, and docs/metrics.md.
+"""What pages say of methods, written from the method files: the README's list, docs/metrics.md, and docs/methods/.
 
-`python -m polopt.cli.pages` (`make docs`) writes it between the marks that the pages have; a test keeps it in date.
+`python -m polopt.cli.pages` (`make docs`) writes the first two between the marks that these pages have, the others
+whole, and draws the pictures of the claims; a test keeps all in date.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 from polopt import registry
 from polopt.cli.describe import split_metric
+from polopt.cli.method_pages import built, method_pages, table
+from polopt.report.claims import draw_claim, recorded
 
 BEGIN, END = "<!-- from the method files: make docs -->", "<!-- end -->"
 
@@ -21,19 +24,19 @@ BEGIN, END = "<!-- from the method files: make docs -->", "<!-- end -->"
 def method_list() -> str:
     """A row for each method file: its entries, the first sentence of its docstring, what it trains on."""
     rows = []
-    for path, names in groupby(_entries(), lambda name: registry.location(name).path):
+    for path, names in groupby(built(), lambda name: registry.location(name).path):
         entries = list(names)
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         what = re.split(r"\.\s", f"{doc.split(chr(10) * 2)[0]} ")[0]
         on = dict.fromkeys(registry.load(name).trains_on for name in entries)
         rows.append((_code(entries), " ".join(what.split()), "; ".join(on)))
-    return _table(("method", "what it is", "trains on"), rows)
+    return table(("method", "what it is", "trains on"), rows)
 
 
 def metrics_list() -> str:
     """A section for each class that explains numbers of its own: the entries that log just these, and a table."""
     users: dict[Any, list[str]] = {}
-    for name in _entries():
+    for name in built():
         owners = _owners(registry.load(name))
         for owner in reversed(owners):
             users.setdefault(owner, [])
@@ -55,38 +58,39 @@ def _section(owner: Any, users: Mapping[Any, Sequence[str]]) -> str:
     names = [f"`{users[other][0] if users.get(other) else other.__name__}`" for other in others]
     intro = [f"As {' and '.join(names)}, and"] if names else []
     title = ", ".join(users[owner]) or owner.__name__
-    return "\n\n".join([f"## {title}", *intro, _table(("name", "meaning", "look for"), rows)])
-
-
-def _entries() -> list[str]:
-    """Built methods by family and file, as they stand in it."""
-    places = registry.locations()
-    return sorted(places, key=lambda name: (registry.FAMILIES.index(places[name].path.parent.name), places[name].path))
+    return "\n\n".join([f"## {title}", *intro, table(("name", "meaning", "look for"), rows)])
 
 
 def _code(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
 def pages(root: Path) -> dict[Path, str]:
     """What the pages under `root` should be."""
     made = {}
-    for name, write in (("README.md", method_list), ("docs/metrics.md", metrics_list)):
+    for name, text_of in (("README.md", method_list), ("docs/metrics.md", metrics_list)):
         text = (root / name).read_text(encoding="utf-8")
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
             raise ValueError(f"{name} has no place for what is written from the method files")
-        made[root / name] = f"{before}{BEGIN}\n\n{write()}\n\n{END}{after}"
-    return made
+        made[root / name] = f"{before}{BEGIN}\n\n{text_of()}\n\n{END}{after}"
+    return made | {root / "docs" / "methods" / name: text for name, text in method_pages().items()}
+
+
+def write(root: Path) -> list[Path]:
+    """Writes all pages and pictures under `root`, removes those that nothing stands behind, and returns their paths."""
+    written = pages(root)
+    for path, text in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    images = [root / "docs" / "images" / "claims" / f"{slug}.png" for slug in recorded()]
+    images = [path for path in images if draw_claim(path.stem, path)]
+    for folder, kept in (("methods", set(written)), ("images/claims", set(images))):
+        for path in set((root / "docs" / folder).glob("*.*")) - kept:
+            path.unlink()
+    return [*written, *images]
 
 
 if __name__ == "__main__":
-    for path, text in pages(Path(__file__).parents[2]).items():
-        path.write_text(text, encoding="utf-8")
-        print(path)
+    print(*write(Path(__file__).parents[2]), sep="\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from polopt.core.errors import UsageError
@@ -18,15 +18,37 @@ Numbers = Sequence[Any] | Any  # [n]; Any: an array or a tensor
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over one axis: each of `lines` has as many numbers as `x`."""
+    """Lines over one axis: each of `lines` has as many numbers as `x`.
+
+    `dashed` names the lines that are not of the method: bounds, optima, what to compare with.
+    """
 
     x: Numbers
     lines: Mapping[str, Numbers]
     x_label: str = ""
     y_label: str = ""
+    dashed: Sequence[str] = ()
+    log: bool = False
 
     def __post_init__(self) -> None:
         _same_length(self.x, *self.lines.values())
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Lines through points of two numbers in their order: `lines[name]` is (x, y), and begins at an open ring.
+
+    `marks` are points to compare with, such as an equilibrium: (x, y) by name.
+    """
+
+    lines: Mapping[str, tuple[Numbers, Numbers]]
+    marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    x_label: str = ""
+    y_label: str = ""
+
+    def __post_init__(self) -> None:
+        for x, y in self.lines.values():
+            _same_length(x, y)
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,8 @@ class Heatmap:
         _same_length(*self.values)
 
 
-Figure = Curves | Points | Heatmap
-KINDS: dict[str, type[Any]] = {"curves": Curves, "points": Points, "heatmap": Heatmap}
+Figure = Curves | Paths | Points | Heatmap
+KINDS: dict[str, type[Any]] = {"curves": Curves, "paths": Paths, "points": Points, "heatmap": Heatmap}
 
 
 def to_json(figures: Mapping[str, Figure]) -> dict[str, Any]:

@@ -148,9 +148,9 @@ def _stage_lines(axes: Any, run: RunData) -> None:
             )  # fmt: skip
 
 
-def legend(axes: Any, count: int) -> None:
+def legend(axes: Any, count: int, ink: str = INK) -> None:
     if count:
-        axes.legend(loc="best", frameon=False, labelcolor=INK)
+        axes.legend(loc="best", frameon=False, labelcolor=ink)
 
 
 def axes_style(ink: str, faint: str, grid: str) -> Any:

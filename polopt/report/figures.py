@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polopt.evaluation.figures import Curves, Figure, Heatmap, Points
+from polopt.evaluation.figures import Curves, Figure, Heatmap, Paths, Points
 from polopt.evaluation.statistics import Array
 from polopt.report.curves import FAINT, INK, SERIES, canvas, legend
 from polopt.report.runs import RunData
@@ -42,69 +42,102 @@ def shown_together(groups: Mapping[str, Sequence[RunData]]) -> list[tuple[str, s
 
 def draw(figure: Figure) -> tuple[str, str]:
     """SVG and caption of one figure."""
-    if isinstance(figure, Curves):
-        return draw_curves(figure), ""
-    if isinstance(figure, Heatmap):
-        return draw_heatmap(figure)
-    return draw_points({"": [figure]})
-
-
-def draw_curves(figure: Curves) -> str:
+    if isinstance(figure, Points):
+        return draw_points({"": [figure]})
     with canvas(*SIZE) as (axes, svg):
-        for index, (name, values) in enumerate(figure.lines.items()):
-            axes.plot(_array(figure.x), _array(values), color=SERIES[index % len(SERIES)], linewidth=1.8, label=name)
-        _name_axes(axes, figure)
-        legend(axes, len(figure.lines))
-    return svg[0]
+        caption = put(axes, figure, SERIES, INK, FAINT)
+    return svg[0], caption
+
+
+def put(axes: Any, figure: Figure, series: Sequence[str], ink: str, faint: str) -> str:
+    """Draws one figure on axes in these colors, and returns its caption."""
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    if isinstance(figure, Curves):
+        return _put_curves(axes, figure, series, ink, faint)
+    if isinstance(figure, Paths):
+        return _put_paths(axes, figure, series, ink)
+    if isinstance(figure, Heatmap):
+        return _put_heatmap(axes, figure, series[0], faint)
+    return _put_points(axes, {"": [figure]}, series, ink)
 
 
 def draw_points(sets: Mapping[str, Sequence[Points]]) -> tuple[str, str]:
     """Several sets of points in one picture, a color for each label; what is dominated is pale, within its own set."""
-    first = next(iter(sets.values()))[0]
     with canvas(*SIZE) as (axes, svg):
-        for index, (label, members) in enumerate(sets.items()):
-            color = SERIES[index % len(SERIES)]
-            for number, points in enumerate(members):
-                x, y = _array(points.x), _array(points.y)
-                best = undominated(x, y) if points.front else np.flatnonzero(np.isfinite(x + y))
-                if points.front:
-                    axes.plot(x, y, "o", color=color, alpha=0.3, markersize=4)
-                    axes.step(x[best], y[best], where="pre", color=color, linewidth=1.2, alpha=0.7)
-                name = label if number == 0 and label else None
-                axes.plot(x[best], y[best], "o", color=color, markersize=5.5, label=name)
-                for place, text in enumerate(points.labels[:MOST_LABELS]):
-                    at, offset = (x[place], y[place]), (5, 4)
-                    axes.annotate(text, at, xytext=offset, textcoords="offset points", color=INK, fontsize=9)
-        axes.margins(0.12 if first.labels else 0.06)
-        _name_axes(axes, first)
-        legend(axes, sum(map(bool, sets)))
+        first = next(iter(sets.values()))[0]
+        axes.set_xlabel(first.x_label)
+        axes.set_ylabel(first.y_label)
+        caption = _put_points(axes, sets, SERIES, INK)
+    return svg[0], caption
+
+
+def _put_curves(axes: Any, figure: Curves, series: Sequence[str], ink: str, faint: str) -> str:
+    own = [name for name in figure.lines if name not in figure.dashed]
+    for name, values in figure.lines.items():
+        color = series[own.index(name) % len(series)] if name in own else faint
+        style = "-" if name in own else (0, (4, 3))
+        axes.plot(_array(figure.x), _array(values), color=color, linewidth=1.8, linestyle=style, label=name)
+    if figure.log:
+        axes.set_yscale("log")
+    legend(axes, len(figure.lines), ink)
+    return ""
+
+
+def _put_paths(axes: Any, figure: Paths, series: Sequence[str], ink: str) -> str:
+    for index, (name, (x, y)) in enumerate(figure.lines.items()):
+        color = series[index % len(series)]
+        axes.plot(_array(x), _array(y), color=color, linewidth=1.2, label=name)
+        axes.plot(_array(x)[:1], _array(y)[:1], "o", color=color, markerfacecolor="none", markersize=7)
+        axes.plot(_array(x)[-1:], _array(y)[-1:], "o", color=color, markersize=5)
+    for name, (x, y) in figure.marks.items():
+        axes.plot([x], [y], "*", color=ink, markersize=11, linestyle="none", label=name)
+    axes.margins(0.06)
+    legend(axes, len(figure.lines) + len(figure.marks), ink)
+    return "A path begins at the ring and ends at the dot."
+
+
+def _put_points(axes: Any, sets: Mapping[str, Sequence[Points]], series: Sequence[str], ink: str) -> str:
+    first = next(iter(sets.values()))[0]
+    for index, (label, members) in enumerate(sets.items()):
+        color = series[index % len(series)]
+        for number, points in enumerate(members):
+            x, y = _array(points.x), _array(points.y)
+            best = undominated(x, y) if points.front else np.flatnonzero(np.isfinite(x + y))
+            if points.front:
+                axes.plot(x, y, "o", color=color, alpha=0.3, markersize=4)
+                axes.step(x[best], y[best], where="pre", color=color, linewidth=1.2, alpha=0.7)
+            name = label if number == 0 and label else None
+            axes.plot(x[best], y[best], "o", color=color, markersize=5.5, label=name)
+            for place, text in enumerate(points.labels[:MOST_LABELS]):
+                at, offset = (x[place], y[place]), (5, 4)
+                axes.annotate(text, at, xytext=offset, textcoords="offset points", color=ink, fontsize=9)
+    axes.margins(0.12 if first.labels else 0.06)
+    legend(axes, sum(map(bool, sets)), ink)
     count = sum(len(points.x) for members in sets.values() for points in members)
     seeds = max(map(len, sets.values()))
     caption = f"{count} points."
     if first.front:
         caption = "More is better on both axes; joined: what no other point dominates."
-    return svg[0], f"{caption} All {seeds} seeds." if seeds > 1 else caption
+    return f"{caption} All {seeds} seeds." if seeds > 1 else caption
 
 
-def draw_heatmap(figure: Heatmap) -> tuple[str, str]:
+def _put_heatmap(axes: Any, figure: Heatmap, color: str, faint: str) -> str:
     values = np.array([_array(row) for row in figure.values])
     filled = np.isfinite(values)
     low, high = (values[filled].min(), values[filled].max()) if filled.any() else (0.0, 0.0)
     strength = np.where(filled, 0.15 + 0.85 * (np.nan_to_num(values) - low) / ((high - low) or 1.0), 0.0)
-    with canvas(*SIZE) as (axes, svg):
-        rows, columns = values.shape
-        for row, column in zip(*np.nonzero(filled)):
-            alpha = float(strength[row, column])
-            axes.add_patch(_cell(row, column, SERIES[0], alpha))
-        axes.set_xlim(-0.5, columns - 0.5)
-        axes.set_ylim(-0.5, rows - 0.5)
-        axes.set_aspect("equal")
-        axes.grid(visible=False)
-        axes.add_patch(_frame(rows, columns))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.get_major_locator().set_params(integer=True)
-        _name_axes(axes, figure)
-    return svg[0], f"{filled.sum()} of {filled.size} cells, from {low:.4g} (pale) to {high:.4g} (strong)."
+    rows, columns = values.shape
+    for row, column in zip(*np.nonzero(filled)):
+        axes.add_patch(_cell(row, column, color, float(strength[row, column])))
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(-0.5, rows - 0.5)
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.add_patch(_frame(rows, columns, faint))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    return f"{filled.sum()} of {filled.size} cells, from {low:.4g} (pale) to {high:.4g} (strong)."
 
 
 def undominated(x: Array, y: Array) -> Any:
@@ -123,15 +156,10 @@ def _cell(row: int, column: int, color: str, alpha: float) -> Any:
     return Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, color=color, alpha=alpha, linewidth=0)
 
 
-def _frame(rows: int, columns: int) -> Any:
+def _frame(rows: int, columns: int, color: str) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor=FAINT, linewidth=0.8)
-
-
-def _name_axes(axes: Any, figure: Figure) -> None:
-    axes.set_xlabel(figure.x_label)
-    axes.set_ylabel(figure.y_label)
+    return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor=color, linewidth=0.8)
 
 
 def _array(values: Any) -> Array:
