@@ -109,7 +109,10 @@ class Lock(Simulated):
         if obs == "table":
             seen = spaces.Dict({"state": spaces.Discrete(rooms + 1), "step": spaces.Discrete(horizon + 1)})
         box = spaces.Box(-np.inf, np.inf, (actions,), np.float32)
-        self.spec = Spec(seen, box if continuous else spaces.Discrete(actions), name, {"horizon": horizon})
+        info: dict[str, Any] = {"horizon": horizon}
+        if obs == "table" and not continuous and self.start.max() == 1:
+            info["mdp"] = self.mdp()
+        self.spec = Spec(seen, box if continuous else spaces.Discrete(actions), name, info)
 
     def begin(self, draws: State) -> State:
         luck = uniform(draws["key"], 0, 1, ROOM)

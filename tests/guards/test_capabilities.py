@@ -184,6 +184,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "dcppo",
         "programmable-vi",
         "agnostic-rl",
+        "nora",
     ):  # of a model
         assert one_sentence(refusal), refusal
     else:

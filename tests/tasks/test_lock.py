@@ -95,6 +95,15 @@ def test_values_by_hand() -> None:
     assert last.value(torch.full((10, 3, 10), 0.1))[0, 0].item() == pytest.approx(0.05 * (1 - 1e-10) + 1e-10)
 
 
+def test_a_lock_that_shows_a_table_is_a_tabular_task() -> None:
+    """Unless its episodes start in several rooms, which a model with one start has not."""
+    mdp = make_task("lock", lock_seed=4).spec.info["mdp"]
+    assert torch.equal(mdp.transition, make_task("lock", lock_seed=4).mdp().transition)  # type: ignore[attr-defined]
+    assert make_task("lock", start=(0.0, 1.0)).spec.info["mdp"].start == 1
+    for options in ({"start": (0.5, 0.5)}, {"obs": "vector"}, {"continuous": True}):
+        assert "mdp" not in make_task("lock", **options).spec.info
+
+
 def test_strays_open_as_often_as_they_should() -> None:
     """Each step opens with 1 - stray + stray / A; the released data have stray 1 / H."""
     world: Any = make_task("lock/continuous", 2000, stray=0.1, decoy=0.0)
