@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.epochs import Epochs
 from polopt.tasks.text import Prompt, completion_text
+
+SIDES = ("chosen", "rejected")
 
 
 def pairs(
@@ -49,6 +53,32 @@ def pairs_of(task: Any, actor: Any, index: Sequence[int], extra: str | None = No
             raise UsageError(f"prompt {missing} of {task.spec.name} has no text as its '{extra}', but others do")
         batch[extra] = actor.tokenize(list(prompts), texts)
     return batch
+
+
+def recorded_rewards(task: Any, index: range, answers: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """Rewards [2, B] of the chosen and the rejected answers to these problems, and which are known (bool [2, B]).
+
+    They are the columns `chosen_reward` and `rejected_reward`, or what the task says of the answers. Raises UsageError
+    where a column lacks a number, and where there is neither.
+    """
+    problems, name = task.problems(index), task.spec.name
+    columns = [[problem.columns.get(f"{side}_reward") for problem in problems] for side in SIDES]
+    if any(value is not None for column in columns for value in column):
+        for side, column in zip(SIDES, columns):
+            for number, value in zip(index, column):
+                if not isinstance(value, (int, float)) or not isfinite(value):
+                    raise UsageError(f"prompt {number} of {name} has no number as its '{side}_reward', but others do")
+        known = torch.ones(2, len(index), dtype=torch.bool)
+        return torch.tensor(columns, dtype=torch.get_default_dtype()), known
+    if not task.scores or task.spec.info.get("turns", 1) > 1:
+        raise UsageError(
+            f"{name} has no columns 'chosen_reward' and 'rejected_reward', and cannot score answers in one turn: give "
+            "--task.rewards module:function"
+        )
+    judge = task.twin(2 * len(index))
+    judge.reset(index=torch.tensor([*index, *index]))
+    _, reward, *_ = judge.step({"action": [*answers[0], *answers[1]]})
+    return reward.to(torch.get_default_dtype()).reshape(2, -1), ~judge.failed.reshape(2, -1)
 
 
 class Preferences(Epochs):

@@ -32,7 +32,6 @@ Departs from the paper in: its learned reward is whatever scores the answers her
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -43,17 +42,14 @@ from polopt.bases.language import all_prompts, check_prompts
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, same_shape, weighted_mean
-from polopt.core.errors import UsageError
 from polopt.core.random import paired
-from polopt.data.preferences import pairs
+from polopt.data.preferences import SIDES, pairs, recorded_rewards
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.rounds import Rounds, updates_per_round
 from polopt.data.tokens import ROW
 from polopt.methods.language.dpo import DPO, PairsConfig
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
-
-SIDES = ("chosen", "rejected")
 
 
 def regularized(reward: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
@@ -71,37 +67,11 @@ def copg(gap: Tensor, margin: Tensor, beta: float, weight: Tensor) -> Tensor:
     return (weight * regularized(gap, margin, beta).square() / (4 * beta)).sum()
 
 
-def recorded_rewards(task: Any, index: range, answers: tuple[list[str], ...]) -> tuple[Tensor, Tensor]:
-    """Rewards [2, B] of the chosen and the rejected answers to these problems, and which are known (bool [2, B]).
-
-    They are the columns `chosen_reward` and `rejected_reward`, or what the task says of the answers. Raises UsageError
-    where a column lacks a number, and where there is neither.
-    """
-    problems, name = task.problems(index), task.spec.name
-    columns = [[problem.columns.get(f"{side}_reward") for problem in problems] for side in SIDES]
-    if any(value is not None for column in columns for value in column):
-        for side, column in zip(SIDES, columns):
-            for number, value in zip(index, column):
-                if not isinstance(value, (int, float)) or not isfinite(value):
-                    raise UsageError(f"prompt {number} of {name} has no number as its '{side}_reward', but others do")
-        known = torch.ones(2, len(index), dtype=torch.bool)
-        return torch.tensor(columns, dtype=torch.get_default_dtype()), known
-    if not task.scores or task.spec.info.get("turns", 1) > 1:
-        raise UsageError(
-            f"{name} has no columns 'chosen_reward' and 'rejected_reward', and cannot score answers in one turn: give "
-            "--task.rewards module:function"
-        )
-    judge = task.twin(2 * len(index))
-    judge.reset(index=torch.tensor([*index, *index]))
-    _, reward, *_ = judge.step({"action": [*answers[0], *answers[1]]})
-    return reward.to(torch.get_default_dtype()).reshape(2, -1), ~judge.failed.reshape(2, -1)
-
-
 class CoPG(DPO):
     @dataclass(frozen=True)
     class Config(PairsConfig):
         beta: float = param(0.1, "assumed", above=0, unit="reward per nat", help="larger stays nearer to the start")
-        data: str = param("recorded", "section 4", choices=("recorded", "sampled"), help="where the pairs come from")
+        data: str = param("recorded", "abstract", choices=("recorded", "sampled"), help="where the pairs come from")
         pairs: int = param(
             1_000, "polopt", low=1, help="how many are made of a task whose problems have no end; prompts of a round"
         )
@@ -214,7 +184,7 @@ class CoPG(DPO):
     def recorded_pairs(self, task: Any, count: int) -> Batch:
         """Pairs [B] with `reward` of both sides, the higher one first; `row_weight` is 0 where one is not known."""
         prompts, *answers = (list(column) for column in zip(*task.preferences(range(count))))
-        reward, known = recorded_rewards(task, range(count), tuple(answers))
+        reward, known = recorded_rewards(task, range(count), answers)
         swap = (reward[1] > reward[0]).tolist()
         ordered = [pair[::-1] if other else pair for *pair, other in zip(*answers, swap)]
         batch = pairs(self.policy, prompts, *(list(side) for side in zip(*ordered)))
