@@ -97,19 +97,28 @@ class TextReward(nn.Module):
         return self(rows)
 
 
+def surprise(model: Compares, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Minus the log-likelihood of the label of each comparison, and the margin R(y) - R(y'), both [E, B].
+
+    Raises ValueError for labels of another shape.
+    """
+    margin = model.returns(batch["chosen"]) - model.returns(batch["rejected"])
+    label = batch.get("label", None)
+    label = torch.ones_like(margin[0]) if label is None else label.to(margin.dtype)
+    same_shape(label=label, margin=margin[0])
+    return functional.binary_cross_entropy_with_logits(margin, label.expand_as(margin), reduction="none"), margin
+
+
 def comparison_loss(model: Compares, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of comparisons, summed over members, each of which learns by itself, and weighted sums that describe it.
 
     Reads `weight` [B] beside the sides. Metrics: `reward_loss`, the mean over members, and `reward_accuracy`, the share
     of comparisons that their mean R decides as the label does. Raises ValueError for labels of another shape.
     """
-    weight = batch["weight"]
-    margin = model.returns(batch["chosen"]) - model.returns(batch["rejected"])  # [E, B]
-    label = batch.get("label", None)
-    label = torch.ones_like(weight) if label is None else label.to(weight.dtype)
-    same_shape(label=label, weight=weight, margin=margin[0])
-    each = functional.binary_cross_entropy_with_logits(margin, label.expand_as(margin), reduction="none")
-    right = ((margin.mean(0) > 0) == (label > 0.5)).to(weight.dtype)
+    weight, (each, margin) = batch["weight"], surprise(model, batch)
+    same_shape(weight=weight, margin=margin[0])
+    first = batch.get("label", torch.ones_like(weight)) > 0.5
+    right = ((margin.mean(0) > 0) == first).to(weight.dtype)
     loss = (weight * each).sum()
     return loss, {"reward_loss": loss / len(margin), "reward_accuracy": weighted_mean(right, weight)}
 

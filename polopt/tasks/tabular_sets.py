@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.tasks.tabular import NamedMDP, TabularMDP, random_mdp
 
@@ -187,6 +189,14 @@ class Paths:
     def returns(self, reward: Tensor, discount: float = 1.0) -> Tensor:
         """sum_h discount^h reward_h [*B, K] of rewards [*B, H, S, A]; differentiable."""
         return (self._at(reward) * discount ** torch.arange(self.state.shape[-1])).sum(-1)
+
+    def episodes(self, reward: Tensor) -> Batch:
+        """The paths as a batch [K, H] of episodes with rewards from a table [H, S, A]: obs, action, reward, mask."""
+        shape = self.state.shape
+        step = torch.arange(shape[1]).expand(shape)
+        obs = TensorDict({"state": self.state, "step": step}, shape)
+        mask = torch.ones(shape, dtype=torch.bool)
+        return TensorDict({"obs": obs, "action": self.action, "reward": self._at(reward), "mask": mask}, shape)
 
     def _at(self, table: Tensor) -> Tensor:
         return table[..., torch.arange(self.state.shape[-1]), self.state, self.action]

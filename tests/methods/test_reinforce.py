@@ -8,10 +8,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.batch import Batch
 from polopt.core.functional import flatten, gradient
 from polopt.methods.control.reinforce import gpomdp, over_baseline, reward_to_go, whole_return
-from polopt.tasks.tabular_sets import Paths, finite_value, paths
+from polopt.tasks.tabular_sets import finite_value, paths
 from polopt.training import api
 from tests.guards.harness import built
 
@@ -49,20 +48,10 @@ def exact(method: Any) -> tuple[Tensor, Tensor]:
     return table, gradient(value, list(method.policy.parameters()))
 
 
-def recorded(method: Any, found: Paths, rows: list[int]) -> Batch:
-    """Some of the paths as a batch of episodes."""
-    mdp, shape = method.spec.info["mdp"], (len(rows), found.state.shape[1])
-    step = torch.arange(shape[1]).expand(shape)
-    state, action = found.state[rows], found.action[rows]
-    obs = TensorDict({"state": state, "step": step}, shape)
-    batch = {"obs": obs, "action": action, "reward": mdp.reward[step, state, action], "mask": torch.ones(shape).bool()}
-    return TensorDict(batch, shape)
-
-
 def expected_slope(method: Any, table: Tensor) -> Tensor:
     """The mean gradient [P] of the loss, without a baseline: every path counts with its probability."""
     found = paths(method.spec.info["mdp"])
-    batch = method.evaluate_episodes(recorded(method, found, list(range(len(found.state)))))
+    batch = method.evaluate_episodes(found.episodes(method.spec.info["mdp"].reward))
     assert batch["weight"].eq(1 / len(found.state)).all()
     batch["weight"] = found.probability(table).detach().unsqueeze(-1).expand_as(batch["weight"])
     return gradient(method.policy_loss(batch)[0], list(method.policy.parameters()))
@@ -98,9 +87,9 @@ def test_the_others_are_a_baseline_without_bias(float64, baseline, length):
     table, slope = exact(method)
     found = paths(method.spec.info["mdp"])
     probability = found.probability(table).detach()
-    total = torch.zeros_like(slope)
+    every, total = found.episodes(method.spec.info["mdp"].reward), torch.zeros_like(slope)
     for i, j in itertools.product(range(len(found.state)), repeat=2):
-        loss, _ = method.policy_loss(method.evaluate_episodes(recorded(method, found, [i, j])))
+        loss, _ = method.policy_loss(method.evaluate_episodes(every[[i, j]]))
         total -= probability[i] * probability[j] * gradient(loss, own)
     torch.testing.assert_close(total, length * slope)
 

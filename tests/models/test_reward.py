@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polopt.core.batch import Batch, weigh
 from polopt.core.spec import Spec
 from polopt.data.preferences import Preferences
-from polopt.models.reward import StepReward, TextReward, comparison_loss, draw_labels
+from polopt.models.reward import StepReward, TextReward, comparison_loss, draw_labels, surprise
 from polopt.networks import Network
 from polopt.optim import Optimizer
 
@@ -57,6 +57,15 @@ def test_the_loss_by_hand(float64):
     assert float(sure[0]) == pytest.approx(-sum(math.log(sigmoid(k * m)) for k in (1, 2) for m in (1, -0.5)) / 2)
     with pytest.raises(ValueError, match="shapes must be equal: label"):
         comparison_loss(Given(), compared([3.0, 0.5], [2.0, 1.0], label=torch.ones(2, 1)))
+
+
+def test_the_surprise_of_each_comparison(float64):
+    each, margin = surprise(Given(), compared([3.0, 0.5], [2.0, 1.0], label=torch.tensor([1.0, 0.25])))
+    assert margin.tolist() == [[1.0, -0.5], [2.0, -1.0]]
+    expected = [-0.25 * math.log(sigmoid(-k / 2)) - 0.75 * math.log(sigmoid(k / 2)) for k in (1, 2)]
+    assert each[:, 1].tolist() == pytest.approx(expected)
+    sure, _ = surprise(Given(), compared([3.0], [2.0]))
+    assert sure[:, 0].tolist() == pytest.approx([-math.log(sigmoid(k)) for k in (1, 2)])
 
 
 def test_members_learn_by_themselves(float64):

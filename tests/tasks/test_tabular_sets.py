@@ -206,6 +206,19 @@ def test_all_paths_give_the_value(shape: tuple[int, int, int, int]) -> None:
     assert len({(*s, *a) for s, a in zip(found.state.tolist(), found.action.tolist())}) == len(found.state)
 
 
+def test_paths_are_a_batch_of_episodes() -> None:
+    mdp = random_mdp(3, 2, 2, mdp_seed=4, reward_rate=1.0)
+    found = paths(mdp)
+    batch = found.episodes(mdp.reward)
+    assert batch.batch_size == found.state.shape
+    assert torch.equal(batch["obs", "state"], found.state)
+    assert batch["obs", "step"][0].tolist() == [0, 1]
+    assert batch["mask"].all()
+    row = len(found.state) - 1
+    paid = [float(mdp.reward[h, found.state[row, h], found.action[row, h]]) for h in range(2)]
+    assert batch["reward"][row].tolist() == paid
+
+
 def test_too_many_paths_are_refused() -> None:
     with pytest.raises(UsageError, match="more than 100 paths"):
         paths(random_mdp(3, 3, 4), most=100)
