@@ -183,6 +183,17 @@ class CausalLMPolicy(TextPolicy, Density):
             [self.passes, other.passes],
         )
 
+    def of_logits(self, batch: Batch, value: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """`value(logits [C, V], token [C], *columns [C, ...]) -> [C, ...]` at every decision [B, T], 0 elsewhere.
+
+        `logits` are those of the distribution before `top_k` and `top_p`, divided by the temperature. They stand for a
+        piece of the decisions at a time and may be computed again in the backward pass: `value` draws no random
+        numbers, which come as one of the `columns` [B, T, ...] instead.
+        """
+        return per_token(
+            batch, lambda logits, token, *rest: value(self.scaled(logits[0]), token, *rest), [self.passes], columns
+        )
+
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """Cross-entropy [B, T] of the tokens."""
         return -self.log_prob(batch)

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, align_left
 from polopt.data.tokenizing import pack_left
 from polopt.policies.causal_passes import CausalPasses, shared_prompts
 
-Value = Callable[[list[Tensor], Tensor], Tensor]
+Value = Callable[..., Tensor]
 
 PIECES = 8  # of the decisions of one call: the logits of so many never stand at once
 LARGEST = 1 << 25  # numbers in the logits of one piece
 SMALL = 1 << 22  # so many stand at once, and are kept for the backward pass: 16 MB
 
 
-def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses]) -> Tensor:
-    """`value(logits of each model [C, V], token [C]) -> [C]` at every decision [B, T], 0 elsewhere, in pieces.
+def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses], columns: Sequence[Tensor] = ()) -> Tensor:
+    """`value(logits of each model [C, V], token [C], *columns [C, ...]) -> [C, ...]` at every decision [B, T], 0
+    elsewhere, in pieces.
 
-    Reads `prompt`, `prompt_mask` [B, P], `completion`, `attention` and `mask` [B, T].
+    Reads `prompt`, `prompt_mask` [B, P], `completion`, `attention` and `mask` [B, T]; `columns` [B, T, ...] are what
+    else `value` wants to know of a decision. It may be called again in the backward pass, so it draws nothing.
     """
     completion, mask = batch["completion"], batch["mask"]
     prompt, width = batch["prompt"], batch["prompt"].shape[1]
@@ -35,8 +37,9 @@ def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses]) -> Ten
     tokens, attention = pack_left(tokens, attention, tokens.shape[1] if compiling else None)
     source = (tokens.shape[1] - attention.sum(1, keepdim=True) + before - 1).clamp_min(0)  # [B, T]
     if not all(model.headed for model in models):
-        rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion)]
-        return torch.where(mask, torch.stack(rows), 0.0)
+        rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion, *columns)]
+        values = torch.stack(rows)
+        return torch.where(align_left(mask, values), values, 0.0)
     equal = None if compiling else shared_prompts(batch)
     caches: list[Any] = [None if equal is None else model.prompt_cache() for model in models]
     if equal is not None and None not in caches:
@@ -48,26 +51,29 @@ def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses]) -> Ten
     else:
         hidden = [model.hidden(tokens, attention) for model in models]
         flat = (source + tokens.shape[1] * torch.arange(len(tokens), device=tokens.device).unsqueeze(1)).flatten()
-    chosen = completion.flatten()
+    given = [completion.flatten(), *(column.flatten(0, 1) for column in columns)]
     needed = None if compiling else mask.flatten().nonzero().squeeze(1)
     if needed is not None:
-        flat, chosen = flat[needed], chosen[needed]
+        flat, given = flat[needed], [column[needed] for column in given]
     heads = [model.head for model in models]
-    inputs = [state.flatten(0, 1)[flat] for state in hidden]
+    inputs = [*(state.flatten(0, 1)[flat] for state in hidden), *given]
 
-    def piece(token: Tensor, *states: Tensor) -> Tensor:
-        return value([head(state) for head, state in zip(heads, states)], token)
+    def piece(*inputs: Tensor) -> Tensor:
+        logits = [head(state) for head, state in zip(heads, inputs)]
+        return value(logits, *inputs[len(heads) :])
 
     vocabulary = len(heads[0].weight)
     if len(flat) * vocabulary <= SMALL:
-        result = piece(chosen, *inputs)
+        result = piece(*inputs)
     else:
         size = max(1, min(-(-len(flat) // PIECES), LARGEST // vocabulary))
         parts = [slice(start, start + size) for start in range(0, len(flat), size)]
-        result = torch.cat([_recomputed(piece, chosen[part], *(x[part] for x in inputs)) for part in parts])
+        result = torch.cat([_recomputed(piece, *(x[part] for x in inputs)) for part in parts])
     if needed is None:
-        return torch.where(mask, result.view_as(completion), 0.0)
-    return result.new_zeros(completion.numel()).index_copy(0, needed, result).view_as(completion)
+        values = result.unflatten(0, completion.shape)
+        return torch.where(align_left(mask, values), values, 0.0)
+    every = result.new_zeros(completion.numel(), *result.shape[1:])
+    return every.index_copy(0, needed, result).unflatten(0, completion.shape)
 
 
 def _row(
@@ -76,13 +82,13 @@ def _row(
     tokens: Tensor,
     attention: Tensor,
     source: Tensor,
-    completion: Tensor,
+    *given: Tensor,
 ) -> Tensor:
-    """The values [T] of one row [L], from logits that stand for this row only."""
+    """The values [T, ...] of one row [L], from logits that stand for this row only."""
 
     def compute(tokens: Tensor) -> Tensor:
         rows = [model.logits(tokens.unsqueeze(0), attention.unsqueeze(0))[0, source] for model in models]
-        return value(rows, completion)
+        return value(rows, *given)
 
     return _recomputed(compute, tokens)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polopt.policies import causal_scoring
+from polopt.policies.causal_lm import entropy_of
 from tests.policies.language_models import tiny_policy, wide_folder
 
 
@@ -53,3 +57,37 @@ def test_peak_memory_grows_by_less_than_the_logits(tmp_path):
         alive += event.nbytes()
         peak = max(peak, alive)
     assert 0 < peak < whole
+
+
+@pytest.mark.parametrize("small", [0, causal_scoring.SMALL])
+@pytest.mark.parametrize("headed", [True, False])
+def test_values_of_logits_have_columns_and_several_outputs(monkeypatch, headed, small):
+    monkeypatch.setattr(causal_scoring, "SMALL", small)
+    policy = tiny_policy()
+    monkeypatch.setattr(policy.passes, "headed", headed)
+    batch = policy.tokenize(["ab", "abcd", "a"], ["cdefg", "a", "bb"])
+    batch["mask"][0, 1] = False
+    weight = torch.randn(*batch["mask"].shape, 2)
+
+    def value(logits, token, weight):
+        log_p = logits.log_softmax(-1)
+        return torch.stack([log_p.gather(1, token.unsqueeze(1)).squeeze(1), entropy_of(logits)], -1) * weight
+
+    found = policy.of_logits(batch, value, weight)
+    expected = torch.stack([policy.log_prob(batch), policy.entropy(batch)], -1) * weight
+    expected = torch.where(batch["mask"].unsqueeze(-1), expected, 0.0)
+    torch.testing.assert_close(found, expected)
+    parameters = list(policy.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters)
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_values_of_logits_are_at_the_temperature():
+    policy = tiny_policy(temperature=0.5)
+    batch = policy.tokenize(["ab"], ["cd"])
+    hot = policy.of_logits(batch, lambda logits, token: logits.gather(1, token.unsqueeze(1)).squeeze(1))
+    policy.config = dataclasses.replace(policy.config, temperature=1.0)
+    cold = policy.of_logits(batch, lambda logits, token: logits.gather(1, token.unsqueeze(1)).squeeze(1))
+    torch.testing.assert_close(hot, 2 * cold)
