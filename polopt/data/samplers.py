@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,17 +87,29 @@ class Weighted(Stateful):
         self.generator = own_generator(generator)
 
     def draw(self, count: int) -> list[int]:
-        if count > self.size:
-            raise UsageError(f"{count} different prompts cannot be drawn from {self.size}")
-        weights = self.weights().detach().to("cpu", torch.float64)
-        if weights.shape != (self.size,):
-            raise ValueError(f"weights have shape {tuple(weights.shape)}, not {(self.size,)}")
-        if not (weights.isfinite() & (weights >= 0)).all():
-            raise RunError("the weights that prompts are drawn with are not all finite and at least 0")
+        check_count(count, self.size)
+        weights = present(self.weights(), self.size, "weights", low=0.0)
         wait = torch.empty(2, self.size, dtype=torch.float64).exponential_(generator=self.generator)
         # Ids without weight queue behind all others, in random order.
         key = torch.where(weights > 0, weights.clamp_min(1e-300).log() - wait[0].log(), -1e6 - wait[1])
         return key.topk(count).indices.tolist()
+
+
+def check_count(count: int, size: int) -> None:
+    """Raises UsageError for more different ids than there are."""
+    if count > size:
+        raise UsageError(f"{count} different prompts cannot be drawn from {size}")
+
+
+def present(values: Tensor, size: int, what: str, low: float = -math.inf) -> Tensor:
+    """Values [size] that prompts are drawn by, in float64; RunError when they are not finite, or lie below `low`."""
+    values = values.detach().to("cpu", torch.float64)
+    if values.shape != (size,):
+        raise ValueError(f"{what} have shape {tuple(values.shape)}, not {(size,)}")
+    if not (values.isfinite() & (values >= low)).all():
+        bound = "" if low == -math.inf else f" and at least {low:g}"
+        raise RunError(f"the {what} that prompts are drawn with are not all finite{bound}")
+    return values
 
 
 def _positive(size: int) -> int:
