@@ -32,6 +32,7 @@ NAMED: dict[str, str] = {
     "lookup": "polopt.tasks.problems:Lookup",
     "guess": "polopt.tasks.problems:Guess",
     "vowels": "polopt.tasks.problems:Vowels",
+    "orbit": "polopt.tasks.orbit:Orbit",
 }
 """Each class is a `gymnasium.Env`, of which rows are made one by one, or a `Task`, which makes all its rows itself."""
 

@@ -74,7 +74,7 @@ class Prompts(TextTask):
             raise UsageError(f"{name} has no 'answer' column and there is no reward function: {advice}")
 
     @property
-    def size(self) -> int:
+    def count(self) -> int:
         return len(self._rows)
 
     def problem(self, index: int) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from gymnasium import spaces
@@ -34,6 +34,7 @@ class Problem:
         level: difficulty, comparable within a task.
         columns: what reward functions get besides prompt and completion, by name.
         key: what makes two problems the same one; equal keys are never split between training and evaluation.
+        given: the beginning of the answer where the prompt shows it; what is judged is this and what is written.
     """
 
     prompt: Prompt
@@ -43,6 +44,19 @@ class Problem:
     level: int = 0
     columns: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+    given: str = ""
+
+
+class Ladder(Protocol):
+    """Help of increasing `levels`, 1 and up: `climb` gives the problem with the help of one of them.
+
+    `seed` tells problems apart: whatever is drawn for one is the same every time. Raises UsageError for a problem
+    that there is no help for.
+    """
+
+    levels: int
+
+    def climb(self, problem: Problem, level: int, seed: str) -> Problem: ...
 
 
 class TextTask(Task):
@@ -72,6 +86,7 @@ class TextTask(Task):
         failure: why the latest of them failed, in one sentence; empty when none has.
         scores: False for data without answers and rewards: stepping raises UsageError.
         verifiable: False when nothing but the user's rewards judges, so that `correct` says nothing.
+        ladder: help that is shown with the problems, by their ids: see `polopt.tasks.ladders`.
     """
 
     elastic = True
@@ -79,6 +94,7 @@ class TextTask(Task):
     conversational: bool = False
     scores: bool = True
     verifiable: bool = True
+    ladder: Ladder | None = None
 
     def __init__(
         self,
@@ -153,6 +169,12 @@ class TextTask(Task):
 
     @property
     def size(self) -> int | None:
+        """Number of ids: of problems, each with every help; None when there is a problem for every index."""
+        count = self.count
+        return count if count is None or self.ladder is None else count * (self.ladder.levels + 1)
+
+    @property
+    def count(self) -> int | None:
         """Number of problems; None when there is one for every index."""
         return self.pool
 
@@ -171,8 +193,23 @@ class TextTask(Task):
     def problems(self, indices: Sequence[int]) -> list[Problem]:
         """The problems with these ids; each different one is made once."""
         ids = [int(index) if self.size is None else int(index) % self.size for index in indices]
-        made = {index: self.problem(index) for index in dict.fromkeys(ids)}
+        made = {index: self._variant(index) for index in dict.fromkeys(ids)}
         return [made[index] for index in ids]
+
+    def _variant(self, index: int) -> Problem:
+        if self.ladder is None:
+            return self.problem(index)
+        number, level = divmod(index, self.ladder.levels + 1)
+        problem = self.problem(number)
+        return self.ladder.climb(problem, level, f"{self.seed}/{number}") if level else problem
+
+    def with_ladder(self, ladder: Ladder) -> TextTask:
+        """The same problems, each with every help of the ladder: id = problem * (levels + 1) + level, and level 0 is
+        the problem as it stands. Rows that have begun no conversation yet."""
+        task = copy.copy(self)
+        task.ladder = ladder
+        task._seat(self.num)
+        return task
 
     def demonstrations(self, indices: Sequence[int]) -> list[tuple[Prompt, str]]:
         """(prompt, worked solution) of the problems with these ids. Raises UsageError when there are none."""
@@ -255,7 +292,7 @@ class TextTask(Task):
                 truncated[row], reward[row] = True, self.truncated_reward
             else:
                 try:
-                    feedback, value, over = self.reply(problem, transcript, text)
+                    feedback, value, over = self.reply(problem, transcript, problem.given + text)
                 except (UsageError, RunError):
                     raise
                 except Exception as error:  # a verifier that fails costs this sample only
@@ -316,7 +353,7 @@ class TextTask(Task):
             start = len(opening(problem))
             turns = self.transcripts[row][start:]
             prompts.append(problem.prompt)
-            completions.append(turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
+            completions.append(problem.given + turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
             columns.append(self.columns(problem))
         return rewards(prompts, completions, columns)
 

@@ -1,0 +1,198 @@
+"""Help with problems: what is shown, what is judged, and how ids count."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polopt.core.errors import UsageError
+from polopt.core.state import gather, restore
+from polopt.data.curricula import Given
+from polopt.data.prompt_groups import PromptGroups
+from polopt.tasks import make_task
+from polopt.tasks.ladders import PARTIAL, Cuts, Hints, beginning
+from polopt.tasks.orbit import Orbit
+from tests.policies.language_models import tiny_policy
+
+
+@given(
+    st.text(alphabet="ab;\n", min_size=2, max_size=30),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["character", "line", "step"]),
+)
+def test_a_beginning_is_never_all(text, fraction, piece):
+    found = beginning(text, fraction, piece)
+    assert text.startswith(found)
+    assert len(found) < len(text)
+
+
+def test_beginnings_end_between_pieces():
+    text = "7+5=12;4+8+1=13;132"
+    assert [beginning(text, share, "step") for share in (0.1, 0.5, 0.7, 0.99)] == [
+        "7+5=12;", "7+5=12;", "7+5=12;4+8+1=13;", "7+5=12;4+8+1=13;",
+    ]  # fmt: skip
+    assert beginning("one\ntwo\nthree", 0.67, "line") == "one\ntwo\n"
+    assert beginning("abcd", 0.5, "character") == "ab"
+
+
+def test_every_problem_has_an_id_for_every_help():
+    task = make_task("orbit", pool=3)
+    helped = task.with_ladder(Cuts((0.25, 0.5)))
+    assert (task.size, helped.size, helped.count) == (3, 9, 3)
+    plain, shown = task.problems(range(3)), helped.problems(range(9))
+    assert shown[::3] == plain
+    for level, share in ((1, 4), (2, 8)):
+        for problem, variant in zip(plain, shown[level::3]):
+            assert variant.prompt == problem.prompt + problem.answer[:share]
+            assert (variant.given, variant.solution) == (problem.answer[:share], problem.answer[share:])
+            assert variant.key == problem.key
+    assert helped.problems([9])[0] == plain[0]  # from the beginning again
+    assert make_task("orbit").with_ladder(Cuts((0.5,))).size is None
+
+
+def test_what_is_judged_is_what_was_given_and_what_is_written():
+    task = make_task("orbit", pool=2, num=2).with_ladder(Cuts((0.5,)))
+    problem = task.problems([1])[0]
+    task.reset(index=[1, 0])
+    _, reward, *_ = task.step({"action": [problem.solution, problem.solution]})
+    assert reward.tolist() == [1.0, 0.0]  # the second was shown nothing, and only half is written
+    assert task.demonstrations([1]) == [(problem.prompt, problem.solution)]
+
+
+def test_rewards_of_the_user_get_the_whole_answer():
+    seen = []
+
+    def whole(completions, **columns):
+        seen.extend(completions)
+        return [1.0] * len(completions)
+
+    task = make_task("orbit", pool=2, rewards=whole).with_ladder(Cuts((0.5,)))
+    task.reset(index=[1])
+    problem = task.problems([1])[0]
+    task.step({"action": [problem.solution]})
+    assert seen == [problem.answer]
+
+
+def test_messages_and_words():
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1?"}]
+    problem = make_task("addition").problems([0])[0].__class__(messages, "2", "one;two", columns={"hints": ["a", "b"]})
+    begun = Cuts((0.6,), piece="step").climb(problem, 1, "")
+    assert begun.prompt == [*messages, {"role": "assistant", "content": "one;"}]
+    further = Cuts((0.6,)).climb(begun, 1, "")
+    assert further.prompt[-1]["content"] == "one;t"
+    assert (further.given, further.solution) == ("one;t", "wo")
+    told = Cuts((0.6,), piece="step", words=PARTIAL).climb(problem, 1, "")
+    assert told.prompt == [messages[0], {"role": "user", "content": PARTIAL.format(prompt="1+1?", given="one;")}]
+    hinted = [Hints(3).climb(problem, level, "").prompt[1]["content"] for level in (1, 2, 3)]
+    assert hinted == ["1+1?\nHint: a\n", "1+1?\nHint: b\n", "1+1?\nHint: b\n"]
+    assert Hints(1, words="{hint}. {prompt}").climb(problem, 1, "").prompt[1]["content"] == "a. 1+1?"
+    assert Hints(1).climb(problem, 1, "").given == ""
+
+
+def test_drawn_cuts_are_drawn_once():
+    ladder = Cuts(lambda rng: rng.uniform(0.4, 0.8), count=3)
+    task = make_task("orbit", pool=8, seed=1).with_ladder(ladder)
+    lengths = [len(problem.given) for problem in task.problems(range(32)) if problem.given]
+    assert lengths == [len(problem.given) for problem in task.problems(range(32)) if problem.given]
+    assert (min(lengths), max(lengths)) == (6, 12)
+    assert len(set(lengths)) > 4
+
+
+def test_groups_are_of_one_help_and_given_ids(float64):
+    policy = tiny_policy()
+    task = make_task("orbit", pool=4).with_ladder(Cuts((0.5,)))
+    source = PromptGroups(task, 2, 3, sampler=Given([5, 4]))
+    batch = source.next(policy)
+    assert batch["index"].tolist() == [5, 5, 5, 4, 4, 4]
+    assert batch["group"].tolist() == [0, 0, 0, 1, 1, 1]
+    prompts = policy.decode(batch["prompt"], batch["prompt_mask"])
+    assert [len(text) for text in prompts[::3]] == [3 + 8, 3]
+    assert prompts[0] == task.problems([5])[0].prompt
+    other = PromptGroups(task, 2, 3, sampler=Given())
+    restore(other, gather(source))
+    assert other.sampler.ids == [5, 4]
+
+
+def test_a_help_that_is_longer_than_the_context_is_refused():
+    policy = tiny_policy()
+    task = make_task("orbit", pool=2, levels=200).with_ladder(Cuts((0.9,)))
+    policy.context = 64
+    with pytest.raises(UsageError, match="holds 64: leave out long rows"):
+        policy.tokenize([problem.prompt for problem in task.problems(range(4))])
+
+
+def test_hints_come_from_a_column_of_a_file(tmp_path):
+    path = tmp_path / "some.jsonl"
+    rows = [{"prompt": "a", "answer": "b", "hints": ["x", "y"]}, {"prompt": "c", "answer": "d"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = make_task(str(path), heldout=0).with_ladder(Hints(2))
+    assert task.size == 6
+    assert [problem.prompt for problem in task.problems([0, 1, 2])] == ["a", "a\nHint: x\n", "a\nHint: y\n"]
+    with pytest.raises(UsageError, match="hints are a list of texts in the column 'hints', and a problem has None"):
+        task.problems([4])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cuts(()), "at least one level"),
+        (lambda: Cuts((0.5, 0.4)), r"ascend between 0 and 1, not as \(0.5, 0.4\)"),
+        (lambda: Cuts((1.0,)), "ascend between 0 and 1"),
+        (lambda: Cuts((0.5,), piece="word"), "pieces are character, step, line"),
+        (lambda: Cuts(lambda rng: 0.5), "at least one level"),
+        (lambda: Hints(0), "at least one level"),
+        (lambda: make_task("orbit", noise=1.0), "noise is a share below 1"),
+        (lambda: make_task("orbit", maps=1, states=4), "too few to hold an eighth of them out"),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_a_problem_without_a_solution_has_no_beginning():
+    problem = make_task("addition").problems([0])[0].__class__("a", "b")
+    with pytest.raises(UsageError, match="without a worked solution"):
+        Cuts((0.5,)).climb(problem, 1, "")
+
+
+def test_orbits_follow_their_maps():
+    task = make_task("orbit", maps=2, states=5, levels=(3, 7), heldout=False)
+    assert isinstance(task, Orbit)
+    for problem in task.problems(range(20)):
+        which, state = int(problem.prompt[0]), problem.prompt[1]
+        for letter in problem.answer:
+            state = task.maps[which][state]
+            assert letter == state
+        assert 3 <= problem.level == len(problem.answer) <= 7
+        assert problem.solution == problem.answer
+        assert task.verify(problem, problem.answer) == 1
+        assert task.verify(problem, problem.answer[:-1]) == 0
+    assert len({problem.key for problem in task.problems(range(10))}) == 10
+    assert all(sorted(each.values()) == sorted(each) for each in task.maps)
+    assert make_task("orbit", seed=5).maps == make_task("orbit").maps
+
+
+def test_an_eighth_of_the_orbits_is_held_out():
+    train, held = (make_task("orbit", evaluation=evaluation) for evaluation in (False, True))
+    keys = [{problem.key for problem in task.problems(range(64))} for task in (train, held)]
+    assert (len(keys[0]), len(keys[1]), keys[0] & keys[1]) == (56, 8, set())
+    every = make_task("orbit", heldout=False)
+    assert {problem.key for problem in every.problems(range(64))} == keys[0] | keys[1]
+
+
+def test_noise_goes_on_from_where_it_leads():
+    task = make_task("orbit", noise=0.5, heldout=False)
+    right = total = 0
+    for problem in task.problems(range(200)):
+        which, state = int(problem.prompt[0]), problem.prompt[1]
+        for letter in problem.solution:
+            right, total = right + (letter == task.maps[which][state]), total + 1
+            state = letter
+    assert abs(right / total - (0.5 + 0.5 / 16)) < 0.03
+    first, again = task.problems([0, 64])
+    assert first.prompt == again.prompt
+    assert first.solution != again.solution  # another id of the same problem
