@@ -113,6 +113,49 @@ class Lagged(Wrapper, Stateful):
         renew(self.stale)
 
 
+class Mixture(Wrapper, Stateful):
+    """Plays one of `size` earlier policies, drawn for each episode: the mean of all that `actor` has been.
+
+    `keep`, called after every update of `actor`, makes the copies a sample of all policies so far, each as likely as
+    any other. Before the first call it acts as `actor`. The copies sample also where the mode is asked for: what is
+    mixed is what they do.
+    """
+
+    saved = ("count",)
+
+    def __init__(self, actor: Actor, size: int) -> None:
+        super().__init__(actor)
+        self.copies = nn.ModuleList(duplicate(actor).requires_grad_(False) for _ in range(size))
+        self.count = 0  # policies that there were
+
+    def keep(self, generator: torch.Generator) -> None:
+        """Takes in the policy as it is now."""
+        size = len(self.copies)
+        slot = self.count if self.count < size else int(torch.randint(self.count + 1, (), generator=generator))
+        self.count += 1
+        if slot < size:
+            renew(self.copies[slot])
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
+        there: list[Any] = [*self.copies][: self.count] or [self.actor]
+        rows = first_leaf(obs).shape[0]
+        place = torch.zeros(rows, dtype=torch.int64, device=first_leaf(obs).device)
+        carry = {**carry} if carry else {}
+        place = carry.pop("copy", place)
+        place = torch.where(place > 0, place, torch.randint_like(place, 1, len(there) + 1))  # 0: a new episode
+        played = [each.act(obs, carry or None, greedy=False) for each in there]
+        record, after = (
+            {name: _chosen(place, [each[part][name] for each in played]) for name in played[0][part]} for part in (0, 1)
+        )
+        return record, {**after, "copy": place}
+
+
+def _chosen(place: Tensor, values: list[Tensor]) -> Tensor:
+    """The rows [N, ...] of the values [N, ...] with the number `place` [N], from 1."""
+    return torch.stack(values)[place - 1, torch.arange(len(place), device=place.device)]
+
+
 class BestOf(Wrapper):
     """Draws `samples` actions of `actor` and takes the one that `critic` values most, or one of them with probability
     softmax(Q / temperature) (`how="softmax"`).

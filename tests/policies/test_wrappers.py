@@ -16,7 +16,7 @@ from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import Categorical, Deterministic, Flow, Gaussian, MultiDiscrete, SquashedGaussian
 from polopt.policies.base import Scores, require
-from polopt.policies.wrappers import BestOf, Greedy, Lagged, Noisy, Uniform, Valued, candidates
+from polopt.policies.wrappers import BestOf, Greedy, Lagged, Mixture, Noisy, Uniform, Valued, candidates
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 BOX = spaces.Box(np.float32([-2, 0]), np.float32([2, 5]))
@@ -160,6 +160,32 @@ def test_uniform_without_bounds_is_finite():
     assert ((action[:, 3] >= 0) & (action[:, 3] <= 1)).all()
     expected = -0.5 * action[:, 0] ** 2 - 0.5 * math.log(2 * math.pi) - (action[:, 1] - 1) - (2 - action[:, 2])
     torch.testing.assert_close(record["log_prob"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixture_is_each_rows_policy_with_its_memory():
+    """A row is what its copy does alone, with that copy's hidden state; the greedy one samples as well."""
+    torch.manual_seed(0)
+    policy = Gaussian(log_std_init=-20.0).build(SPEC, GRU)
+    mixture, generator = Mixture(policy, 2), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        with torch.no_grad():
+            [parameter.add_(0.3 * torch.randn_like(parameter)) for parameter in policy.parameters()]
+        mixture.keep(generator)
+    obs = torch.randn(2, 40, 3)
+    record, carry = mixture.act(obs[0])
+    assert sorted(carry["copy"].unique().tolist()) == [1, 2]
+    later, after = mixture.act(obs[1], carry, greedy=True)
+    for number, copy in enumerate(mixture.copies, 1):
+        rows = carry["copy"] == number
+        alone, memory = copy.act(obs[0])
+        torch.testing.assert_close(record["action"][rows], alone["action"][rows], atol=1e-5, rtol=0)
+        alone, memory = copy.act(obs[1], memory)
+        torch.testing.assert_close(later["action"][rows], alone["action"][rows], atol=1e-5, rtol=0)
+        assert after["hidden"][rows].equal(memory["hidden"][rows])
+    other = Mixture(policy, 2)
+    restore(other, gather(mixture))
+    assert other.count == 2
+    assert gather(other).keys() == gather(mixture).keys()
 
 
 def test_uniform_refuses_other_spaces():

@@ -23,7 +23,7 @@ Departs from the paper in: an episode that the clock cuts counts as if it had en
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -120,6 +120,11 @@ class Reinforce(Method):
         )
 
     @property
+    def trained(self) -> Any:
+        """The policy that scores and is trained; `policy` may be made of it."""
+        return self.policy
+
+    @property
     def entropy_coefficient(self) -> float | Tensor:
         """Of this update."""
         return self.config.entropy_coefficient
@@ -142,7 +147,7 @@ class Reinforce(Method):
         return batch
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        log_prob, entropy = self.policy.score(batch)
+        log_prob, entropy = self.trained.score(batch)
         loss = policy_gradient(log_prob, ratio(log_prob, "current"), batch["advantage"], batch["weight"])
         bonus = decision_mean(entropy, batch["weight"])
         metrics = {"policy_loss": loss, "entropy": decision_mean(entropy, batch["share"])}
