@@ -230,12 +230,15 @@ class LinearMDP(TabularMDP):
     """Transitions phi(s, a)^T factors and rewards phi(s, a)^T weights, at every step.
 
     Attributes, float64: `features` [S, A, d], at least 0 and summing to 1; `factors` [d, S], distributions over
-    successors; `weights` [d].
+    successors; `weights` [d]. Raises UsageError for features and factors that are no distributions.
     """
 
     def __init__(self, features: Any, factors: Any, weights: Any, horizon: int, start: int = 0) -> None:
         parts = (torch.as_tensor(part, dtype=torch.float64) for part in (features, factors, weights))
         self.features, self.factors, self.weights = parts
+        for name, part in (("features of each pair", self.features), ("factors", self.factors)):
+            if (part < 0).any() or not torch.allclose(part.sum(-1), part.new_ones(()), atol=1e-9):
+                raise UsageError(f"the {name} of a linear MDP must be distributions: at least 0 and adding up to 1")
         super().__init__(self.features @ self.factors, self.features @ self.weights, horizon, start)
 
 

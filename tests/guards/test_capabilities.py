@@ -182,6 +182,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "stepmix",
         "epsmix",
         "dcppo",
+        "dr-rpo",
         "programmable-vi",
         "agnostic-rl",
         "nora",

@@ -248,6 +248,15 @@ def test_off_dynamics_by_hand() -> None:
     assert mdp.features.sum(-1).eq(1).all()
 
 
+def test_parts_of_a_linear_mdp_are_distributions() -> None:
+    with pytest.raises(UsageError, match="features of each pair of a linear MDP must be distributions: at least 0 and"):
+        LinearMDP([[[0.5, 0.6]]], [[1.0], [1.0]], [0.0, 0.0], 1)
+    with pytest.raises(UsageError, match="features of each pair"):
+        LinearMDP([[[-0.5, 1.5]]], [[1.0], [1.0]], [0.0, 0.0], 1)
+    with pytest.raises(UsageError, match="the factors of a linear MDP"):
+        LinearMDP([[[1.0, 0.0]], [[0.0, 1.0]]], [[2.0, -1.0], [1.0, 0.0]], [0.0, 0.0], 1)
+
+
 def test_who_leaves_has_left() -> None:
     mdp = exit_mdp(states=3, actions=2, horizon=4, mdp_seed=1)
     assert (mdp.states, mdp.actions) == (4, 2)
