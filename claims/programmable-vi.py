@@ -20,6 +20,14 @@ Pilots (seeds 1000 and 1001): `z` 0.2 to 1.4 in all pairs, 423 of `dropped`; `no
 with one coin by mvd, -0.7 and 0.3 by base, 0.7 by score; bounds -8.08 and -8.10, -7.52, -9.76, -8.19, -7.30.
 
 A right implementation has `z` below 4 but for one seed in thousands, with means around 1.2.
+
+What was found: all of it, `z` 0.4 to 2.6 in all seeds of all pairs and 424 where a probability is forgotten. As `noise`
+is a logarithm, two coins by reinforce cost 26 times the variance of two enumerated ones, and scoring x seven times that
+again. A baseline makes the first coin almost as quiet as the measure-valued derivative does, the second one 2.4 times
+as noisy as that, and halves the variance where both have it. The bounds are the printed ones within 0.01, but for
+IWELBO, which with 64 runs per update comes to -7.52 where the released code prints -7.67 for one. All seeds are
+evaluated by the same draws, so that their spread, below 0.01 but for ELBO, is that of training only: the standard error
+of a mean over the 10,000 draws is 0.01 to 0.04.
 """
 
 from __future__ import annotations
