@@ -305,6 +305,18 @@ def test_padding_gains_nothing():
     assert method.gains(batch)[:, :2].eq(1).all()  # the time is a coordinate, so every cell is new
 
 
+def test_a_short_episode_is_paid_for_where_it_ended(float64):
+    """Of two episodes the first ends after one decision, in a cell that it has not seen."""
+    with built("subpo", "CartPole-v1", function=Cells(width=1.0)) as method:
+        obs = torch.zeros(2, 3, 4)
+        final = torch.zeros(2, 3, 4)
+        obs[1, 1:, 0] = torch.tensor([1.5, 2.5])
+        final[0, 0, 0], final[1, :, 0] = 1.5, torch.tensor([1.5, 2.5, 2.5])
+        mask = torch.tensor([[True, False, False], [True, True, True]])
+        batch = TensorDict({"obs": obs, "final_obs": final, "mask": mask, "reward": torch.zeros(2, 3)}, (2, 3))
+        assert method.gains(batch).tolist() == [[1, 0, 0], [1, 1, 0]]
+
+
 def test_the_entropy_bonus_is_divided_by_the_number_of_the_update(float64):
     for decay, expected in ((True, [0.3, 0.15, 0.1]), (False, [0.3] * 3)):
         method = tiny(entropy_coefficient=0.3, entropy_decay=decay)
