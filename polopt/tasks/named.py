@@ -25,6 +25,8 @@ NAMED: dict[str, str] = {
     "lock": "polopt.tasks.lock:Lock",
     "lock/continuous": "polopt.tasks.lock:Lock",
     "layers": "polopt.tasks.lock:Layers",
+    "memory-controller": "polopt.tasks.controller:MemoryController",
+    "memory-controller/box": "polopt.tasks.controller:MemoryController",
     "addition": "polopt.tasks.problems:Addition",
     "countdown": "polopt.tasks.problems:Countdown",
     "ascending": "polopt.tasks.problems:Ascending",

@@ -186,7 +186,8 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "programmable-vi",
         "agnostic-rl",
         "nora",
-    ):  # of a model
+        "marl-dse",
+    ):  # of a model, or of several choices at once
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""
