@@ -150,6 +150,11 @@ def decision_mean(value: Tensor, weight: Tensor) -> Tensor:
     return (spread(weight, value) * value).sum()
 
 
+def decision_sum(value: Tensor, like: Tensor) -> Tensor:
+    """`value` summed over what a decision has beyond the dimensions of `like`, such as the steps of a chain."""
+    return value.flatten(like.dim()).sum(-1) if value.dim() > like.dim() else value
+
+
 def average(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of each metric over the optimizer steps of an update; the keys are those of the first step."""
     return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
