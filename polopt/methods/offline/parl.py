@@ -5,7 +5,7 @@ Reinforcement Learning from Human Feedback", ICLR 2024, arXiv 2308.02585; algori
 
 Learning from human feedback is a problem with two levels. What the upper one judges are episodes of the policy theta*
 that the lower one finds for the reward r_nu, so its gradient has a second term: another reward brings other episodes.
-S of an episode is the sum of log pi(a|s) over its decisions, V and H are derivatives at theta*(nu):
+S of an episode is the sum of log pi(a|s) over its decisions, H an entropy; V'' (and V_theta nu) is taken at theta*(nu):
 
     lower         theta*(nu) = argmax V(theta, nu) - damping / 2 |theta|^2,
                   V = E sum_h discount^h (r_nu(s_h, a_h) + entropy_coefficient H(pi(.|s_h)))
@@ -15,7 +15,7 @@ S of an episode is the sum of log pi(a|s) over its decisions, V and H are deriva
     "utility"     U = -R of an episode: the reward is designed, so that who learns from it does what is wanted
     direct        E dU / dnu
     hyper         (d theta*/d nu)^T q,  q = E (U - baseline) dS/dtheta, where S is that of both episodes of a pair;
-                  d theta*/d nu = (damping I - V_theta theta)^-1 V_theta nu          by conjugate gradients
+                  d theta*/d nu = (damping I - V'')^-1 V_theta nu                     by conjugate gradients
     steps         K times theta <- theta + lr dV/dtheta;  nu <- nu - reward_lr (direct + hyper_weight hyper + penalty)
 
 All derivatives of V come from one function whose gradient, Hessian and cross derivatives have those of V as their
@@ -110,12 +110,12 @@ def implicit(
 class PARL(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
-        objective: str = param("preferences", "sections 3 and 4", choices=("preferences", "utility"), help="U")
+        objective: str = param("preferences", "paper", choices=("preferences", "utility"), help="U")
         episodes: int = param(
             64, "assumed", low=4, help="of each of the batches: K for the policy, one that is compared, one for V''"
         )
         policy_steps: int = param(10, "assumed", low=1, help="K, steps of the policy before each step of the reward")
-        hyper_weight: float = param(1.0, "equation 10", low=0, help="of the implicit term; 0: RLHF in turns")
+        hyper_weight: float = param(1.0, "paper", low=0, help="of the implicit term; 0: RLHF in turns")
         discount: float = param(0.99, "assumed", low=0, high=1)
         entropy_coefficient: float = param(0.05, "assumed", low=0)
         damping: float = param(0.01, "assumed", above=0, help="of the policy's weights in the lower problem")
