@@ -72,6 +72,14 @@ def test_with_the_factors_known_the_worst_is_exact(ball, seed):
         assert (estimated(ball, SIZES[ball], 6, 2.0)(factors, value) <= found + 1e-9).all()
 
 
+@pytest.mark.parametrize("ball", ["tv", "chi2-penalty"])
+def test_levels_begin_at_the_least_value(ball):
+    """Values from 0.5 to 0.7, of at most 3: the best levels lie among the values, near the least one."""
+    factors, value = drawn(7, 4, 5), torch.tensor([0.5, 0.55, 0.6, 0.65, 0.7], dtype=torch.float64)
+    found = estimated(ball, SIZES[ball], 3001, 3.0)(factors, value)
+    torch.testing.assert_close(found, worst_case(factors, value, SIZES[ball], ball), atol=2e-3, rtol=0)
+
+
 def test_must_1_each_coordinate_has_its_own_level():
     """V = (0, 1, 2), size 0.4. The first factor is certain of 2: its level is 2, 2 - 0.8 = 1.2. Of the second, half of
     which is at 2, half at 0: level 2, 1 - 0.8 = 0.2. The third, 0.3 at 1, is best at level 0: 0. One level for all
