@@ -270,16 +270,20 @@ def test_lsvi_ucb_is_contained():
 
 
 def test_runs_side_by_side_are_those_alone():
-    both, alone = learner((2,)), [learner(), learner()]
-    for _ in range(8):
+    """The first run sees one episode again and again, and switches seldom; the other one switches often."""
+    both, alone, same = learner((2,)), [learner(), learner()], episodes(1)
+    for _ in range(24):
         columns = episodes(1, (2,))
+        for column, each in zip(columns, same):
+            column[0] = each
         both.add(*columns)
         both.step()
         for row, each in enumerate(alone):
             each.add(*(column[row] for column in columns))
             each.step()
-    assert both.switches[0] != 0
+    assert 0 < both.switches[0] < both.switches[1]
     for row, each in enumerate(alone):
+        torch.testing.assert_close(both.planned[row], each.planned)
         torch.testing.assert_close(both.policy()[row], each.policy())
         assert both.switches[row] == each.switches
 
