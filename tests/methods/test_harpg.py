@@ -174,6 +174,8 @@ def test_padding_and_lengths_change_nothing(baseline):
         assert 0 < batch["mask"].sum() < batch["mask"].numel()
         phi, log_prob, _ = method.phi(method.evaluate_episodes(batch))
         step = torch.randn_like(flatten(own(method)))
+        whole = [method.policy.log_prob(row).sum() for row, _ in episodes_of(batch, 0.9, baseline)]
+        torch.testing.assert_close(log_prob, torch.stack(whole))
         torch.testing.assert_close(gradient(phi.sum(), own(method)), by_hand(method, batch))
         torch.testing.assert_close(harpg.change(phi, log_prob, own(method), step), by_hand(method, batch, step))
 
@@ -181,7 +183,8 @@ def test_padding_and_lengths_change_nothing(baseline):
 def test_must_5_credit_is_discounted_from_the_beginning_and_is_constant():
     """Discount 0.9, rewards of 1: at the third decision of five 0.81 + 0.729 + 0.6561."""
     with cart(baseline="none") as method:
-        batch = method.collect()[:, :5]
+        batch = method.collect()[:, :5].clone()
+        batch["reward"] = batch["reward"].requires_grad_()
         evaluated = method.evaluate_episodes(batch)
         assert evaluated["advantage"][0, 2].item() == pytest.approx(0.81 + 0.729 + 0.6561)
         assert not evaluated["advantage"].requires_grad
@@ -234,9 +237,12 @@ def test_must_2_and_3_harpg_by_hand():
 
 def test_the_point_in_between_is_uniform():
     with cart(episodes=1) as method:
-        method.update(method.collect())
-        method.between.next = lambda actor: method.source.next(actor)
+        batch = method.collect()
+        method.update(batch)
+        method.source.next = method.between.next = lambda actor: batch
+        state = method.generator.get_state()
         draws = torch.stack([method.collect()["back"] for _ in range(40)])
+        torch.testing.assert_close(draws[0], torch.rand((), generator=method.generator.set_state(state)) - 1)
     assert -1 < draws.min() < -0.8
     assert -0.2 < draws.max() < 0
     assert draws.mean().item() == pytest.approx(-0.5, abs=0.15)  # a standard error of 0.05
@@ -260,6 +266,17 @@ def test_must_1_transport_by_hand():
             torch.testing.assert_close(flatten(own(method)).detach(), theta + 0.1 * past / past.norm())
             assert metrics["correction_norm"] == 0
             before = theta
+
+
+def test_weights_that_were_loaded_have_no_past():
+    with cart(correction=Transport()) as method:
+        theta = torch.randn_like(flatten(own(method)))
+        assign(own(method), theta)
+        seen, batch = played_at(method), method.collect()
+        assert torch.equal(seen["source"][0], theta)
+        slope = by_hand(method, batch)
+        method.update(batch)
+        torch.testing.assert_close(method.memory.direction, slope)
 
 
 @pytest.mark.parametrize(("eta", "ahead"), [(1.0, 0.0), (0.5, 1.0), (0.1, 9.0), (0.02, 20.0)])
@@ -371,6 +388,18 @@ def test_entropy_is_the_mean_over_decisions():
         batch = method.collect()
         entropy = method.policy.entropy(batch)[batch["mask"]].mean()
         assert method.update(batch)["entropy"].item() == pytest.approx(entropy.item())
+
+
+def test_nothing_that_is_kept_has_a_graph():
+    with cart() as method:
+        for _ in range(3):
+            metrics = method.update(method.collect())
+            with method.moved(0.5) as step:
+                kept = (step, method.memory.previous, method.memory.direction, *metrics.values())
+            assert not any(each.requires_grad for each in kept)
+    with cart() as method:
+        assert not method.memory.previous.requires_grad
+        assert {name for name, _ in method.memory.named_buffers()} == {"previous", "direction"}
 
 
 def test_episodes_of_both_kinds_are_counted_and_differ():

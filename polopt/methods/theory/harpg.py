@@ -241,5 +241,9 @@ class Harpg(Method):
         self.optimizer.lr = self.decayed(config.lr, 1.0 if config.normalize else 0.5)
         self.optimizer.step(grads=unflatten(-ascent, parameters))
         self.updates += 1
-        norms = {"gradient_norm": newest.norm(), "direction_norm": length, "correction_norm": correction.norm()}
-        return norms | {"entropy": entropy}
+        return {
+            "gradient_norm": newest.norm(),
+            "direction_norm": length,
+            "correction_norm": correction.norm(),
+            "entropy": entropy,
+        }
