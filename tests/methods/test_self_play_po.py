@@ -274,6 +274,37 @@ def test_must_4_the_win_rate_is_against_the_population():
             method.population = Memory(3)
             method.population.mix(episodes([low, low, low]), method.generator)
             assert method.evaluate(method.task.twin(2), 2)["win_rate"] == expected
+    with built("self-play-po", average=0, population=3, compare="margin", drawn=False) as method:
+        method.population.mix(episodes([-1e6] * 3), method.generator)
+        found = method.evaluate(method.task.twin(2), 2)
+        assert found["win_rate"] == 1.0  # margins have no bound, and count as sure
+        assert found["return"] == found["length"]
+
+
+def test_must_4_every_update_gives_a_policy_and_episodes(float64):
+    """To the mixture, and to the population: not only the latest are there."""
+    with built("self-play-po", population=4) as method:
+        seen = []
+        for count in (1, 2, 3):
+            batch = method.collect()
+            seen += batch["reward"].sum(1).tolist()
+            method.update(batch)
+            assert method.policy.count == count
+            assert method.population.count == 4 * count
+        assert {*method.population.rows["reward"].sum(1).tolist()} <= {*seen}
+        assert method.population.rows["reward"].sum(1).tolist() != seen[-4:]
+
+
+def test_drawn_answers_are_what_is_learned_from(float64):
+    """At a temperature at which all are nearly even, win rates are those of coins."""
+    with built("self-play-po", drawn=True, compare="bradley-terry", scale=1e9) as method:
+        answers, own = method.answers(method.collect())
+        assert own == 4
+        among = answers[-4:, -4:]
+        assert among.abs().sum() == 12
+        assert among.equal(-among.T)
+    with built("self-play-po", drawn=False, compare="bradley-terry", scale=1e9) as method:
+        assert method.answers(method.collect())[0].abs().max() < 1e-6
 
 
 # Must 5: nothing stale

@@ -227,15 +227,19 @@ class SelfPlayPO(Reinforce):
         one, other = ((rows["reward"] * rows["mask"]).sum(1) for rows in (mine, theirs))
         return of_returns(one.unsqueeze(1) - other, config.compare, config.scale)
 
-    def compared(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch with `shared`, what each step has of its episode's win rate [R, T], and numbers of it."""
+    def answers(self, batch: Batch) -> tuple[Tensor, int]:
+        """P, or drawn answers, between the episodes of the batch and the queue with them in it [N, M], and how many
+        of the last rows and columns are the same episodes."""
         episodes = self.episodes_of(batch)
         self.queue.push(episodes)
         self.population.mix(episodes, self.generator)
         own = min(len(episodes), len(self.queue))
         preference = self.preferences(episodes, self.queue.rows)
-        if self.config.drawn:
-            preference = drawn(preference, own, self.generator)
+        return drawn(preference, own, self.generator) if self.config.drawn else preference, own
+
+    def compared(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with `shared`, what each step has of its episode's win rate [R, T], and numbers of it."""
+        preference, own = self.answers(batch)
         rate, mask = win_rates(preference, own), batch["mask"]
         batch = batch.clone(False)
         batch["shared"] = torch.where(mask, (rate / mask.sum(1)).unsqueeze(1), 0.0)

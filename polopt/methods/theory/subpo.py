@@ -74,7 +74,7 @@ def information_gains(covariance: Tensor, noise: float) -> Tensor:
 
 def prefix(reward: Tensor, discount: float, mask: Tensor) -> Tensor:
     """sum_{h <= t} reward_h [R, T], the weight of the released code; 0 where the mask is False."""
-    return torch.where(mask, torch.where(mask, reward, 0.0).cumsum(-1), 0.0)
+    return torch.where(mask, reward.cumsum(-1), 0.0)
 
 
 @dataclass(frozen=True)
