@@ -344,6 +344,24 @@ def test_the_step_of_the_reward_is_the_sum_of_its_parts():
         torch.testing.assert_close(metrics["entropy"], entropies.mean().detach())
 
 
+def test_the_step_of_the_reward_has_a_greatest_length():
+    method = tabular(max_grad_norm=1e-3)
+    batch, nu = method.collect(), method.reward_optimizer.parameters
+    before = flatten(nu).detach()
+    assert method.update(batch)["grad_norm"] > 0.01
+    assert (flatten(nu) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_what_a_step_of_the_reward_takes_is_told_before():
+    for settings, expected in (({}, (12 * 64, 32)), ({"hyper_weight": 0.0}, (11 * 64, 32))):
+        told = PARL.derived(PARL.Config(**settings), 1)
+        assert tuple(told.values()) == expected
+        method = tabular(**settings, episodes=64, policy_steps=10)
+        labels = method.collect()["compared", "label"]
+        assert (method.ledger.episodes, len(labels)) == expected
+    assert PARL.derived(PARL.Config(objective="utility"), 1)["labels per step of the reward"] == 0
+
+
 def test_without_the_implicit_term_it_is_rlhf_in_turns():
     """The reward: the loss of comparisons on fresh pairs. The policy: REINFORCE on the learned reward."""
     settings = {"hyper_weight": 0.0, "reward_penalty": 0.0, "max_grad_norm": None, "entropy_coefficient": 0.0}

@@ -33,6 +33,7 @@ in the lower problem, which make its solution unique, and baselines of the other
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -182,6 +183,12 @@ class PARL(Method):
     smoke = Smoke(
         "CartPole-v1", 800, {"envs": 4, "episodes": 4, "policy_steps": 2, "damping": 1.0, "network.sizes": (4,)}
     )
+
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        batches = config.policy_steps + (2 if config.hyper_weight > 0 else 1)
+        labels = config.episodes // 2 if config.objective == "preferences" else 0
+        return {"episodes per step of the reward": batches * config.episodes, "labels per step of the reward": labels}
 
     def build(self, task: Task) -> None:
         config = self.config
