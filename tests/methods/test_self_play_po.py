@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -15,6 +16,8 @@ from polopt import registry
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.functional import gradient
+from polopt.core.random import paired
+from polopt.data.episodes import Episodes
 from polopt.methods.language.self_play_po import Memory, asked, drawn, of_returns, win_rates
 from polopt.policies.wrappers import Mixture
 from polopt.tasks.tabular_sets import paths
@@ -373,3 +376,18 @@ def test_it_learns_from_comparisons_alone():
         method.update(method.collect())
     value = mdp.value(method.policy.logits(observations).softmax(-1))[0, mdp.start]
     assert value > 0.9 * best
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_what_is_evaluated(float64, greedy):
+    """The first starts, as it is asked to act: by the episodes themselves."""
+    with built("self-play-po", average=0) as method:
+        task = method.task.twin(3)
+        found = method.evaluate(task, 3, greedy=greedy)
+        with paired():
+            batch = Episodes(task, starts=range(3), greedy=greedy).next(method.policy)
+        returns = batch["reward"].sum(1).tolist()
+        assert found["return"] == pytest.approx(np.mean(returns))
+        assert found["return_std"] == pytest.approx(np.std(returns))
+        assert found["return_std"] > 0 or greedy
+        assert method.evaluate(task, 3, greedy=not greedy)["return"] != found["return"]

@@ -16,6 +16,8 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.functional import flatten, gradient
+from polopt.core.random import paired
+from polopt.data.episodes import Episodes
 from polopt.methods.theory.subpo import (
     Cells,
     Information,
@@ -364,3 +366,18 @@ def test_it_covers_more_than_modular_rewards_do():
             coverage = method.update(method.collect())["coverage"].item()
         found[modular] = coverage
     assert found[False] > 1.2 * found[True]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_what_is_evaluated(float64, greedy):
+    """The first starts, as it is asked to act: by the episodes themselves."""
+    with built("subpo") as method:
+        task = method.task.twin(3)
+        found = method.evaluate(task, 3, greedy=greedy)
+        with paired():
+            batch = Episodes(task, starts=range(3), greedy=greedy).next(method.policy)
+        returns = batch["reward"].sum(1).tolist()
+        assert found["return"] == pytest.approx(np.mean(returns))
+        assert found["return_std"] == pytest.approx(np.std(returns))
+        assert found["return_std"] > 0 or greedy
+        assert method.evaluate(task, 3, greedy=not greedy)["return"] != found["return"]
