@@ -22,6 +22,11 @@ Expectations: the paper says that SubPO covers more than MODPO by far. MODPO's b
 stands still, and covers what can be seen on the way there; a SubPO whose gains forget what was visited is MODPO, and
 the ratio 1. Credit for the past as well has the same gradient in the mean, so only `variance` sees it: it would be 1.
 That MODPO has more modular reward than SubPO says that it learned what it was given.
+
+What was found: SubPO-M covers 33.5 in the mean over six maps, MODPO 10.0, less than a random walk (13.1), though it has
+the most modular reward (102 against 79). Suffix credit has 0.61 of the gradient variance of the whole gain. With 10,000
+episodes SubPO is at 0.76 of the best path known and does not surpass the greedy planner, which knows the map and plans
+nothing (34.4, 0.77). The weight of the released code reaches 16.0 with the same network, rates and episodes.
 """
 
 from __future__ import annotations
