@@ -28,6 +28,14 @@ as critics and a weaker clone, tokens came to 58 and diffusion to 99 %.
 Of the paper's setting: 16 candidates of which 4 climb 2 steps of 0.1 times the gradient, 3 critics without histograms,
 with discount 0.9 and faster targets, a faster average of the policy, and the conservative term on the candidates of the
 next state alone, which halves the cost of an update.
+
+What was found: all of it. PA-RL arrives within 10 steps in 99 to 100 % with both policies, in 8.3 steps on average,
+where 8 are possible. Choosing among 16 samples of the clone arrives just as surely within 30, but in 11.5 steps with
+diffusion (14 % within 10) and in 10.1 with tokens, of which 76 % arrive within 10: there the gain is two steps, not
+arriving at all. A sample of the diffusion clone alone wanders before the block, whose two ways it takes by turns, and
+arrives within 30 steps in 20 %; the token clone, which acts by its likeliest bins, does in all but a few, in 15 steps.
+The policies are tiny and the world is easy: that one setting serves both classes is what this shows, not by how much it
+would help a large one.
 """
 
 from __future__ import annotations
