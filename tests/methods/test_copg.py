@@ -243,18 +243,18 @@ def test_without_columns_the_task_says_what_answers_are_worth(float64):
         assert data["chosen", "reward"].unique().numel() > 1
 
 
-def length(completion, **columns):
+def length(prompt, completion, **columns):
     if completion == "eleven":
         raise ValueError("I cannot count")
-    return len(completion) / 10
+    return len(prompt) + len(completion) / 10
 
 
 def test_rewards_that_fail_leave_their_pairs_out(tmp_path, float64):
     options = {"task_options": {"rewards": length}}
     method, batch = built("copg", tmp_path, without(PAIRS, "chosen_reward", "rejected_reward"), beta=BETA, **options)
     assert batch["row_weight"].tolist() == [0.0, 1.0, 1.0]
-    assert batch["chosen", "reward"][1:].tolist() == pytest.approx([0.5, 0.8])  # three, good day
-    assert batch["rejected", "reward"][1:].tolist() == pytest.approx([0.2, 0.2])
+    assert batch["chosen", "reward"][1:].tolist() == pytest.approx([4.5, 5.8])  # three, good day
+    assert batch["rejected", "reward"][1:].tolist() == pytest.approx([4.2, 5.2])
     loss, metrics = method.policy_loss(batch)
     torch.testing.assert_close(loss, method.policy_loss(method.score_reference(method.source.data[1:]))[0])
     assert metrics["gap"].item() == pytest.approx(0.45)

@@ -10,6 +10,7 @@ import torch
 import polopt
 from polopt.core.errors import UsageError
 from polopt.core.state import gather, restore
+from polopt.evaluation.returns import evaluate_returns
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
 from polopt.methods.multiagent.marl_dse import Best, log_reward
@@ -179,7 +180,10 @@ def test_must_3_the_best_stays_and_simulations_count(float64):
 def test_must_3_the_best_of_all_windows(float64):
     method = made()
     assert method.figures() == {}
-    assert method.evaluate(method.task.twin(2), 2)["best"] > 0  # nothing was simulated in training
+    scores = method.evaluate(method.task.twin(2), 3, greedy=False)  # nothing was simulated in training yet
+    assert scores["best"] == scores["return"] / 10
+    assert scores == evaluate_returns(method.policy, method.task.twin(2), 3, greedy=False) | {"best": scores["best"]}
+    assert scores["return"] != method.evaluate(method.task.twin(2), 3)["return"]
     designs, rewards = [], []
     for number in range(1, 5):
         batch = method.collect()
@@ -190,7 +194,9 @@ def test_must_3_the_best_of_all_windows(float64):
         assert metrics["best"] == every.max()
         assert metrics["reward"] == batch["reward"].mean()
         assert torch.equal(method.best.design, torch.cat(designs)[every.argmax()])
-        assert method.best.curve[-1][0] <= method.ledger.env_steps == 16 * number
+        assert method.ledger.env_steps == 16 * number
+        assert method.best.curve[0] == (16, rewards[0].max().item())
+        assert (16 * number in dict(method.best.curve)) == (rewards[-1].max() == every.max())
     scores = method.evaluate(method.task.twin(2), 2)
     assert scores["best"] == every.max().item()
     assert method.ledger.env_steps == 64  # evaluations find nothing
