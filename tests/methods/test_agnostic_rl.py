@@ -401,6 +401,25 @@ def test_an_episode_that_ends_early_has_no_actions_behind_its_end(estimator):
     assert value[3:].tolist() == pytest.approx([weight * 5 / 2] * 4)  # petals at later steps were not met
 
 
+@pytest.mark.parametrize("estimator", [Popler(), Importance()])
+def test_what_a_policy_would_do_behind_an_end_does_not_count(estimator):
+    spec = make_task("layers", 1, states=2, horizon=3, layer=0).spec
+    long = [(0, 1, 0.0), (1, 1, 0.0), (1, 1, 0.0)]
+    policies = tons(spec, 2)
+    which = policies.states.tolist().index([1, 2])  # state 1 at step 0, and state 0 at step 1, as padding has it
+    processes = Processes(policies, policies.core(), estimator, 2)
+    batch = rows([(1, 1, 7.0)], long)
+    processes.add(batch)
+    if estimator.petals:
+        processes.add(batch[:1], 1)
+    weight = 4 / 2 if estimator.petals else 2 / 2  # of the four in the core one begins with 1; every second episode
+    assert processes.solve()[0][which].item() == pytest.approx(weight * 7)
+    policies = tons(spec, 0, usual=1)
+    processes = Processes(policies, policies.core(), estimator, 2)
+    processes.add(rows([(1, 1, 7.0)], long))
+    assert processes.solve()[0].item() == pytest.approx(7 / 2 * (1 if estimator.petals else 2))
+
+
 def test_data_add_up():
     """Twice the data set in halves is the data set."""
     policies, core, processes, data = sampled(1)

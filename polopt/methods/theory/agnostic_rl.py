@@ -93,7 +93,7 @@ class Importance(Config):
     petals: ClassVar[bool] = False
 
     def density(self, core: Tensor, length: Tensor, begin: int, stop: Tensor, actions: int) -> Tensor:
-        return float(actions) ** -(torch.minimum(stop, length) - begin).double()
+        return float(actions) ** -torch.minimum(stop, length).double()  # whole episodes: they begin at 0
 
 
 @dataclass(frozen=True)
