@@ -132,3 +132,19 @@ CLAIM = Claim(
         Above("suboptimality", "limit-myopic", 0.2),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """How errors and suboptimality fall with the number of episodes, beside 1/sqrt(n)."""
+    from polopt.evaluation.figures import Curves
+
+    def mean(arm: str, name: str) -> list[float]:
+        return [sum(line[f"{name}@{mark}"] for line in metrics[arm]) / len(metrics[arm]) for mark in MARKS]
+
+    errors = {arm: mean(arm, "reward_error") for arm in ("dcppo", "myopic", "content@0")}
+    errors["1/sqrt(n)"] = [errors["dcppo"][0] * (MARKS[0] / mark) ** 0.5 for mark in MARKS]
+    lost = {arm: mean(arm, "suboptimality") for arm in ("dcppo", "doubt", "myopic", "pevi")}
+    return {
+        "reward_error by episodes": Curves(MARKS, errors, x_label="episodes", dashed=("1/sqrt(n)",), log=True),
+        "suboptimality by episodes": Curves(MARKS, lost, x_label="episodes", log=True),
+    }

@@ -120,3 +120,26 @@ CLAIM = Claim(
         Greater("average_own", "greedy@0.5", "rpo@0.5", by=-0.02),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns by the shift of the dynamics, and how far one seed is from the optimum of its own objective."""
+    from polopt.evaluation.figures import Curves
+    from polopt.training.api import plan
+
+    arms = ("rpo@0", "rpo@0.3", "rpo@0.5", "greedy@0", "exact@0.5")
+    returns = {
+        arm: [sum(line[f"return@{shift:g}"] for line in metrics[arm]) / len(metrics[arm]) for shift in SHIFTS]
+        for arm in arms
+    }
+    own: dict[str, list[float]] = {}
+    for arm in ("rpo@0", "rpo@0.3", "rpo@0.5"):
+        settings = dict(CLAIM.arms[arm].settings)  # type: ignore[attr-defined]
+        learner: Any = plan("dr-rpo", "off-dynamics", seed=1000, **settings).build()
+        own[arm] = [float(learner.update(learner.collect())["average_suboptimality"]) for _ in range(300)]
+    count = list(range(1, 301))
+    own["1/sqrt(K)"] = [own["rpo@0"][0] / k**0.5 for k in count]
+    return {
+        "return by the probability of the shift": Curves(SHIFTS, returns, x_label="q", dashed=("exact@0.5",)),
+        "average suboptimality, one seed": Curves(count, own, x_label="episodes", dashed=("1/sqrt(K)",), log=True),
+    }

@@ -170,3 +170,17 @@ CLAIM = Claim(
         Below("value", "noah-random", 0.2),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Exact regret so far on the lock of one seed."""
+    from polopt.evaluation.figures import Curves
+
+    marks = [0, 50, 100, 200, 400]
+    lines: dict[str, list[float]] = {}
+    for name in ("nora", "greedy", "lsvi-ucb", "hybrid"):
+        found = [0.0]
+        for mark in marks[1:]:
+            found.append(CLAIM.arms[name](1000, {"episodes": mark})["regret"])
+        lines[name] = found
+    return {"regret of one seed": Curves(marks, lines, x_label="episodes")}
