@@ -20,12 +20,19 @@ Pilots (seeds 1000 and 1001, of 200 updates): lag 0.18 and 0.16 of momentum, 0.2
 n-harpg, 0.07 and 0.09 of n-pg-igt; 0.41 and 0.36 of single. With its best eta, 0.2, momentum has 0.18 and 0.16, and
 n-harpg 0.15 and 0.20: nothing is expected of these two. On the regulator gap 0.06 and 0.11 of vanilla, 0.02 and 0.05
 of n-pg-igt; at their best rates they are about equal. A fourth rate, 0.8, was as good for vanilla in some seeds and
-diverged in another, so it is left out. Seed 1000 with 300 updates gave what it had given with 200.
+diverged in another, so it is left out. Seed 1000 with 300 updates gave what it had given with 200, as far as it ran.
 
 Expectations: J of the bandit is quadratic, so that a right transport or Hessian has no lag at all, and momentum has 2
 x 0.02 x (1 - eta) / eta, less what the turns take back; without the score's term HARPG is momentum. The noise of its
 correction keeps HARPG's error above that of transport. On the regulator the paper's rates are not to be seen at this
 size; that N-PG-IGT is not behind vanilla gradients is what is expected, and N-HARPG is reported.
+
+What was found: all expectations hold. On the moving policy momentum lags by 0.18 and HARPG, N-PG-IGT and the single
+gradient not at all; without the score's term HARPG lags by 0.20. At eta 0.05 the error is 0.38 of momentum, 0.26 of
+N-HARPG and 0.08 of N-PG-IGT; at the best eta of each 0.19, 0.20 and 0.08, beside 0.38 of the single gradient: with its
+eta chosen, plain momentum is as good as HARPG, whose second batch costs what the correction gains. On the regulator
+N-PG-IGT is ahead of vanilla steps (0.022 and 0.076 of the gap left), and so is momentum without any correction (0.027);
+N-HARPG is between (0.065), and at the best rates all but it are within 0.03 of the optimum.
 """
 
 from __future__ import annotations
