@@ -226,12 +226,12 @@ def test_must_3_noah_has_no_bonus_and_offline_data_in_every_regression(tmp_path)
     assert switched > 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("right", 1.0), ("half", 0.25), ("random", 0.125)])
+@pytest.mark.parametrize(("name", "value"), [("right", 1.0), ("half", 0.5), ("random", 0.25)])
 def test_must_3_data_of_a_behavior(name, value):
     """The mean return of the episodes that came, but for the decoy: it opens as often as it should."""
-    method = small({"decoy": 0.0}, dataset=name, offline_episodes=4000)
+    method = small({"decoy": 0.0, "horizon": 2}, dataset=name, offline_episodes=4000)
     counted = method.learner.ridge.covariance.diagonal(dim1=-2, dim2=-1).sum(-1) - 0.06
-    assert counted.tolist() == pytest.approx([4000.0] * H)
+    assert counted.tolist() == pytest.approx([4000.0] * 2)
     paid = float(method.learner.ridge.moment[-1, :, 0].sum()) / 4000
     assert paid == pytest.approx(value, abs=4 * math.sqrt(value * (1 - value) / 4000))
 
@@ -305,6 +305,14 @@ def test_values_are_exact_and_the_mixture_is_their_mean():
     scores = method.evaluate(method.task)
     assert scores["mixture_return"] == pytest.approx(np.mean(values))
     assert scores["return"] + scores["regret"] == pytest.approx(1.0)
+
+
+def test_the_start_value_is_that_of_the_first_state():
+    method = small({"reward": 2.0, "decoy": 0.2}, bonus=0.0, max_return=2.0)
+    for _ in range(10):
+        metrics = method.update(method.collect())
+        assert metrics["start_value"].item() == pytest.approx(2.0 * method.learner.critic[0, 0].max().item())
+    assert 0 < metrics["start_value"] < 2
 
 
 def test_without_a_model_values_are_sampled():
