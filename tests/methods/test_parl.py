@@ -275,7 +275,8 @@ def test_must_4_the_score_is_paid_what_is_above_the_others():
         5 / 3
     )
     upper = torch.ones(3, requires_grad=True)
-    assert gradient(score_value(upper, score + 1, share), [upper]).eq(0).all()  # U is data there
+    value = score_value(upper, score + torch.tensor([1.0, 2.0, 4.0]), share)
+    assert gradient(value, [upper]).eq(0).all()  # U is data there
 
 
 def test_must_4_the_baseline_has_no_bias():
@@ -342,6 +343,21 @@ def test_the_step_of_the_reward_is_the_sum_of_its_parts():
         torch.testing.assert_close([metrics[name] for name in names], [each.detach() for each in numbers])
         entropies = torch.cat([method.policy.entropy(side) for side in sides])
         torch.testing.assert_close(metrics["entropy"], entropies.mean().detach())
+
+
+def test_scores_are_sums_over_the_decisions_that_exist():
+    """On CartPole, where episodes of different lengths are padded."""
+    for objective in ("preferences", "utility"):
+        with built("parl", objective=objective) as method:
+            pairs = method.collect()["compared"]
+            rows = [pairs[side][row] for side in ("chosen", "rejected") for row in range(len(pairs))]
+            assert min(int(row["mask"].sum()) for row in rows) < len(rows[0])
+            cut = [row[: int(row["mask"].sum())] for row in rows]
+            sums = torch.stack([method.policy.log_prob(row).sum() for row in cut])
+            found, entropy = method.scores(pairs)
+            expected = sums[: len(pairs)] + sums[len(pairs) :] if objective == "preferences" else sums
+            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(entropy, torch.cat([method.policy.entropy(row) for row in cut]).mean())
 
 
 def test_the_step_of_the_reward_has_a_greatest_length():

@@ -74,9 +74,9 @@ def lower_value(
 ) -> Tensor:
     """A number that means nothing, whose first and second derivatives have those of V as their expected values.
 
-    `log_prob` and `entropy` [R, T] bring theta, `reward` [R, T] brings nu; `share` [R] is the weight of each episode.
+    `log_prob` and `entropy` [R, T] bring theta, `reward` [R, T] brings nu; `mask` [R, T] is False behind the end of an
+    episode, and `share` [R] is its weight.
     """
-    log_prob = torch.where(mask, log_prob, 0.0)
     bonus = entropy_coefficient * gpomdp(entropy, discount, mask)  # of this decision and of all later ones
     later = torch.cat([bonus[:, 1:], torch.zeros_like(bonus[:, :1])], 1)  # its own does not depend on the action
     advantage = over_baseline(gpomdp(reward, discount, mask) + later, mask, baseline)
