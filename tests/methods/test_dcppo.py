@@ -146,6 +146,18 @@ def test_likeliest_takes_counts_without_bounds():
     assert abs(float(score)) < 1e-3
 
 
+def test_likeliest_of_features_of_all_sizes_has_a_score_of_0():
+    """Whole Newton steps go round or away in some of these."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(25):
+        phi = torch.randn(6, 3, 3, generator=generator).double()
+        phi = phi * (2 * torch.randn(6, 1, 3, generator=generator).double()).exp()
+        phi[:, 0] = 0.0
+        count = (12 * torch.rand(6, 3, generator=generator).double()).exp() / 10
+        score = count - count.sum(-1, keepdim=True) * likeliest(phi, count).softmax(-1)
+        assert (score.unsqueeze(-1) * phi).sum((0, 1)).abs().max() < 1e-6 * count.sum()
+
+
 # Stages 2 and 3, by loops
 
 
@@ -186,9 +198,13 @@ def test_must_1_three_stages_of_the_same_choices(task, options):
 
     ridge = regressions(learner.phi, learner.model.visits, learner.model.successors, 0.7)
     reward = recovered(ridge, learner.phi, learner.model.visits, q, human[:-1], 0.6)
-    np.testing.assert_allclose(
-        pessimistic(ridge, learner.phi, learner.model.visits, reward, 0.2, 1.0), found, atol=1e-8
-    )
+    q = pessimistic(ridge, learner.phi, learner.model.visits, reward, 0.2, 1.0)
+    np.testing.assert_allclose(q, found, atol=1e-8)
+
+    weight = mdp.occupancy(learner.chances).unsqueeze(-1) * learner.chances  # what the human does before the end
+    weight[:, learner.over] = 0.0
+    error = ((weight * (reward - mdp.reward).square()).sum() / weight.sum()).sqrt()
+    assert learner.plan()["reward_error"] == pytest.approx(float(error))
 
 
 def test_must_1_the_plan_does_not_discount():
@@ -244,6 +260,17 @@ def test_must_3_width_and_clips_by_hand():
     assert q.flatten().tolist() == [2.0, 0.0, 1.0, 0.0]  # at most what is left: 2 and 1
     q = pessimistic(ridge, phi, visits, 100 * reward, 0.5, 0.25)
     assert q.flatten().tolist() == [0.5, 0.0, 0.25, 0.0]
+
+
+def test_must_3_the_end_has_no_value():
+    """Whatever was chosen there, and although nothing is doubted."""
+    learner = method(envs=20, beta=0.0)
+    learner.update(learner.collect())
+    assert learner.model.visits[1:, learner.over].sum() > 0
+    for phi in (learner.phi, learner.phi_chosen):
+        assert phi[learner.over].eq(0).all()
+        assert phi[~learner.over].any()
+    assert learner.policy.table[0, :, learner.over].argmax(-1).eq(0).all()  # the first of what is all worth 0
 
 
 def test_must_3_more_doubt_has_lower_values():
@@ -332,7 +359,8 @@ def test_what_is_evaluated_is_exact():
     assert 0 <= found["pessimistic"] <= 1
     learner.mdp.reward += 10.0  # whatever is believed, following the policy is worth more
     assert learner.plan()["pessimistic"] == 1.0
-    learner.mdp.reward.copy_(true - 10.0)
+    learner.mdp.reward.copy_(true)
+    learner.mdp.reward[:, ~learner.over] -= 10.0
     assert learner.plan()["pessimistic"] == 0.0
 
 
