@@ -24,6 +24,12 @@ has 0.10, between 0.006 and 0.22, so that one seed alone may lie below 0.01.
 Expectations: the paper says that the baseline decides whether policy gradients off-policy find pi*. Perfect code gets
 rounding, since at pi* every pair of CoPG has a loss of 0 and so no noise; importance sampling keeps the noise of its
 last steps. Code that lacked the log ratio on one side would be `raw-pair`.
+
+What was found: all expectations hold. From pairs of all three behaviors CoPG is at pi* to rounding, as with the exact
+baseline, while importance sampling is at 3e-4. Without a baseline KL is 0.36, with the mean reward or the raw reward of
+the other arm 0.088, and expected pairs in place of drawn ones give the same: it is a bias and no noise. Without data of
+the best arm CoPG is 0.09 away. IPO, which sees the order alone, is nearer (0.022) than the biased policy gradients; DPO
+goes on and on (1.4).
 """
 
 from __future__ import annotations

@@ -23,6 +23,15 @@ own for each parameter and a learner of its own; `joint` has only the first. It 
 that separate ratios should gain where the designs' worth is nearly a sum, and in the pilots they do not. A perfect
 searcher comes to 1.0 of `late` in all cells; one whose advantages had the wrong sign, or whose agents were given each
 other's actions, stays near 0.5.
+
+What was found: `late` of `marl` is 0.996, 0.995, 0.999 and 0.995, of `box` 0.972, 0.916, 0.946 and 0.924, and `marl` is
+ahead in 23 of 24 pairs of runs. Two of the four comparisons do not hold all the same. What separates the two is of no
+fixed size: a box is mostly 0.01 to 0.1 behind and sometimes settles on a poor design (0.70 and 0.79 at worst), so that
+the interval of a mean over six seeds reaches below 0, with strong coupling of latency although all six seeds agree. In
+the seed that does not, with weak coupling, the learners settled too early at the rate 1e-2 (0.95); at 3e-3 they are at
+1.000 in every cell. Separate learners are not what helps: one network with ten heads and a joint ratio has 1.000,
+0.996, 0.992 and 0.995. A head for each parameter does. The best design found is near the optimum for all, for 1,024
+random designs too (0.999).
 """
 
 from __future__ import annotations
