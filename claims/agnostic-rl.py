@@ -29,6 +29,14 @@ Expectations: by hand, the cost of importance sampling is 2^8 0.62 - 0.25 = 158 
 for 1,500 episodes (log 2.8) and 12 for 1,000 (log 2.4). Twenty trees miss the special state in 1 % of the runs, so a
 perfect learner has `right` 0.99. Without the threshold POPLER collects for thousands of petals; wrong weights show in
 `gap`.
+
+What was found: all expectations hold. POPLER takes the right one of 4,001 policies in 0.97 of the runs after 1,388
+episodes, and of 40,001 in 0.995 after 1,003; importance sampling with 1,500 episodes in 0.39, with 7,500 in 0.90. An
+error of 1 costs POPLER 16 and 12 episodes, importance sampling 155, as computed by hand, and trees 2. With all data as
+often as expected no estimate is further than rounding from the truth (8.7 with the broken weights). PSDP and CPI miss
+the best policy of the fork, which POPLER, trees, and PSDP in the complete class find. That more policies took fewer
+episodes is because a special state is one of more states then, and fewer petals are reached surely enough to be
+explored.
 """
 
 from __future__ import annotations

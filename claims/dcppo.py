@@ -20,6 +20,13 @@ Pilots (seeds 1000 to 1005): `slope` -0.43 to -0.51; `suboptimality` of dcppo 0.
 rarely does what is bad, so that what is thinly covered has a low estimate without doubt), and cloning, taken at its
 mode, is as good as dcppo where the human's own order of actions is nearly that of the optimal plan. The reward of
 limit-unpinned is 0.43 off, its plan at most 0.001: the error is nearly a potential, which does not change what is best.
+
+What was found: all expectations hold. The error of the reward falls as n^-0.47, to 0.11 after 20,000 episodes, and the
+plan is 0.018 below the optimum (0.0005 when rewards are seen, 1.56 for the human); who takes the human to be myopic
+stays 0.63 below, 0.65 with the expected counts. In the limit reward and plan are exact. Against the method: doubt
+changes nothing (0.019), what the human does most often is nearly as good (0.024), and the myopic learner's loss differs
+much between MDPs, so that `myopic > dcppo + 0.3` holds on the mean and not on every seed. At most 0.73 of the values
+are below what they promise.
 """
 
 from __future__ import annotations

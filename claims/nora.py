@@ -29,6 +29,12 @@ Whoever must find the code tries, in the mean, 1.5 wrong actions in each of 20 r
 regret much below 30 without data. Whoever never leaves the decoy has 1,800. A critic of every episode has 2,000
 switches; between episodes 667 and 2,000 determinants of the two rooms grow 9 times, 3 of `late_switches` at least.
 Thresholds of regret (a quarter, four times, 0.6) are those of the design, older than this code.
+
+What was found: all expectations hold. Regret is 200 of nora, 1,802 without optimism, 90 of LSVI-UCB and 53 with the
+data of half of the lock; the critic is renewed 110 times in 2,000 episodes, 5 times in the last two thirds. Without
+optimism data that open the lock leave a regret of 3, random data one of 1,801. Against the method: without the reset
+the regret is 114, and with a critic of the current policy in every episode 99, so resets and rare switches, which the
+proof needs, cost here. Data of half of the lock without optimism suffice on some seeds (0.37 on average).
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ Expectations: perfect self-play has `tv` 0 but for the noise of drawn answers, a
 fixed set of episodes, or fits a reward, goes to one action (`exploit` 1/3, `tv` 2/3). The model can only say that fast
 is better, or slow, everywhere: most of the first episodes have too many fast steps, so it learns slow. Where a model
 fitted to the latest answers alone, or one that sees the clock, would end is not asked here.
+
+What was found: all expectations hold. In the circle the mean of all policies is 0.06 from uniform in total variation
+and loses 0.03 to the best action; the reward model goes to one action (0.62 and 0.30). The last policy goes round
+(0.27), and the 32 policies that are kept are 0.10 from uniform, a sample's distance. In the walk self-play has two fast
+steps with probability 0.86 and wins 0.94 against the model's policy, which never goes fast. The model has a reward of
+steps that cannot count; what one that sees the clock would do is not asked.
 """
 
 from __future__ import annotations
