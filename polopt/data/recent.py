@@ -15,7 +15,8 @@ from polopt.data.rollouts import Rollouts
 
 class Recent(Source):
     """The latest `steps` = T steps of every row, as one window [N, up to T] without holes, of which each call collects
-    new ones by `source` and drops as many of the oldest once there are T.
+    new ones by `source` and drops as many of the oldest once there are T. Where new steps begin another episode than
+    the old ones left open, as after a resume that could not restore the task, the last old step is truncated.
 
     `window` is what there is now, None at first; `without_oldest` is what stays after the next call. All of it is
     state. Raises UsageError for steps that are no multiple of those of the source.
@@ -31,7 +32,8 @@ class Recent(Source):
     def next(self, actor: Acts) -> Batch:
         window, old = self.source.next(actor), self.without_oldest()
         if old is not None:
-            window = cast(Batch, torch.cat([old, window], 1))
+            window, seam = cast(Batch, torch.cat([old, window], 1)), old.shape[1]
+            window["truncated"][:, seam - 1] |= window["first"][:, seam] & ~window["terminated"][:, seam - 1]
         self.window = window
         return window
 

@@ -64,6 +64,21 @@ def test_a_resumed_window_goes_on() -> None:
     assert other.window is None
 
 
+def test_an_episode_that_was_broken_off_between_calls_is_truncated() -> None:
+    """Row 0 begins anew between two calls: what comes after is not the successor of what came before."""
+    task = make_task("chain", num=2, seed=0)
+    recent, actor = Recent(Rollouts(task, 2), 6), TabularMixture(task.spec)
+    before = recent.next(actor)
+    ended = (before["terminated"] | before["truncated"])[:, -1]
+    assert not ended.any()
+    task.reset(torch.tensor([True, False]))
+    window = recent.next(actor)
+    assert window["first"][:, 2].tolist() == [True, False]
+    assert window["truncated"][:, 1].tolist() == [True, False]
+    assert not before["truncated"].any()  # what was handed out stays as it was
+    assert not window["truncated"][:, [0, 2, 3]].any()
+
+
 def test_steps_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="7 steps are no multiple of 2"):
         source(2, 7)

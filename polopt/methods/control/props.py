@@ -25,10 +25,10 @@ pi_phi makes up for what is out of proportion in them.
 Differs from PPO, its base, in who acts, and in the buffer (`--adaptation none` is PPO on a buffer).
 
 Departs from the paper in: advantages are no weights of the first term, an option there. Departs from the official code
-in: minibatches are parts of the buffer, where that takes the buffer whole in each;
-advantages reach over all of it, where one release computes those of a window only; the step that would exceed `drift`
-is not made; and after an update phi begins at the new theta, as in the release of 2023. A step of pi_phi that nobody
-would act by, at the end of a window, is left out.
+in: minibatches are parts of the buffer, where that takes the buffer whole in each; advantages reach over all of it,
+where one release computes those of a window only; when `drift` is exceeded no step more is made, where that makes one;
+the KL is exact, where that estimates it or, lately, leaves it out; and after an update phi begins at the new theta, as
+in the release of 2023. A step of pi_phi that nobody would act by, at the end of a window, is left out.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Proximal(Config):
     minibatches: int = param(4, "official code", low=1, help="minibatches per epoch")
     clip: float = param(0.3, "official code", above=0, help="an action becomes less likely by this share at most")
     penalty: float = param(0.1, "official code", low=0, help="on KL(pi_theta || pi_phi)")
-    drift: float | None = param(0.03, "official code", above=0, help="largest KL of a step that is still made")
+    drift: float | None = param(0.03, "official code", above=0, help="largest KL from which one step more is made")
     adam_eps: float = param(1e-5, "official code", above=0)
 
 
