@@ -26,6 +26,16 @@ it was stated, will probably be lost. `ros-each` has 0.012 at 300, 0.006 at 1000
 Expectations: the paper says that error is lower than that of on-policy samples (here by 35 % at least), with old steps
 too, and not above that of ROS (by 10 % at most). A PROPS that does not avoid, or avoids what is not in the buffer, has
 the error of `own` or of `forgetful`; one that gathered actions in exact proportion, as no rule that draws can, has 0.
+
+What was found: by geometric means props leaves 0.016 where own leaves 0.037, 57 % less, in all ten seeds; 0.021 beside
+0.045 with old steps, and forgetful 0.028. So what PROPS is about holds here. Two things do not. ROS, with one gradient
+step for up to 16, leaves 0.016 as well, with bounds that do not exclude that PROPS is more than 10 % worse; it is lower
+with old steps (0.014), and with as many gradient steps, `ros-each`, it is far lower: 0.0065, at a rate that may not be
+its best yet. It goes further from the policy for that, a `drift` of 0.05, 0.16 and 0.47 with old steps, beside 0.02 and
+0.03 of props, which its clip and its bound hold back. On a table, where every logit is free, this costs nothing; a
+network is not tried. And the control that old steps raise the error of own by a fifth was set too near the pilots: they
+raise it by 21 % (0.19 in the logarithm, of the 0.2 asked), not in every seed, as 256 steps are few. Verdict and
+thresholds are left as they are.
 """
 
 from __future__ import annotations
