@@ -12,6 +12,7 @@ from polopt.core.batch import (
     align_left,
     average,
     decision_mean,
+    decision_sum,
     pieces,
     rows_of,
     same_shape,
@@ -110,6 +111,12 @@ def test_decisions_share_the_weight_of_their_row():
     assert float(decision_mean(steps, each)) == pytest.approx(9.0)
     with pytest.raises(ValueError, match="is not a prefix of"):
         decision_mean(torch.ones(3, 2), torch.ones(2))
+
+
+def test_decisions_are_summed_over_what_they_have_beyond_a_row():
+    value = torch.arange(24.0).view(2, 3, 2, 2)
+    assert decision_sum(value, torch.zeros(2, 3)).equal(value.sum((2, 3)))
+    assert decision_sum(value[:, :, 0, 0], torch.zeros(2, 3)).equal(value[:, :, 0, 0])
 
 
 def test_rows_count_as_much_as_their_weight_says():

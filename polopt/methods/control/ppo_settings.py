@@ -3,7 +3,9 @@
 from typing import Any
 
 from polopt.bases.method import Settings, Smoke
+from polopt.config import Linear
 from polopt.losses.surrogate import METRICS as SURROGATE
+from polopt.regularizers import AdaptiveKL, KLPenalty
 
 
 class PPOSettings(Settings):
@@ -90,6 +92,10 @@ class PPOSettings(Settings):
         "value_clip": {"value_clip": 1e-4},
         "clip_schedule": {"value_clip": 1e-3},
         "target_kl": {"target_kl": 1e-9},
+        "clip_schedule.end": {"clip_schedule": Linear(), "value_clip": 1e-3},
+        "adaptive_lr.target": {"adaptive_lr": AdaptiveKL(), "adaptive_lr.target": 1e-9},
+        "adaptive_lr.low": {"adaptive_lr": AdaptiveKL(target=1e-9), "adaptive_lr.low": 2e-4},
+        "kl_penalty.target": {"kl_penalty": KLPenalty(), "kl_penalty.target": 1e-9},
     }
     smoke = Smoke("CartPole-v1", 192, {"envs": 2, "window": 32, "minibatches": 2, "epochs": 2, "network.sizes": (16,)})
 

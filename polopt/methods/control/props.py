@@ -87,7 +87,7 @@ class Proximal(Config):
 class Robust(Config):
     """ROS."""
 
-    lr: float = param(0.1, "assumed", above=0, help="of one plain gradient step")
+    lr: float = param(0.1, "assumed", above=0, help="of one plain gradient step; tables want 100 and more")
 
 
 class PROPS(PPO):

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from polopt.bases.method import Limit, Method, Smoke
 from polopt.config import Config, param
-from polopt.core.batch import Batch, decision_mean, pieces, weigh
+from polopt.core.batch import Batch, decision_mean, decision_sum, pieces, weigh
 from polopt.core.functional import assign, directional, flatten, gradient, hessian_product, unflatten
 from polopt.data.episodes import Episodes
 from polopt.losses.estimator import token_weights
@@ -216,7 +216,7 @@ class Harpg(Method):
     def phi(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Phi of each episode over their number, its log-probability, both [R], and the mean entropy."""
         mask, (log_prob, entropy) = batch["mask"], self.policy.score(batch)
-        log_prob = torch.where(mask, log_prob.flatten(2).sum(-1) if log_prob.dim() > 2 else log_prob, 0.0)
+        log_prob = torch.where(mask, decision_sum(log_prob, mask), 0.0)
         phi = (batch["weight"] * batch["advantage"] * log_prob).sum(-1)
         return phi, log_prob.sum(-1), decision_mean(entropy.detach(), batch["share"])
 
