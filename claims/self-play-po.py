@@ -237,3 +237,25 @@ CLAIM = Claim(
         Above("wins", "walk", 0.6),
     ),
 )
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The circle at one rate and seed: the policy after every 20 updates, and the mean of all so far, in a triangle."""
+    import torch
+
+    from polopt.evaluation.figures import Paths
+
+    def plane(policies: Any) -> tuple[Any, Any]:
+        """The places [n] of distributions [n, 3] in a triangle with corners (0, 0), (1, 0) and (1/2, sqrt(3)/2)."""
+        return policies[:, 1] + policies[:, 2] / 2, 0.75**0.5 * policies[:, 2]
+
+    start = torch.tensor(START, dtype=torch.float64)
+    runs = [play("circle", False, 0.3, 1000, updates) for updates in range(20, 401, 20)]
+    model = [play("circle", True, 0.3, 1000, updates) for updates in range(20, 201, 20)]
+    paths = {
+        "self-play, the last": plane(torch.stack([start, *(last[0] for _, last, _ in runs)])),
+        "self-play, the mean": plane(torch.stack([start, *(mean[0] for mean, _, _ in runs)])),
+        "reward model, the last": plane(torch.stack([start, *(last[0] for _, last, _ in model)])),
+    }
+    x, y = plane(torch.full((1, 3), 1 / 3, dtype=torch.float64))
+    return {"policies in the circle; corners are sure actions": Paths(paths, {"uniform": (float(x[0]), float(y[0]))})}
