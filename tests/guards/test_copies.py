@@ -18,9 +18,17 @@ def disturbed(method: Method) -> dict[str, torch.Tensor]:
     """The state of a run in which every tensor is another one: also each copy differs from its source."""
     state = gather(method)
     return {
-        path: torch.randn(leaf.shape, dtype=leaf.dtype) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+        path: another(leaf) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
         for path, leaf in state.items()
     }
+
+
+def another(leaf: torch.Tensor) -> torch.Tensor:
+    """Random numbers; a square one may be a covariance, and is one."""
+    value = torch.randn(leaf.shape, dtype=leaf.dtype)
+    if value.dim() > 1 and value.shape[-1] == value.shape[-2]:
+        return value @ value.mT + torch.eye(value.shape[-1], dtype=value.dtype)
+    return value
 
 
 def differing(method: Method) -> list[str]:
