@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import warnings
 
+from polopt.core.batch import Batch
 from polopt.core.random import paired
 from polopt.data.episodes import Episodes
 from polopt.data.teams import playing
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
+
+
+def scores_of(batch: Batch) -> dict[str, float]:
+    """`return`, `return_std` and `length` of whole episodes [R, T]."""
+    returns = (batch["reward"] * batch["mask"]).sum(-1).double()
+    return {
+        "return": returns.mean().item(),
+        "return_std": returns.std(correction=0).item(),
+        "length": batch["mask"].sum(-1).double().mean().item(),
+    }
 
 
 def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
@@ -28,13 +39,7 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
         keep = ("reward", "rewards") if names else ("reward",)
         source = Episodes(joint, starts=range(episodes), greedy=greedy, keep=keep)
         batch = source.next(player)
-    returns = (batch["reward"] * batch["mask"]).sum(-1).double()
-    lengths = batch["mask"].sum(-1).double()
-    scores = {
-        "return": returns.mean().item(),
-        "return_std": returns.std(correction=0).item(),
-        "length": lengths.mean().item(),
-    }
+    scores = scores_of(batch)
     if names:
         sums = (batch["rewards"] * batch["mask"].unsqueeze(-1)).double().sum(1).mean(0)
         scores |= {f"return_{name}": value for name, value in zip(names, sums.tolist(), strict=True)}

@@ -48,6 +48,7 @@ from polopt.methods.control.ppo import PPO
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import duplicate, frozen_copy, renew
 from polopt.policies.base import Density
+from polopt.regularizers.kl import kl_estimate
 from polopt.tasks.base import Task
 
 
@@ -59,8 +60,7 @@ def avoidance(log_prob: Tensor, target_log_prob: Tensor, clip: float, weight: Te
 
 def drift(log_prob: Tensor, target_log_prob: Tensor, weight: Tensor) -> Tensor:
     """sum of weight (g - 1 - log g), an estimate of KL(pi_theta || pi_phi) from actions of pi_theta."""
-    log_ratio = log_prob - target_log_prob
-    return (weight * (log_ratio.exp() - 1 - log_ratio)).sum()
+    return weighted_mean(kl_estimate(target_log_prob, log_prob, "k3"), weight)
 
 
 def sampling_error(state: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class PROPS(PPO):
         return batch
 
     def adapt(self) -> list[dict[str, Tensor]]:
-        """Makes pi_phi anew from pi_theta and the steps that will stay; returns the metrics of its gradient steps."""
+        """Makes pi_phi anew from pi_theta and the steps that will stay; returns what its gradient steps said."""
         adaptation: Any = self.config.adaptation
         renew(self.behavior_policy)
         data = self.source.without_oldest()

@@ -44,6 +44,7 @@ from polopt.core.random import paired
 from polopt.core.state import Stateful
 from polopt.data.episodes import Episodes
 from polopt.data.tokens import widen
+from polopt.evaluation.returns import scores_of
 from polopt.methods.control.reinforce import CREDITS, Reinforce
 from polopt.policies.base import Actor, require
 from polopt.policies.wrappers import Mixture
@@ -260,10 +261,8 @@ class SelfPlayPO(Reinforce):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         with paired():
             batch = Episodes(task, starts=range(episodes), greedy=greedy).next(self.policy)
-        returns, win_rate = (batch["reward"] * batch["mask"]).sum(1).double(), 0.5
+        win_rate = 0.5
         if len(self.population):
             preference = self.preferences(self.episodes_of(batch), self.population.rows)
             win_rate = (1 + preference.clamp(-1, 1).mean().item()) / 2
-        scores = {"return": returns.mean(), "return_std": returns.std(correction=0)}
-        scores["length"] = batch["mask"].sum(1).double().mean()
-        return {name: score.item() for name, score in scores.items()} | {"win_rate": win_rate}
+        return scores_of(batch) | {"win_rate": win_rate}

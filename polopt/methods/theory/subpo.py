@@ -43,6 +43,7 @@ from polopt.core.errors import UsageError
 from polopt.core.random import paired
 from polopt.core.spec import Spec
 from polopt.data.episodes import Episodes
+from polopt.evaluation.returns import scores_of
 from polopt.methods.control.reinforce import CREDITS, Reinforce
 from polopt.networks import Network
 from polopt.networks.encoders import make_encoder
@@ -223,11 +224,4 @@ class SubPO(Reinforce):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         with paired():
             batch = Episodes(task, starts=range(episodes), greedy=greedy).next(self.policy)
-        returns = batch["reward"].sum(1).double()
-        scores = {
-            "return": returns.mean(),
-            "return_std": returns.std(correction=0),
-            "length": batch["mask"].sum(1).double().mean(),
-            "coverage": self.gains(batch).sum(1).mean(),
-        }
-        return {name: float(score) for name, score in scores.items()}
+        return scores_of(batch) | {"coverage": self.gains(batch).sum(1).mean().item()}
