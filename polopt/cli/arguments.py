@@ -53,6 +53,7 @@ def add_own_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="the network again, when it is code of your own")
     parser.add_argument("--rewards", metavar="MODULE:FUNCTION[,...]", help="the reward functions of a text task again")
     parser.add_argument("--judge", metavar="MODULE:FUNCTION", help="the judge of pairs of answers again")
+    parser.add_argument("--tables", metavar="MODULE:FUNCTION", help="the policies of a class of your own again")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings, again")
 
 
@@ -65,5 +66,6 @@ def own_code(args: argparse.Namespace) -> dict[str, Any]:
         "network": import_callable(args.network) if args.network else None,
         "rewards": args.rewards,
         "judge": import_callable(args.judge) if args.judge else None,
+        "tables": import_callable(args.tables) if args.tables else None,
         "trust_remote_code": args.trust_remote_code,
     }

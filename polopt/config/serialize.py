@@ -28,6 +28,9 @@ from polopt.config.params import (
 )
 from polopt.core.errors import UsageError, nearest
 
+AGAIN = {"make": "network", "judge": "judge", "tables": "tables"}
+"""By the last word of a field's path: the option that says the code of one's own again that it holds."""
+
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the config as JSON values: {"kind": "squashed-gaussian", "log_std_low": -20.0, ...}.
@@ -99,7 +102,8 @@ def from_dict(cls: Any, data: Any, *, again: Mapping[str, Any] | None = None, im
     """Returns the config that `to_dict` wrote; `cls` is a config class or a union of them.
 
     A field that is missing takes its default. Recorded callables are code, and reading a file runs none: they must be
-    passed again (`again={"network.make": function}`), unless `imports` allows to import "module:function".
+    passed again, by path or its last word (`again={"network.make": function}`), unless `imports` allows to import
+    "module:function".
     Raises UsageError for unknown kinds and fields and for values that do not fit.
     """
     return _decode(cls, data, "", again or {}, imports)
@@ -112,13 +116,15 @@ def _decode(hint: Any, data: Any, path: str, again: Mapping[str, Any], imports: 
     if configs and isinstance(data, Mapping) and "callable" not in data:
         return _decode_config(configs, data, path, again, imports)
     if isinstance(data, Mapping) and data.keys() == {"callable"}:
+        last = path.rpartition(".")[2]
+        if last in again:
+            return again[last]
         name = data["callable"]
         importable = isinstance(name, str) and ":" in name and " " not in name
         if importable and imports:
             return import_callable(name)
         why = "is code, which is not run from a file" if importable else "cannot be written to a file"
-        option = {"network.make": "--network", "judge": "--judge"}.get(path)
-        hint = f": say it again with {option} {name}" if option and importable else ""
+        hint = f": say it again with --{AGAIN[last]} {name}" if last in AGAIN and importable else ""
         raise UsageError(f"{path} was {name}, which {why}{hint or ': it must be passed again'}")
     if isinstance(data, str) and float in members(hint) and data in ("inf", "-inf", "nan"):
         return float(data)

@@ -16,7 +16,7 @@ import torch
 from polopt import registry
 from polopt.bases.method import Method
 from polopt.config.parse import apply_many, parse_many
-from polopt.config.serialize import fields_of, from_dict, to_dict
+from polopt.config.serialize import AGAIN, fields_of, from_dict, to_dict
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
@@ -44,6 +44,7 @@ class OwnCode:
         network: the network's `make`, likewise.
         rewards: the reward functions of a text task, likewise.
         judge: the judge of pairs of answers, likewise.
+        tables: the policies of a class, likewise.
         trust_remote_code: run the code that the run's model brings.
     """
 
@@ -51,6 +52,7 @@ class OwnCode:
     network: Any = None
     rewards: Any = None
     judge: Any = None
+    tables: Any = None
     trust_remote_code: bool = False
 
     @classmethod
@@ -267,7 +269,8 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
     if _trusts(record["config"]) and not own.trust_remote_code:
         raise UsageError(f"{run.folder} runs Python code that its model brings: say it again with --trust-remote-code")
     cls = registry.load(record["method"])
-    again = {path: code for path, code in {"network.make": own.network, "judge": own.judge}.items() if code is not None}
+    codes = {"network.make": own.network} | {last: getattr(own, name) for last, name in AGAIN.items()}
+    again = {path: code for path, code in codes.items() if code is not None}
     return Plan(
         record["method"],
         chosen,

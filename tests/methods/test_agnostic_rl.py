@@ -478,3 +478,22 @@ def test_presets(preset):
     method.update(method.collect())
     assert method.finished
     assert method.ledger.episodes == 5
+
+
+def two(spec):
+    """Policies of one's own: always 0, always 1."""
+    tables = torch.zeros(2, spec.info["mdp"].horizon, spec.info["mdp"].states, dtype=torch.int64)
+    tables[1] = 1
+    return tables
+
+
+def test_policies_of_ones_own_are_given_again(tmp_path):
+    settings = {"tables": two, "episodes": 10, "envs": 10, "steps": 100, "loggers": (), "out": tmp_path / "run"}
+    run = api.train("agnostic-rl", "random-mdp", **settings)
+    again = rf"tables was {two.__module__}:two, .*: say it again with --tables {two.__module__}:two"
+    with pytest.raises(UsageError, match=again):
+        api.evaluate(run.folder, episodes=10)
+    assert api.evaluate(run.folder, episodes=1000, tables=two)["return"] == pytest.approx(
+        run.final["eval/return"], abs=0.15
+    )
+    assert api.resume(run.folder, extend=200, tables=two).final["env_steps"] >= 200
