@@ -194,6 +194,21 @@ class CausalLMPolicy(TextPolicy, Density):
             batch, lambda logits, token, *rest: value(self.scaled(logits[0]), token, *rest), [self.passes], columns
         )
 
+    def of_states(self, batch: Batch, value: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """`of_logits` with the states that the head reads: `value(states [C, H], logits [C, V], token [C], *columns)`.
+
+        The state of a decision is the one from which its token is predicted, so the logits before the temperature are
+        those of `self.passes.head` there. Raises UsageError for models whose head is more than a matrix.
+        """
+        if not self.passes.headed:
+            raise UsageError("the logits of this model are not its output embeddings applied to its last states")
+
+        def of_pair(pairs: list[tuple[Tensor, Tensor]], token: Tensor, *rest: Tensor) -> Tensor:
+            states, logits = pairs[0]
+            return value(states, self.scaled(logits), token, *rest)
+
+        return per_token(batch, of_pair, [self.passes], columns, read=lambda head, states: (states, head(states)))
+
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """Cross-entropy [B, T] of the tokens."""
         return -self.log_prob(batch)

@@ -20,12 +20,23 @@ LARGEST = 1 << 25  # numbers in the logits of one piece
 SMALL = 1 << 22  # so many stand at once, and are kept for the backward pass: 16 MB
 
 
-def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses], columns: Sequence[Tensor] = ()) -> Tensor:
+def read_logits(head: Any, states: Tensor) -> Tensor:
+    return head(states)
+
+
+def per_token(
+    batch: Batch,
+    value: Value,
+    models: Sequence[CausalPasses],
+    columns: Sequence[Tensor] = (),
+    read: Callable[[Any, Tensor], Any] = read_logits,
+) -> Tensor:
     """`value(logits of each model [C, V], token [C], *columns [C, ...]) -> [C, ...]` at every decision [B, T], 0
     elsewhere, in pieces.
 
     Reads `prompt`, `prompt_mask` [B, P], `completion`, `attention` and `mask` [B, T]; `columns` [B, T, ...] are what
-    else `value` wants to know of a decision. It may be called again in the backward pass, so it draws nothing.
+    else `value` wants to know of a decision. It may be called again in the backward pass, so it draws nothing. What
+    `read(head, states [C, H])` gives stands in for the logits, of models that are `headed`.
     """
     completion, mask = batch["completion"], batch["mask"]
     prompt, width = batch["prompt"], batch["prompt"].shape[1]
@@ -59,7 +70,7 @@ def per_token(batch: Batch, value: Value, models: Sequence[CausalPasses], column
     inputs = [*(state.flatten(0, 1)[flat] for state in hidden), *given]
 
     def piece(*inputs: Tensor) -> Tensor:
-        logits = [head(state) for head, state in zip(heads, inputs)]
+        logits = [read(head, state) for head, state in zip(heads, inputs)]
         return value(logits, *inputs[len(heads) :])
 
     vocabulary = len(heads[0].weight)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from polopt.core.errors import UsageError
 from polopt.policies import causal_scoring
 from polopt.policies.causal_lm import entropy_of
 from tests.policies.language_models import tiny_policy, wide_folder
@@ -82,6 +83,45 @@ def test_values_of_logits_have_columns_and_several_outputs(monkeypatch, headed, 
         torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters)
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("small", [0, causal_scoring.SMALL])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_state_of_a_decision_is_the_one_that_predicts_its_token(monkeypatch, small, shared):
+    monkeypatch.setattr(causal_scoring, "SMALL", small)
+    policy = tiny_policy(temperature=0.5)
+    batch = policy.tokenize(
+        ["ab"] * 4 if shared else ["ab", "abcd", "a"], ["cdefg", "a", "bb", "b"][: 4 if shared else 3]
+    )
+    batch["mask"][0, 1] = False
+    weight = torch.randn(*batch["mask"].shape, 3)
+    matrix = policy.passes.head.weight
+
+    def value(states, logits, token, weight):
+        assert states.shape == (len(token), matrix.shape[1])
+        assert weight.shape == (len(token), 3)
+        torch.testing.assert_close(policy.scaled(states @ matrix.T), logits)
+        log_prob = logits.gather(1, token.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+        return torch.stack([log_prob, states.square().sum(-1), weight[:, 0]], -1)
+
+    found = policy.of_states(batch, value, weight)
+    torch.testing.assert_close(found[..., 0], policy.log_prob(batch))
+    for row in range(len(batch)):  # one row at a time, without padding
+        real = batch["prompt_mask"][row]
+        tokens = torch.cat((batch["prompt"][row][real], batch["completion"][row][batch["attention"][row]]))
+        states = policy.bare.base_model(tokens.unsqueeze(0))[0][0, real.sum() - 1 : -1]
+        norms = torch.where(batch["mask"][row, : len(states)], states.square().sum(-1), 0.0)
+        torch.testing.assert_close(found[row, : len(states), 1], norms, rtol=1e-4, atol=1e-5)
+    assert (found[~batch["mask"]] == 0).all()
+    torch.testing.assert_close(found[..., 2], weight[..., 0] * batch["mask"])
+    assert found[..., 1].sum().requires_grad
+
+
+def test_states_are_those_of_a_plain_head(monkeypatch):
+    policy = tiny_policy()
+    monkeypatch.setattr(policy.passes, "headed", False)
+    with pytest.raises(UsageError, match="output embeddings"):
+        policy.of_states(policy.tokenize(["a"], ["b"]), lambda states, logits, token: states.sum(-1))
 
 
 def test_values_of_logits_are_at_the_temperature():
