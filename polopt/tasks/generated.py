@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from polopt.core.errors import UsageError
-from polopt.tasks.options import flag, levels_of
+from polopt.tasks.options import flag, levels_of, share
+from polopt.tasks.styles import Styles
 from polopt.tasks.text import Problem, Prompt, TextTask
 
 
@@ -23,6 +25,9 @@ class GeneratedTask(TextTask):
     Args:
         levels: (low, high), or one number for both.
         scratchpad: solutions show their steps; otherwise they are the plain answer.
+        style: how solutions are written, names of `polopt.tasks.styles.STYLES` with shares ("plain*1,steps*3"); the
+            style of a problem is its column `style`.
+        wrong: the share of solutions whose answer is wrong.
     """
 
     default_levels: tuple[int, int] = (1, 1)
@@ -38,20 +43,37 @@ class GeneratedTask(TextTask):
         *,
         levels: Any = None,
         scratchpad: bool = True,
+        style: str | Sequence[str] | None = None,
+        wrong: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(num, seed, evaluation, name, **options)
         self.heldout = flag("heldout", self.heldout)
         self.levels = levels_of("levels", levels, self.level_range) if levels is not None else self.default_levels
         self.scratchpad = flag("scratchpad", scratchpad)
+        if style is not None and not scratchpad:
+            raise UsageError("scratchpad false is the style plain: give one of them")
+        styled = style is not None or share("wrong", wrong) > 0
+        usual = "steps" if scratchpad else "plain"
+        self.styles = Styles(style if style is not None else usual, wrong) if styled else None
         if self.rewards is not None:
-            self.rewards.check({"answer", "solution", "level"})
+            self.rewards.check({"answer", "solution", "level"} | ({"style"} if self.styles else set()))
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         """One problem of this level."""
         raise NotImplementedError  # abstract
 
     def problem(self, index: int) -> Problem:
+        problem = self.drawn(index)
+        if self.styles is None or problem.solution is None:
+            return problem
+        rng = random.Random(f"style/{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
+        *steps, answer = problem.solution.split(";")
+        solution, style = self.styles.write(steps, answer, rng)
+        return replace(problem, solution=solution, columns={**problem.columns, "style": style})
+
+    def drawn(self, index: int) -> Problem:
+        """Problem number `index`, its solution in the usual style."""
         rng = random.Random(f"{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
         level = rng.randint(*self.levels)
         problem = self.draw(rng, level)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from polopt.core.errors import UsageError
+from polopt.core.errors import UsageError, nearest
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -56,3 +56,25 @@ def levels_of(name: str, value: Any, bounds: tuple[int, int]) -> tuple[int, int]
     if low > high:
         raise UsageError(f"{name} must be (low, high) with low <= high, not {value!r}")
     return low, high
+
+
+def shares_of(name: str, value: Any, known: Iterable[str] | None = None) -> tuple[list[str], list[float]]:
+    """(texts, shares) from "one*3,other" or such texts by themselves; a share is 1 if none is told. Raises UsageError
+    for shares that are not above 0 and texts that are not `known`."""
+    each = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(each, (list, tuple)) or not each or not all(isinstance(part, str) for part in each):
+        raise UsageError(f"{name} is a list of names with shares, such as one*3,other, not {value!r}")
+    texts, shares = [], []
+    for part in each:
+        text, star, told = part.partition("*")
+        try:
+            share = float(told) if star else 1.0
+        except ValueError:
+            share = 0.0
+        if not 0.0 < share < float("inf"):
+            raise UsageError(f"a share in {name} must be a number above 0, not {told!r}")
+        if known is not None and text not in known:
+            raise UsageError(f"{name} has no '{text}'{nearest(text, list(known))}")
+        texts.append(text)
+        shares.append(share)
+    return texts, shares

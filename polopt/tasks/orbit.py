@@ -46,7 +46,7 @@ class Orbit(GeneratedTask):
             pairs = pairs[::8] if self.evaluation else [pair for place, pair in enumerate(pairs) if place % 8]
         self.pairs = pairs
 
-    def problem(self, index: int) -> Problem:
+    def drawn(self, index: int) -> Problem:
         which, start = self.pairs[index % len(self.pairs)]
         rng = random.Random(f"{self.spec.name}/{self.seed}/{int(self.evaluation)}/{index}")
         level = rng.randint(*self.levels)
