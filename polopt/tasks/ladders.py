@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polopt.core.errors import UsageError
-from polopt.tasks.text import Problem, Prompt
+from polopt.tasks.options import number
+from polopt.tasks.text import Ladder, Problem, Prompt
 
 PIECES: dict[str, str] = {"character": r"(?s).", "step": r"[^;\n]*[;\n]?", "line": r"[^\n]*\n?"}
 PARTIAL = "{prompt}\nHere is the beginning of a solution. Go on from where it stops.\n{given}"
@@ -87,6 +88,20 @@ class Cuts:
         return replace(
             problem, prompt=shown, given=problem.given + given, solution=problem.solution.removeprefix(given)
         )
+
+
+def drawn_cut(shown: Any, words: str | None) -> Ladder | None:
+    """One level, of a share of the solution drawn uniformly between the two numbers `shown`; None for None."""
+    if shown is None:
+        if words is not None:
+            raise UsageError("words say how the beginning of a solution is shown, and shown says how much: give both")
+        return None
+    pair = [number("shown", each) for each in (shown if isinstance(shown, (list, tuple)) else [shown])]
+    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+        raise UsageError(f"shown is two shares of a solution, the lower first, between 0 and 1, not {shown!r}")
+    if words is not None and not all(f"{{{name}}}" in words for name in ("prompt", "given")):
+        raise UsageError(f"words are a text with {{prompt}} and {{given}} in it, not {words!r}")
+    return Cuts(lambda rng: rng.uniform(*pair), count=1, words=words)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks.numbers import last_number
-from polopt.tasks.text import Message, Problem, Prompt, TextTask, completion_text
+from polopt.tasks.text import Message, Problem, Prompt, TextTask
 
 PREFIX = "datasets/"
 OWN = ("prompt", "messages", "answer", "solution", "completion", "chosen", "rejected")
@@ -280,3 +280,10 @@ def _preference_prompt(row: dict[str, Any], name: str | None, where: str) -> Pro
 
 def _last(value: Any) -> Any:
     return value[-1] if isinstance(value, list) and value else None
+
+
+def completion_text(value: Any) -> str | None:
+    """The text of a completion: a text, or the last of its messages, of which the others repeat the prompt."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return value if isinstance(value, str) else None

@@ -42,6 +42,8 @@ class ReasoningGym(TextTask):
         truncated_reward: float = 0.0,
         score_truncated: bool = False,
         heldout: bool = True,
+        shown: Any = None,
+        words: str | None = None,
         **config: Any,
     ) -> None:
         super().__init__(
@@ -56,6 +58,8 @@ class ReasoningGym(TextTask):
             truncated_reward=truncated_reward,
             score_truncated=score_truncated,
             heldout=heldout,
+            shown=shown,
+            words=words,
         )
         stream = int(self.evaluation and flag("heldout", heldout))
         # Problem i of a dataset depends on seed + i, so neighboring seeds would share problems.

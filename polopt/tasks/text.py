@@ -54,7 +54,8 @@ class Ladder(Protocol):
     that there is no help for.
     """
 
-    levels: int
+    @property
+    def levels(self) -> int: ...
 
     def climb(self, problem: Problem, level: int, seed: str) -> Problem: ...
 
@@ -75,6 +76,9 @@ class TextTask(Task):
         weights: one weight per reward function, 1 by default.
         timeout: seconds that one call of a reward function may take.
         heldout: evaluation gets problems that training never sees.
+        shown: (low, high), from 0 to 1: training also asks every problem with the beginning of its worked solution, a
+            share drawn between these, under an id of its own. Evaluation shows nothing.
+        words: how that is asked, a text with {prompt} and {given}; None: the answer has begun so.
 
     Attributes:
         obs, first: as in every task.
@@ -110,7 +114,11 @@ class TextTask(Task):
         truncated_reward: float = 0.0,
         score_truncated: bool = False,
         heldout: Any = True,
+        shown: Sequence[float] | None = None,
+        words: str | None = None,
     ) -> None:
+        from polopt.tasks.ladders import drawn_cut  # which is about problems of this module
+
         self.seed = seed
         self.evaluation = evaluation
         self.pool = None if pool is None else whole("pool", pool, 1)
@@ -121,6 +129,7 @@ class TextTask(Task):
         self.truncated_reward = number("truncated_reward", truncated_reward)
         self.score_truncated = flag("score_truncated", score_truncated)
         self.heldout = heldout
+        self.ladder = None if evaluation else drawn_cut(shown, words)
         info = {"turns": self.turns, "conversational": self.conversational}
         text = spaces.Text(MAX_TEXT)
         facts = dict.fromkeys(("correct", "failed", "level"), ())
@@ -205,7 +214,9 @@ class TextTask(Task):
 
     def with_ladder(self, ladder: Ladder) -> TextTask:
         """The same problems, each with every help of the ladder: id = problem * (levels + 1) + level, and level 0 is
-        the problem as it stands. Rows that have begun no conversation yet."""
+        the problem as it stands. Rows that have begun no conversation yet. UsageError for a task that has a ladder."""
+        if self.ladder is not None:
+            raise UsageError(f"{self.spec.name} shows beginnings of its solutions already: leave out --task.shown")
         task = copy.copy(self)
         task.ladder = ladder
         task._seat(self.num)
@@ -312,9 +323,7 @@ class TextTask(Task):
                 reward[row] = 0.0 if isinstance(given, Unscored) else given
                 if isinstance(given, Unscored):
                     self.failure = given.why
-        correct &= ~failed
-        if not self.verifiable:
-            correct[:] = False
+        correct &= ~failed & self.verifiable
         over_now = (terminated | truncated).tolist()
         self._ended = [now if on else was for now, on, was in zip(over_now, active, self._ended)]
         self.obs, self.first, self.correct, self.failed = obs, torch.zeros_like(terminated), correct, failed
@@ -350,8 +359,7 @@ class TextTask(Task):
         prompts, completions, columns = [], [], []
         for row in rows:
             problem = self._problems[row]
-            start = len(opening(problem))
-            turns = self.transcripts[row][start:]
+            turns = self.transcripts[row][len(opening(problem)) :]
             prompts.append(problem.prompt)
             completions.append(problem.given + turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
             columns.append(self.columns(problem))
@@ -384,13 +392,6 @@ def opening(problem: Problem) -> list[Message]:
     if isinstance(problem.prompt, str):
         return [{"role": "user", "content": problem.prompt}]
     return list(problem.prompt)
-
-
-def completion_text(value: Any) -> str | None:
-    """The text of a completion: a text, or the last of its messages, of which the others repeat the prompt."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    return value if isinstance(value, str) else None
 
 
 def _said(name: str, error: BaseException) -> str:

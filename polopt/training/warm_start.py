@@ -2,7 +2,7 @@
 
 Learning from rewards needs a model that is sometimes right. Where no checkpoint can be downloaded, or experiments must
 be small, `warm_start` makes one: random weights of a given size, then supervised fine-tuning on the task's own worked
-solutions until the wanted accuracy is reached.
+solutions until the wanted accuracy is reached, or for a number of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PACKAGE = Path(polopt.__file__).parent
 def warm_start(
     task: str,
     *,
-    accuracy: float,
+    accuracy: float | None,
     size: str | Mapping[str, Any] = "1m",
     updates: int = 3_000,
     check_every: int = 10,
@@ -38,7 +38,8 @@ def warm_start(
     folder: Path | None = None,
     **settings: Any,
 ) -> Path:
-    """The folder of a model that answers at least `accuracy` of the evaluation prompts of `task`, greedily.
+    """The folder of a model that answers at least `accuracy` of the evaluation prompts of `task`, greedily, or, where
+    that is None, has simply been taught for `updates` steps.
 
     The same arguments and the same version of polopt give the same weights; a model that is there is not made again.
 
@@ -52,7 +53,7 @@ def warm_start(
     Raises RunError when the accuracy is not reached.
     """
     shape = dict(size) if isinstance(size, Mapping) else size
-    wanted = {"task": task, "accuracy": accuracy, "size": shape, "updates": updates, "seed": seed}
+    wanted: dict[str, Any] = {"task": task, "accuracy": accuracy, "size": shape, "updates": updates, "seed": seed}
     wanted |= {"task_options": task_options or {}, "check": [check_every, check_prompts], "settings": settings}
     key = hashlib.sha256((json.dumps(wanted, sort_keys=True, default=str) + _code()).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]+", "_", task if isinstance(shape, dict) else f"{task}-{shape}")
@@ -69,15 +70,14 @@ def warm_start(
             out=Path(scratch) / "run",
             task_options=task_options,
             model=str(new),
-            until=f"accuracy>={accuracy}",
-            eval_every=check_every,
+            until=None if accuracy is None else f"accuracy>={accuracy}",
+            eval_every=updates if accuracy is None else check_every,
             eval_episodes=check_prompts,
             checkpoint_every=updates,
             loggers=(),
             **settings,
         )
-        reached = run.final["eval/accuracy"]
-        if reached < accuracy:
+        if accuracy is not None and (reached := run.final["eval/accuracy"]) < accuracy:
             raise RunError(
                 f"the model reached an accuracy of {reached:.2f} on {task} after {updates} updates, not "
                 f"{accuracy:.2f}: allow more updates, or make the task easier"

@@ -15,7 +15,10 @@ from polopt.data.prompt_groups import PromptGroups
 from polopt.tasks import make_task
 from polopt.tasks.ladders import PARTIAL, Cuts, Hints, beginning
 from polopt.tasks.orbit import Orbit
+from polopt.training import api
 from tests.policies.language_models import tiny_policy
+
+OF_ANSWER = ("completion", "mask")
 
 
 @given(
@@ -135,6 +138,37 @@ def test_hints_come_from_a_column_of_a_file(tmp_path):
         task.problems([4])
 
 
+def test_training_shows_what_evaluation_does_not():
+    options = {"pool": 4, "heldout": False, "shown": (0.0, 1.0)}
+    task, plain = make_task("orbit", **options), make_task("orbit", pool=4, heldout=False)
+    assert (task.size, task.problems(range(0, 8, 2))) == (8, plain.problems(range(4)))
+    for problem, whole in zip(task.problems(range(1, 8, 2)), plain.problems(range(4))):
+        assert 1 <= len(problem.given) <= 15
+        assert problem.prompt == whole.prompt + problem.given
+        assert problem.given + problem.solution == whole.solution
+    assert make_task("orbit", evaluation=True, **options).problems(range(4)) == plain.problems(range(4, 8))
+    lengths = [len(each.given) for each in make_task("orbit", shown=(0.0, 1.0)).problems(range(1, 400, 2))]
+    assert sorted(set(lengths)) == list(range(1, 16))
+    assert abs(sum(lengths) / len(lengths) - 7.56) < 0.7  # of floor(16 u), and 1 for 0
+
+
+def test_what_is_shown_may_be_told_in_words():
+    task = make_task("orbit", pool=1, shown=(0.25, 0.25), words="{given} begins {prompt}")
+    plain, told = task.problems([0, 1])
+    assert told.prompt == f"{plain.answer[:4]} begins {plain.prompt}"
+    assert told.given == plain.answer[:4]
+
+
+def test_sft_learns_the_rest_of_what_is_shown():
+    method = api.plan("sft", "orbit", task_options={"shown": (0.5, 0.5)}, model="tiny", batch_size=4).build()
+    batch = method.collect()
+    texts = [method.policy.decode(batch[name], batch[mask]) for name, mask in (("prompt", "prompt_mask"), OF_ANSWER)]
+    whole, begun = method.task.problems([0, 1])
+    assert (texts[0][0], texts[1][0]) == (whole.prompt, whole.solution)
+    assert (texts[0][1], texts[1][1]) == (begun.prompt, begun.solution)
+    assert begun.solution == whole.solution[8:]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -144,6 +178,12 @@ def test_hints_come_from_a_column_of_a_file(tmp_path):
         (lambda: Cuts((0.5,), piece="word"), "pieces are character, step, line"),
         (lambda: Cuts(lambda rng: 0.5), "at least one level"),
         (lambda: Hints(0), "at least one level"),
+        (lambda: make_task("orbit", shown=0.5), "two shares of a solution, the lower first, between 0 and 1, not 0.5"),
+        (lambda: make_task("orbit", shown=(0.5, 0.4)), "the lower first"),
+        (lambda: make_task("orbit", shown=(0.5, 1.4)), "between 0 and 1"),
+        (lambda: make_task("orbit", words="{prompt}{given}"), "give both"),
+        (lambda: make_task("orbit", shown=(0, 1), words="{prompt}"), "a text with {prompt} and {given} in it"),
+        (lambda: make_task("orbit", shown=(0, 1)).with_ladder(Cuts((0.5,))), "already: leave out --task.shown"),
         (lambda: make_task("orbit", noise=1.0), "noise is a share below 1"),
         (lambda: make_task("orbit", maps=1, states=4), "too few to hold an eighth of them out"),
     ],

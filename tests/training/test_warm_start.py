@@ -66,6 +66,11 @@ def test_equal_arguments_give_equal_weights(tmp_path):
     assert weights(warm_start("addition", **OPTIONS, seed=1, folder=tmp_path / "third")) != weights(one)
 
 
+def test_without_an_accuracy_it_is_taught_for_so_many_steps():
+    settings = OPTIONS | {"accuracy": None, "updates": 20}
+    assert weights(warm_start("addition", **settings)) != weights(warm_start("addition", **settings | {"updates": 10}))
+
+
 def test_models_by_name_and_by_folder_have_flat_names():
     settings = OPTIONS | {"accuracy": 0.0, "updates": 10}
     named = warm_start("addition", **settings | {"size": "tiny"})
