@@ -12,6 +12,7 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.state import Stateful
+from polopt.data.components import Tally
 from polopt.tasks.base import Task
 
 Carry = dict[str, Tensor]
@@ -37,6 +38,10 @@ class Source(Stateful):
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length) of the episodes that ended since the last call."""
         return []
+
+    def components(self) -> Tally:
+        """What each reward function by itself gave what was collected since the last call, if there are several."""
+        return {}
 
 
 def put(value: Any, device: torch.device) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from polopt.core.batch import Batch, align_left, flat, nested
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.data.base import Acts, Source, put
+from polopt.data.components import Tally, added
 from polopt.data.tokens import LEFT, widen
 
 
@@ -130,6 +132,9 @@ class Mixed(Source):
     def episodes(self) -> list[tuple[float, int]]:
         return self.first.episodes() + self.second.episodes()
 
+    def components(self) -> Tally:
+        return added(self.first.components(), self.second.components())
+
     def extra_state(self) -> dict[str, Any]:
         return {} if self._rest is None else flat(self._rest)
 
@@ -151,3 +156,6 @@ class Paired(Source):
 
     def episodes(self) -> list[tuple[float, int]]:
         return [episode for source in self.sources.values() for episode in source.episodes()]
+
+    def components(self) -> Tally:
+        return functools.reduce(added, (source.components() for source in self.sources.values()), {})

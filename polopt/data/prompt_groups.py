@@ -12,6 +12,7 @@ A batch is [B], B = prompts * samples, with the rows of a group adjacent and tok
     turn_reward             [B, M]  of each turn, if the task has several
     terminated, truncated   [B]     how it ended; truncated also when cut at the token limit
     correct, failed, level  [B]     of the task: verified, reward could not be computed, level of difficulty
+    components, ...         [B, K]  with reward functions: what each gave (`polopt.tasks.rewards.COMPONENTS`)
     index, group            [B]     id of the prompt; 0 .. prompts - 1
 """
 
@@ -28,11 +29,13 @@ from polopt.core.batch import Batch, align_left
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.data.base import Acts
+from polopt.data.components import Tally, added, tally
 from polopt.data.episodes import Draws, Episodes, Played
 from polopt.data.tokens import LEFT, pack, stack, used
 from polopt.tasks.base import Task
+from polopt.tasks.rewards import COMPONENTS
 
-OF_STEPS = ("reward", "terminated", "truncated", "first", "correct", "failed", "level")
+OF_STEPS = ("reward", "terminated", "truncated", "first", "correct", "failed", "level", *COMPONENTS)
 OF_TOKENS = ("prompt", "prompt_mask", "action", "mask", "attention")
 
 
@@ -90,7 +93,8 @@ def join_tokens(played: Played) -> Batch:
     batch["reward"] = reward.sum(1)
     if exists.shape[1] > 1:
         batch["turn_reward"] = reward
-    for name in ("terminated", "truncated", "correct", "level", *(n for n in recorded if n not in per_token)):
+    of_last = ("terminated", "truncated", "correct", "level", *COMPONENTS)
+    for name in (*of_last, *(n for n in recorded if n not in per_token)):
         if name in steps[0]:
             batch[name] = column(name)[last, row]
     if "failed" in steps[0]:
@@ -145,6 +149,7 @@ class PromptGroups(Episodes):
             max_steps=max_steps,
         )
         self.failures = 0
+        self._tally: Tally = {}
 
     def play(self, actor: Acts) -> Played:
         played = super().play(actor)
@@ -157,6 +162,7 @@ class PromptGroups(Episodes):
 
     def next(self, actor: Acts) -> Batch:
         batch = super().next(actor)
+        self._tally = added(self._tally, tally(batch, self.task.spec.info.get("components", ())))
         failed = int(batch["failed"].sum()) if "failed" in batch.keys() else 0
         self.failures += failed
         if self.task.spec.info.get("turns", 1) > 1 and "turn_reward" not in batch.keys():
@@ -169,6 +175,17 @@ class PromptGroups(Episodes):
         """(reward, sampled tokens) of each completion that was scored."""
         scored = ~batch["failed"] if "failed" in batch.keys() else torch.ones(len(batch), dtype=torch.bool)
         return list(zip(batch["reward"][scored].tolist(), self._tokens[scored.cpu()].tolist()))
+
+    def components(self) -> Tally:
+        counted, self._tally = self._tally, {}
+        return counted
+
+    def extra_state(self) -> dict[str, Any]:
+        return super().extra_state() | ({"components": self._tally} if self._tally else {})
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self._tally = {name: list(counts) for name, counts in state.get("components", {}).items()}
 
 
 def _reason(task: Any) -> str:

@@ -12,6 +12,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError
 from polopt.core.modules import device_of
 from polopt.data.base import Acts, Source, put
+from polopt.data.components import Tally
 from polopt.data.samplers import own_generator
 from polopt.data.tokens import trim
 
@@ -74,6 +75,9 @@ class Rounds(Source):
 
     def episodes(self) -> list[tuple[float, int]]:
         return self.source.episodes()
+
+    def components(self) -> Tally:
+        return self.source.components()
 
     def extra_state(self) -> dict[str, Any]:
         if self._rows is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from polopt.core.random import paired
+from polopt.data.components import means, tally
 from polopt.data.prompt_groups import PromptGroups
 from polopt.tasks.base import Task
 
@@ -21,7 +22,8 @@ def evaluate_completions(
     Scores: `return` (mean reward), `return_std` (over completions), `accuracy` (share that the task's verifier calls
     correct), `length` (mean number of sampled tokens), `truncated` (share cut at the token limit), and with several
     samples `pass` (share of prompts with at least one correct completion). Completions whose reward could not be
-    computed are left out. The global random state is put back afterwards.
+    computed are left out. With reward functions, each by itself (`polopt.data.components.means`), over the completions
+    that it gave a number. The global random state is put back afterwards.
     """
     with paired():
         batch = PromptGroups(task, prompts, samples, starts=range(prompts), greedy=greedy).next(actor)
@@ -37,6 +39,8 @@ def evaluate_completions(
     }
     if samples > 1:
         scores["pass"] = correct.reshape(prompts, samples).amax(1).mean().item()
+    names = task.spec.info.get("components", ())
+    scores |= means(tally(batch, names))
     first = slice(0, SHOWN * samples, samples)
     texts = zip(
         actor.decode(batch["prompt"][first], batch["prompt_mask"][first]),
@@ -48,6 +52,9 @@ def evaluate_completions(
         {"prompt": prompt, "completion": text, "reward": reward, "correct": right}
         for prompt, text, reward, right in texts
     ]
+    for sample, row in zip(shown, batch[first] if names else ()):
+        given = zip(names, row["components"].tolist(), row["component_known"].tolist())
+        sample["components"] = {name: value if known else None for name, value, known in given}
     return scores, shown
 
 

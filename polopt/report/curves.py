@@ -75,7 +75,7 @@ def by_learner(run: RunData) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for column in run.columns:
         learner, slash, name = column.partition("/")
-        if slash and learner not in ("eval", "train") and len(run.series(column)[1]):
+        if slash and learner not in ("eval", "train", "reward") and len(run.series(column)[1]):
             found.setdefault(name, {})[learner] = column
     return found
 
@@ -92,6 +92,28 @@ def learner_curves(run: RunData, columns: Mapping[str, str]) -> str:
             )
         legend(axes, len(columns))
     return svg[0]
+
+
+def reward_parts(run: RunData) -> list[str]:
+    """The names of the reward functions that a run has recorded by themselves."""
+    found = (re.fullmatch(r"(?:eval/)?reward/([^/]+)", column) for column in run.columns)
+    return list(dict.fromkeys(match[1] for match in found if match and len(run.series(match[0])[1])))
+
+
+def reward_curves(run: RunData) -> tuple[str, str]:
+    """SVG of what each reward function gave by itself, while training (thin) and in evaluations, and its caption."""
+    names = reward_parts(run)
+    with canvas(8.2, 3.6, run.unit) as (axes, svg):
+        for index, name in enumerate(names):
+            color = SERIES[index % len(SERIES)]
+            steps, values = run.series(f"eval/reward/{name}")
+            axes.plot(*run.series(f"reward/{name}"), color=color, linewidth=1, alpha=0.5 if len(values) else 1.0)
+            axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=4)
+            axes.plot([], [], color=color, linewidth=2, label=name)
+        legend(axes, len(names))
+    return svg[
+        0
+    ], "Before weights. Thin: completions of training; dots: evaluations. Where a function gave no number, no mean."
 
 
 def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:

@@ -20,6 +20,8 @@ from polopt.report.curves import (
     interval_chart,
     learner_curves,
     learning_curve,
+    reward_curves,
+    reward_parts,
     small_multiple,
 )
 from polopt.report.figures import shown, shown_together
@@ -58,6 +60,8 @@ def run_page(run: RunData) -> str:
     apart |= {"train/return"} if judged == Score() else set()
     learners = by_learner(run)
     apart |= {column for columns in learners.values() for column in columns.values()}
+    parts = reward_parts(run)
+    apart |= {f"{kind}reward/{name}" for name in parts for kind in ("", "eval/")}
     names = [name for name in run.columns if name not in apart and len(run.series(name)[1])]
     return _template().render(
         title=f"{run.method} on {run.task}",
@@ -71,6 +75,7 @@ def run_page(run: RunData) -> str:
         video=_video(run),
         samples=_samples([("", run)]),
         figures=shown(run),
+        reward_parts=reward_curves(run) if parts else None,
         learners=[(name, learner_curves(run, columns)) for name, columns in learners.items()],
         metrics=[
             (name, small_multiple(run, name, index), _number(last(run.columns[name])))

@@ -68,6 +68,8 @@ class Prompts(TextTask):
                 if row.answer is not None and last_number(row.answer) is None:
                     raise UsageError(f"match number needs answers with a number; {name} has the answer {row.answer!r}")
         if self.rewards is not None:
+            if self.rewards.verifies and not self.verifiable:
+                raise UsageError(f"the reward 'verifier' needs a column 'answer', which {name} has not")
             self.rewards.check(columns | {"answer", "solution", "level"})
         elif not self.verifiable and not any(row.solution or "chosen" in row.columns for row in self._rows):
             advice = "give --task.rewards module:function"

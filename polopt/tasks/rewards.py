@@ -1,4 +1,4 @@
-"""The user's reward functions: several with weights, and none of them can take a run down.
+"""The user's reward functions: several with weights, each known by itself, and none of them can take a run down.
 
 Two signatures are known by their parameter names. TRL's: `f(prompts=[...], completions=[...], **columns)`, each column
 a list, returns one number (or None) for each sample. The simple one: `f(prompt, completion, **columns)` returns one
@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from polopt.config.serialize import import_callable
 from polopt.core.errors import UsageError
 
@@ -28,6 +31,17 @@ class Unscored:
     """A sample whose reward could not be computed, and why."""
 
     why: str
+
+
+Part = float | Unscored | None
+"""What one reward function says of one sample; None: it does not apply."""
+
+VERIFIER = "verifier"
+"""The name of the task's own verifier among reward functions."""
+
+
+COMPONENTS = ("components", "component_known", "component_failed")
+"""Facts [N, K] of tasks with reward functions: the number that each gave, whether it gave one, whether it failed."""
 
 
 class Hung(Exception):
@@ -93,19 +107,29 @@ class Rewards:
 
     A call that raises, hangs, or returns the wrong length or shape is repeated for each sample alone; a sample for
     which it fails again, or that gets NaN or infinity, is `Unscored`. None means "does not apply" and is left out of
-    the sum when at least one other function gave a number.
+    the sum when at least one other function gave a number. Weights are not normalized. A function of weight 0 is
+    watched only: it changes no reward and costs no sample.
 
     Args:
-        functions: (name, function) pairs.
+        functions: (name, function) pairs; no function stands for the task's own verifier.
         weights: one per function.
         timeout: seconds per call. After two calls for single samples have hung, the remaining ones run side by side,
             so that a function that always hangs costs four times this at most.
+
+    Attributes:
+        names: of the functions [K], short and different: what stands behind "module:", numbered where two are equal.
+        verifies: the task's own verifier is one of them.
     """
 
     def __init__(
-        self, functions: Sequence[tuple[str, Callable[..., Any]]], weights: Sequence[float], timeout: float = 10.0
+        self,
+        functions: Sequence[tuple[str, Callable[..., Any] | None]],
+        weights: Sequence[float],
+        timeout: float = 10.0,
     ) -> None:
-        self.functions = [_Function(name, function) for name, function in functions]
+        self.functions = [None if function is None else _Function(name, function) for name, function in functions]
+        self.names = _short([name for name, _ in functions])
+        self.verifies = any(function is None for function in self.functions)
         self.weights = list(weights)
         self.timeout = timeout
 
@@ -113,14 +137,36 @@ class Rewards:
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Sequence[Mapping[str, Any]]
     ) -> list[float | Unscored]:
         """Rewards of n samples: prompts, completions (texts, or lists of messages) and columns, each of length n."""
+        return [self.total(parts) for parts in self.parts(prompts, completions, columns)]
+
+    def parts(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        columns: Sequence[Mapping[str, Any]],
+        verified: Sequence[float | Unscored] = (),
+    ) -> list[tuple[Part, ...]]:
+        """What each of the K functions says of each of the n samples, unweighted: n tuples of length K.
+
+        `verified` is what the task's verifier says of them.
+        """
         samples = list(zip(prompts, completions, columns))
-        given = [function.score(samples, self.timeout) for function in self.functions]
-        return [_total(values, self.weights) for values in zip(*given)]
+        given = [verified if one is None else one.score(samples, self.timeout) for one in self.functions]
+        return list(zip(*given, strict=True))
+
+    def total(self, parts: Sequence[Part]) -> float | Unscored:
+        """The reward of one sample from what each function says of it."""
+        heard = [(weight, part) for weight, part in zip(self.weights, parts) if weight]
+        for _, part in heard:
+            if isinstance(part, Unscored):
+                return part
+        terms = [weight * part for weight, part in heard if isinstance(part, float)]
+        return sum(terms) if terms else Unscored("every reward function returned None for this sample")
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises UsageError when a function asks for a column that the task does not have."""
         known = set(columns)
-        for function in self.functions:
+        for function in filter(None, self.functions):
             lacking = sorted(function.required - known)
             if lacking:
                 has = f"; its columns are {', '.join(sorted(known))}" if known else ""
@@ -149,14 +195,14 @@ class _Function:
         own = {"prompt", "completion"} if self.single else {"prompts", "completions"}
         self.required = {key for key in named - own if parameters[key].default is inspect.Parameter.empty}
 
-    def score(self, samples: list[tuple[Any, Any, Mapping[str, Any]]], timeout: float) -> list[float | Unscored | None]:
+    def score(self, samples: list[tuple[Any, Any, Mapping[str, Any]]], timeout: float) -> list[Part]:
         if not self.single and len(samples) > 1:
             try:
                 return self._read(self._calls([samples]).results(timeout)[0](), len(samples))
             except Exception:  # a sample of the batch may be the culprit: each is asked alone
                 pass
         alone = [[sample] for sample in samples]
-        scores: list[float | Unscored | None] = []
+        scores: list[Part] = []
         hung = 0
         while len(scores) < len(samples) and hung < 2:
             # One at a time, because user code need not be safe in threads, until waiting would become long.
@@ -183,7 +229,7 @@ class _Function:
             values["prompts"], values["completions"] = [one[0] for one in samples], [one[1] for one in samples]
         return {key: value for key, value in values.items() if self.open or key in self.named}
 
-    def _finish(self, outcome: Callable[[], Any], timeout: float) -> float | Unscored | None:
+    def _finish(self, outcome: Callable[[], Any], timeout: float) -> Part:
         try:
             value = outcome()
             return _number(value, self.name) if self.single else self._read(value, 1)[0]
@@ -195,14 +241,14 @@ class _Function:
             said = " ".join(str(error).split())
             return Unscored(f"the reward function '{self.name}' raised {type(error).__name__}{said and ': ' + said}")
 
-    def _read(self, values: Any, count: int) -> list[float | Unscored | None]:
+    def _read(self, values: Any, count: int) -> list[Part]:
         if hasattr(values, "tolist"):
             values = values.tolist()  # tensors and arrays
         if not isinstance(values, (list, tuple)):
             raise _Wrong(f"the reward function '{self.name}' returned {type(values).__name__}, not a list of numbers")
         if len(values) != count:
             raise _Wrong(f"the reward function '{self.name}' returned {len(values)} rewards for {count} samples")
-        scores: list[float | Unscored | None] = []
+        scores: list[Part] = []
         for value in values:
             try:
                 scores.append(_number(value, self.name))
@@ -223,16 +269,35 @@ def _number(value: Any, name: str) -> float | None:
     return float(value)
 
 
-def _total(values: Sequence[float | Unscored | None], weights: Sequence[float]) -> float | Unscored:
-    for value in values:
-        if isinstance(value, Unscored):
-            return value
-    parts = [weight * value for weight, value in zip(weights, values) if isinstance(value, float)]
-    return sum(parts) if parts else Unscored("every reward function returned None for this sample")
+def _short(names: Sequence[str]) -> list[str]:
+    """The names without their modules; equal ones are numbered."""
+    found: list[str] = []
+    for name in names:
+        short = name.rpartition(":")[2]
+        numbered = (f"{short}_{number}" for number in range(2, len(names) + 2))
+        found.append(next(one for one in (short, *numbered) if one not in found))
+    return found
 
 
 async def _awaited(value: Any) -> Any:
     return await value
+
+
+def component_facts(scored: Mapping[int, Sequence[Part]], rows: int, count: int) -> dict[str, Tensor]:
+    """The facts COMPONENTS [rows, count] from what each function says of some of the rows."""
+    value = torch.zeros(rows, count)
+    known, failed = (torch.zeros(rows, count, dtype=torch.bool) for _ in range(2))
+    for row, parts in scored.items():
+        value[row] = torch.tensor([part if isinstance(part, float) else 0.0 for part in parts])
+        known[row] = torch.tensor([isinstance(part, float) for part in parts])
+        failed[row] = torch.tensor([isinstance(part, Unscored) for part in parts])
+    return dict(zip(COMPONENTS, (value, known, failed)))
+
+
+def own_code(functions: Any) -> bool:
+    """Whether a run folder's names of reward functions stand for code of the user's, which reading it never runs."""
+    names = functions.split(",") if isinstance(functions, str) else functions or []
+    return any(str(name).strip() != VERIFIER for name in names)
 
 
 def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None:
@@ -247,12 +312,14 @@ def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None
     if isinstance(functions, str):
         functions = [name.strip() for name in functions.split(",")]
     functions = list(functions) if isinstance(functions, (list, tuple)) else [functions]
-    pairs = []
+    pairs: list[tuple[str, Any]] = []
     for item in functions:
         if not isinstance(item, str) and not callable(item):
-            raise UsageError(f"a reward is a function or module:function, not {type(item).__name__}")
-        function = import_callable(item) if isinstance(item, str) else item
-        pairs.append((item if isinstance(item, str) else getattr(item, "__name__", type(item).__name__), function))
+            raise UsageError(f"a reward is a function, module:function or {VERIFIER}, not {type(item).__name__}")
+        if isinstance(item, str):
+            pairs.append((item, None if item == VERIFIER else import_callable(item)))
+        else:
+            pairs.append((getattr(item, "__name__", type(item).__name__), item))
     if isinstance(weights, str):
         weights = weights.split(",")
     weights = [1.0] * len(pairs) if weights is None else weights
@@ -265,4 +332,6 @@ def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None
         numbers = [math.nan]
     if not all(math.isfinite(weight) for weight in numbers):
         raise UsageError(f"weights must be numbers, not {weights!r}")
+    if not any(numbers):
+        raise UsageError("every weight is 0, so that every reward would be: give one function a weight")
     return Rewards(pairs, numbers, timeout)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -15,49 +14,10 @@ from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.options import flag, number, whole
-from polopt.tasks.rewards import Rewards, Unscored, make_rewards
+from polopt.tasks.problem import Ladder, Message, Problem, Prompt
+from polopt.tasks.rewards import COMPONENTS, Part, Rewards, Unscored, component_facts, make_rewards
 
-Message = dict[str, Any]
-Prompt = str | list[Message]
 MAX_TEXT = 1 << 20
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem: what is asked, and what is known about it.
-
-    Attributes:
-        prompt: plain text, or messages (`{"role": ..., "content": ...}`).
-        answer: the right answer, when there is a single one.
-        solution: the worked solution that supervised fine-tuning imitates; it ends with the answer.
-        hint: the beginning of the solution, or None.
-        level: difficulty, comparable within a task.
-        columns: what reward functions get besides prompt and completion, by name.
-        key: what makes two problems the same one; equal keys are never split between training and evaluation.
-        given: the beginning of the answer where the prompt shows it; what is judged is this and what is written.
-    """
-
-    prompt: Prompt
-    answer: str | None = None
-    solution: str | None = None
-    hint: str | None = None
-    level: int = 0
-    columns: dict[str, Any] = field(default_factory=dict)
-    key: str = ""
-    given: str = ""
-
-
-class Ladder(Protocol):
-    """Help of increasing `levels`, 1 and up: `climb` gives the problem with the help of one of them.
-
-    `seed` tells problems apart: whatever is drawn for one is the same every time. Raises UsageError for a problem
-    that there is no help for.
-    """
-
-    @property
-    def levels(self) -> int: ...
-
-    def climb(self, problem: Problem, level: int, seed: str) -> Problem: ...
 
 
 class TextTask(Task):
@@ -72,7 +32,7 @@ class TextTask(Task):
     Args:
         pool: number of problems; index i is problem i modulo `pool`. None: a new problem for every index.
         rewards: reward functions that replace the verifier's reward: see `polopt.tasks.rewards.Rewards`. In an episode
-            of several turns they replace the reward of the last one.
+            of several turns they replace the reward of the last one. "verifier" among them is the verifier.
         weights: one weight per reward function, 1 by default.
         timeout: seconds that one call of a reward function may take.
         heldout: evaluation gets problems that training never sees.
@@ -86,6 +46,9 @@ class TextTask(Task):
         index: int64 [N], ids of the present problems.
         transcripts: the conversation of each row so far, as messages.
         correct: bool [N], rows whose episode ended in the last step with the verifier's full reward.
+        components, component_known, component_failed: [N, K], with `rewards` only: what each of the K functions gave
+            the rows of the last step, unweighted; where it gave a number (0 elsewhere); and where it failed. Their
+            names are `spec.info["components"]`.
         failed: bool [N], rows of the last step whose reward could not be computed; their reward is 0.
         failure: why the latest of them failed, in one sentence; empty when none has.
         scores: False for data without answers and rewards: stepping raises UsageError.
@@ -130,9 +93,12 @@ class TextTask(Task):
         self.score_truncated = flag("score_truncated", score_truncated)
         self.heldout = heldout
         self.ladder = None if evaluation else drawn_cut(shown, words)
-        info = {"turns": self.turns, "conversational": self.conversational}
+        info: dict[str, Any] = {"turns": self.turns, "conversational": self.conversational}
         text = spaces.Text(MAX_TEXT)
-        facts = dict.fromkeys(("correct", "failed", "level"), ())
+        facts: dict[str, tuple[int, ...]] = dict.fromkeys(("correct", "failed", "level"), ())
+        if self.rewards is not None:
+            info["components"] = self.rewards.names
+            facts |= dict.fromkeys(COMPONENTS, (len(self.rewards.names),))
         self.spec = Spec(obs=text, action=spaces.Text(MAX_TEXT), name=name, info=info, facts=facts)
         self._taken = 0  # problems that resets without an index have used
         self._seat(num)
@@ -144,6 +110,7 @@ class TextTask(Task):
         self.first = torch.ones(num, dtype=torch.bool)
         self.correct = torch.zeros(num, dtype=torch.bool)
         self.failed = torch.zeros(num, dtype=torch.bool)
+        self._components: dict[str, Tensor] = {}
         self.failure = ""
         self.transcripts: list[list[Message]] = []
         self._problems: list[Problem] = []
@@ -193,7 +160,7 @@ class TextTask(Task):
 
     @property
     def facts(self) -> Mapping[str, Tensor]:  # type: ignore[override]
-        return {"correct": self.correct, "failed": self.failed, "level": self.level}
+        return {"correct": self.correct, "failed": self.failed, "level": self.level, **self._components}
 
     @property
     def index(self) -> Tensor:
@@ -292,7 +259,7 @@ class TextTask(Task):
         terminated, truncated = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
         correct, failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
         obs: list[Any] = []
-        judged: list[int] = []  # rows whose episode ends here and is scored
+        judged: dict[int, float | Unscored] = {}  # rows whose episode ends here and is scored: by the verifier
         for row, text in enumerate(texts):
             problem, transcript = self._problems[row], self.transcripts[row]
             feedback: str | None = None
@@ -313,16 +280,19 @@ class TextTask(Task):
                 if over:
                     correct[row] = value >= 1 - 1e-6
                     (terminated if ended[row] else truncated)[row] = True
-                    judged.append(row)
+                    judged[row] = Unscored(self.failure) if failed[row] else float(value)
             new = [] if feedback is None else [{"role": "user", "content": feedback}]
             self.transcripts[row] = [*transcript, {"role": "assistant", "content": text}, *new]
             obs.append((feedback or "") if isinstance(problem.prompt, str) else new)
-        if self.rewards is not None and judged:
-            for row, given in zip(judged, self._judge(self.rewards, judged)):
+        if self.rewards is not None:
+            scored = self._judge(self.rewards, judged)
+            for row, parts in scored.items():
+                given = self.rewards.total(parts)
                 failed[row] = isinstance(given, Unscored)
                 reward[row] = 0.0 if isinstance(given, Unscored) else given
                 if isinstance(given, Unscored):
                     self.failure = given.why
+            self._components = component_facts(scored, self.num, len(self.rewards.names))
         correct &= ~failed & self.verifiable
         over_now = (terminated | truncated).tolist()
         self._ended = [now if on else was for now, on, was in zip(over_now, active, self._ended)]
@@ -355,15 +325,18 @@ class TextTask(Task):
             raise RunError(f"{name} takes one 'ended' for each of its {self.num} rows, not {len(flags)}")
         return texts, flags, active
 
-    def _judge(self, rewards: Rewards, rows: list[int]) -> list[float | Unscored]:
+    def _judge(self, rewards: Rewards, judged: Mapping[int, float | Unscored]) -> dict[int, tuple[Part, ...]]:
+        """What each reward function says of the rows that are judged, of which the verifier says this."""
+        if not judged:
+            return {}
         prompts, completions, columns = [], [], []
-        for row in rows:
+        for row in judged:
             problem = self._problems[row]
             turns = self.transcripts[row][len(opening(problem)) :]
             prompts.append(problem.prompt)
             completions.append(problem.given + turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
             columns.append(self.columns(problem))
-        return rewards(prompts, completions, columns)
+        return dict(zip(judged, rewards.parts(prompts, completions, columns, list(judged.values()))))
 
     def extra_state(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
+from polopt.data.components import Tally, added, means
 from polopt.evaluation.figures import to_json
 from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
@@ -186,6 +187,7 @@ class Trainer(Stateful):
             name = f"train/{learner}/" if learner else "train/"
             row[f"{name}return"] = sum(ret for ret, _ in episodes) / len(episodes)
             row[f"{name}length"] = sum(length for _, length in episodes) / len(episodes)
+        row |= self._components()
         if evaluate:
             scores = method.evaluate(self._eval_task, self.eval_episodes)
             row |= {f"eval/{name}": value for name, value in scores.items()}
@@ -203,6 +205,13 @@ class Trainer(Stateful):
         for logger in self._loggers:
             logger.log(row, self.count)
         return row
+
+    def _components(self) -> dict[str, float]:
+        """What each reward function by itself gave the completions since the row before."""
+        counted: dict[str, Tally] = {}
+        for path, source in self.method.sources():
+            counted[path] = added(counted.get(path, {}), source.components())
+        return {f"{path}/{n}" if path else n: value for path, one in counted.items() for n, value in means(one).items()}
 
     def _keep_figures(self) -> None:
         """Keeps what the method shows after this evaluation: figures.json."""

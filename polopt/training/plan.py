@@ -25,6 +25,7 @@ from polopt.tasks.base import Task
 from polopt.tasks.gym import GymTask
 from polopt.tasks.making import Maker
 from polopt.tasks.named import is_text, own_class
+from polopt.tasks.rewards import own_code
 from polopt.training import seeding
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
@@ -262,7 +263,7 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         if not is_text(chosen):
             raise UsageError(f"{task_name(chosen)} is no text task: it takes no rewards")
         options = options | {"rewards": own.rewards}
-    elif (named := rewards_of(chosen, options)) not in (None, []):
+    elif own_code(named := rewards_of(chosen, options)):
         names = ",".join(map(str, named)) if isinstance(named, list) else str(named)
         how = "rewards=" if "<" in names else f"--rewards {names}"
         raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {how}")
