@@ -83,3 +83,20 @@ def imitation(error: Tensor, weight: Tensor, importance: Tensor | None = None) -
         return (weight * error).sum()
     same_shape(error=error, importance=importance)
     return (weight * importance.detach() * error).sum()
+
+
+def emphasis(log_prob: Tensor, kind: str) -> Tensor | None:
+    """How much each demonstrated token counts by its probability p = exp(log_prob), detached, shaped like `log_prob`.
+
+    "none": all the same (None). "probability": p, so that the gradient is that of p (DFT, arXiv 2508.05629; SFT with
+    importance weights). "uncertainty": p (1 - p), least for what is known and what is out of reach, most at
+    p = 1/2 (CHORD-phi, arXiv 2508.11408).
+    """
+    if kind == "none":
+        return None
+    probability = log_prob.detach().exp()
+    if kind == "probability":
+        return probability
+    if kind == "uncertainty":
+        return probability * (1 - probability)
+    raise ValueError(f"emphasis is 'none', 'probability' or 'uncertainty', not '{kind}'")
