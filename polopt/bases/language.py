@@ -48,6 +48,22 @@ def check_prompts(policy: Any, task: Any) -> None:
         policy.tokenize([problem.prompt for problem in problems])
 
 
+def pool_size(task: Any, prompts: int, by: str) -> int:
+    """How many prompts there are to remember. UsageError without an end of them, or for fewer than the `prompts` of a
+    batch."""
+    if task.size is None:
+        raise UsageError(f"{by} remembers every prompt: it needs finitely many, for example --task.pool 512")
+    if prompts > task.size:
+        raise UsageError(f"batch_prompts {prompts} is more than the {task.size} prompts of {task.spec.name}")
+    return int(task.size)
+
+
+def need_verifier(task: Any, by: str, instead: str = "") -> None:
+    """UsageError for a task that does not say which completions are right."""
+    if not task.verifiable:
+        raise UsageError(f"{by} counts right completions, and {task.spec.name} does not verify any{instead}")
+
+
 class LanguageMethod(Method):
     """Trains a language policy.
 

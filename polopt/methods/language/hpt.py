@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polopt.bases.language import GroupMethod
+from polopt.bases.language import GroupMethod, need_verifier
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, align_left, average
@@ -146,8 +146,7 @@ class HPT(GroupMethod):
 
     def build(self, task: Task) -> None:
         super().build(task)
-        if not task.verifiable:  # type: ignore[attr-defined]
-            raise UsageError(f"hpt counts right completions, and {task.spec.name} does not verify any")
+        need_verifier(task, by=self.slug)
 
     def mix(self, batch: Batch) -> Batch:
         """Rows that count: own completions of prompts that are solved often enough, demonstrations of the others.

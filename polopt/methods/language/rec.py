@@ -83,7 +83,11 @@ class REC(GroupMethod):
 
     slug = "rec"
     headline = ("reward", "accuracy", "clip_fraction", "approx_kl", "completion_length")
-    probes = {"restraint_coefficient": {"restraint": "k2"}, "weight_temperature": {"data": "weight"}}
+    probes = {
+        "restraint_coefficient": {"restraint": "k2"},
+        "weight_temperature": {"data": "weight"},
+        "baseline.single": {"samples_per_prompt": 1},
+    }
     presets = {
         "opmd": {"surrogate": "reinforce", "restraint": "k2"},
         "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},

@@ -32,7 +32,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.bases.language import GroupMethod
+from polopt.bases.language import GroupMethod, pool_size
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, average
@@ -175,13 +175,8 @@ class SingleStreamPO(GroupMethod):
 
     def build(self, task: Task) -> None:
         need_text(self.spec)
-        config, size = self.config, task.size  # type: ignore[attr-defined]
-        if size is None:
-            raise UsageError(f"{self.slug} remembers every prompt: it needs finitely many, for example --task.pool 512")
-        if config.batch_prompts > size:
-            raise UsageError(
-                f"batch_prompts {config.batch_prompts} is more than the {size} prompts of {task.spec.name}"
-            )
+        config = self.config
+        size = pool_size(task, config.batch_prompts, by=self.slug)
         self.tracker = BetaTracker(
             size,
             half_drift=config.half_drift,
