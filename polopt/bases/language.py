@@ -119,10 +119,11 @@ class LanguageMethod(Method):
         for _, module in held(self, nn.Module):
             module.compile(**options)
 
-    def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True) -> dict[str, float]:
+    def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True, **how: Any) -> dict[str, float]:
         """Scores of `polopt.evaluation.completions` on the task's evaluation prompts, and what `evaluate_data` adds.
 
-        A task that cannot score (`task.scores` False) leaves `evaluate_data` alone, with its own `return`.
+        `how` are options of `evaluate_completions`: `samples` of each prompt, `intervals`. A task that cannot score
+        (`task.scores` False) leaves `evaluate_data` alone, with its own `return`.
         """
         fit: dict[str, float] = {}
         count = episodes if task.size is None else min(episodes, task.size)
@@ -135,7 +136,7 @@ class LanguageMethod(Method):
         if fit and not task.scores:
             self.samples = show_completions(self.policy, task, count, greedy=greedy)
             return fit
-        scores, self.samples = evaluate_completions(self.policy, task, episodes, greedy=greedy)
+        scores, self.samples = evaluate_completions(self.policy, task, episodes, greedy=greedy, **how)
         return fit | scores
 
     def evaluate_data(self, task: Any, count: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,9 @@ def eval_verb(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, help="default: 10, and 64 prompts for language models")
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="sampled completions of each prompt: pass@k and maj@K"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", help="default: that of the run, or the CPU where there is none such")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
@@ -102,6 +105,8 @@ def eval_verb(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.episodes is not None and args.episodes < 1:
         raise UsageError(f"--episodes {args.episodes}: at least 1")
+    if args.samples < 1:
+        raise UsageError(f"--samples {args.samples}: at least 1")
     from polopt.training import api
     from polopt.training.folder import Run
     from polopt.training.plan import OwnCode, read_plan
@@ -112,13 +117,23 @@ def eval_verb(argv: list[str]) -> int:
     how["device"] = args.device
     if args.record is not None:
         api.demonstrate(args.dir, args.record, **how)
-    scores = api.evaluate(args.dir, **how)
+    scores = api.evaluate(args.dir, samples=args.samples, **how)
     if args.json:
         print(json.dumps(scores | {"episodes": episodes, "checkpoint": args.checkpoint}))
     else:
-        kind = "sampled" if args.stochastic else "greedy"
+        kind = "sampled" if args.stochastic or args.samples > 1 else "greedy"
         cut = scores.pop("cut", 0)
-        named = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in scores.items())
-        played = f"{episodes} {kind} episodes" + (f", {cut:.0f} of them cut before their end" if cut else "")
+        named = ", ".join(_with_intervals(scores))
+        times = f", {args.samples} of each prompt" if args.samples > 1 else ""
+        played = f"{episodes} {kind} episodes{times}" + (f", {cut:.0f} of them cut before their end" if cut else "")
         print(f"{named} ({played})" if "length" in scores else f"{named} (exact)")
     return 0
+
+
+def _with_intervals(scores: Mapping[str, float]) -> Iterator[str]:
+    """Each number with its name, and [low, high] where `scores` has NAME/low and NAME/high."""
+    for name, value in scores.items():
+        if not name.endswith(("/low", "/high")):
+            low, high = (scores.get(f"{name}/{end}") for end in ("low", "high"))
+            interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+            yield f"{name.replace('_', ' ')} {value:.6g}{interval}"

@@ -13,6 +13,7 @@ A batch is [B], B = prompts * samples, with the rows of a group adjacent and tok
     terminated, truncated   [B]     how it ended; truncated also when cut at the token limit
     correct, failed, level  [B]     of the task: verified, reward could not be computed, level of difficulty
     components, ...         [B, K]  with reward functions: what each gave (`polopt.tasks.rewards.COMPONENTS`)
+    answer                  [B]     int64, equal for equal answers, 0 for none: see `TextTask.extract`
     index, group            [B]     id of the prompt; 0 .. prompts - 1
 """
 
@@ -35,7 +36,7 @@ from polopt.data.tokens import LEFT, pack, stack, used
 from polopt.tasks.base import Task
 from polopt.tasks.rewards import COMPONENTS
 
-OF_STEPS = ("reward", "terminated", "truncated", "first", "correct", "failed", "level", *COMPONENTS)
+OF_STEPS = ("reward", "terminated", "truncated", "first", "correct", "failed", "level", "answer", *COMPONENTS)
 OF_TOKENS = ("prompt", "prompt_mask", "action", "mask", "attention")
 
 
@@ -93,7 +94,7 @@ def join_tokens(played: Played) -> Batch:
     batch["reward"] = reward.sum(1)
     if exists.shape[1] > 1:
         batch["turn_reward"] = reward
-    of_last = ("terminated", "truncated", "correct", "level", *COMPONENTS)
+    of_last = ("terminated", "truncated", "correct", "level", "answer", *COMPONENTS)
     for name in (*of_last, *(n for n in recorded if n not in per_token)):
         if name in steps[0]:
             batch[name] = column(name)[last, row]

@@ -214,16 +214,16 @@ def _videos(named: Sequence[tuple[str, RunData]]) -> list[dict[str, str]]:
 
 
 def _samples(runs: Iterable[tuple[str, RunData]]) -> list[dict[str, Any]]:
-    """Completions of the same prompts before and after training, of each run that kept some (samples.json)."""
+    """Completions of the same prompts at several steps of each run that kept some (samples.json)."""
     found = []
     for label, run in runs:
         try:
-            kept = json.loads((run.folder / "samples.json").read_text())
-            first, last = kept["first"], kept["last"]
-            rows = list(zip(first["samples"], last["samples"]))
+            shown = json.loads((run.folder / "samples.json").read_text())["shown"]
+            rows = list(zip(*(entry["samples"] for entry in shown)))
             title = f"{label}, seed {run.seed}" if label else ""
             unit = run.unit.replace("_", " ")
-            found.append({"label": title, "rows": rows, "after": f"after {_count(last['step'])} {unit}"})
+            when = [f"after {_count(entry['step'])} {unit}" if entry["step"] else "before training" for entry in shown]
+            found.append({"label": title, "rows": rows, "when": when})
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

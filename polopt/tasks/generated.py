@@ -103,6 +103,9 @@ class GeneratedTask(TextTask):
         solution = ";".join([*steps, answer]) if self.scratchpad else answer
         return Problem(prompt, answer, solution, steps[0] if steps else None, level, key=key)
 
+    def extract(self, problem: Problem, text: str) -> str:
+        return final(text)
+
     def verify(self, problem: Problem, text: str) -> float:
         return float(final(text) == problem.answer)
 

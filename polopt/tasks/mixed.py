@@ -70,6 +70,9 @@ class Mixed(TextTask):
     def verify(self, problem: Problem, text: str) -> float:
         return self.parts[problem.columns[PART]].verify(problem, text)
 
+    def extract(self, problem: Problem, text: str) -> str:
+        return self.parts[problem.columns[PART]].extract(problem, text)
+
     def expert(self, problem: Problem, transcript: list[Message]) -> str:
         return self.parts[problem.columns[PART]].expert(problem, transcript)
 

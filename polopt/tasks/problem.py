@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,3 +46,8 @@ class Ladder(Protocol):
     def levels(self) -> int: ...
 
     def climb(self, problem: Problem, level: int, seed: str) -> Problem: ...
+
+
+def code_of(answer: str) -> int:
+    """A number of 63 bits that stands for an answer, 0 for an empty one."""
+    return int.from_bytes(hashlib.blake2b(answer.encode(), digest_size=8).digest()) >> 1 if answer else 0

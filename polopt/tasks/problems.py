@@ -50,10 +50,12 @@ class Addition(GeneratedTask):
         key = f"{min(first, second)}+{max(first, second)}"
         return self.made(f"{first}+{second}=", steps, str(first + second), level, key)
 
+    def extract(self, problem: Problem, text: str) -> str:
+        return (re.findall(r"-?[0-9]+", final(text)) or [""])[-1]
+
     def verify(self, problem: Problem, text: str) -> float:
         """1 when the last number of the last line is the sum."""
-        numbers = re.findall(r"-?[0-9]+", final(text))
-        return float(bool(numbers) and numbers[-1] == problem.answer)
+        return float(self.extract(problem, text) == problem.answer)
 
 
 class Countdown(GeneratedTask):
@@ -103,11 +105,14 @@ class Countdown(GeneratedTask):
             parts.append((value, f"{left}{sign}{right}", bind))
         return parts[0][0], parts[0][1], steps
 
+    def extract(self, problem: Problem, text: str) -> str:
+        target = str(problem.prompt).rstrip(":").split(" make ")[1]
+        return final(text).replace(" ", "").removesuffix(f"={target}")
+
     def verify(self, problem: Problem, text: str) -> float:
         """1 when the last line ends with an expression that uses each number once and is worth the target."""
-        assert isinstance(problem.prompt, str)
-        numbers, target = problem.prompt.rstrip(":").split(" make ")
-        expression = final(text).replace(" ", "").removesuffix(f"={target}")
+        numbers, target = str(problem.prompt).rstrip(":").split(" make ")
+        expression = self.extract(problem, text)
         used = sorted(re.findall(r"[0-9]+", expression))
         return float(used == sorted(numbers.split()) and value_of(expression) == int(target))
 
@@ -312,6 +317,10 @@ class Guess(GeneratedTask):
         else:
             feedback = f"higher {guess + 1}-{high}:" if secret > guess else f"lower {low}-{guess - 1}:"
         return (None if over else feedback), 0.0, over
+
+    def extract(self, problem: Problem, text: str) -> str:
+        number = _last_number(text)
+        return "" if number is None else str(number)
 
     def verify(self, problem: Problem, text: str) -> float:
         """1 when the last number of the last line is the secret."""

@@ -82,6 +82,12 @@ class Prompts(TextTask):
     def problem(self, index: int) -> Problem:
         return self._rows[index % len(self._rows)]
 
+    def extract(self, problem: Problem, text: str) -> str:
+        if self.match == "number":
+            number = last_number(text)
+            return "" if number is None else str(number)
+        return (text.strip().splitlines() or [""])[-1].strip()
+
     def verify(self, problem: Problem, text: str) -> float:
         if problem.answer is None:
             return 0.0

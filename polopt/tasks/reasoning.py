@@ -84,11 +84,13 @@ class ReasoningGym(TextTask):
         question, columns = entry["question"], {"metadata": entry["metadata"]}
         return Problem(question, answer, answer, columns=columns, key=question)
 
-    def verify(self, problem: Problem, text: str) -> float:
+    def extract(self, problem: Problem, text: str) -> str:
         _, tag, after = text.rpartition("<answer>")
-        answer = after.split("</answer>")[0] if tag else text
+        return (after.split("</answer>")[0] if tag else text).strip()
+
+    def verify(self, problem: Problem, text: str) -> float:
         entry = {"question": problem.prompt, "answer": problem.answer, "metadata": problem.columns["metadata"]}
-        calls = Calls(self._dataset.score_answer, [{"answer": answer.strip(), "entry": entry}])
+        calls = Calls(self._dataset.score_answer, [{"answer": self.extract(problem, text), "entry": entry}])
         try:
             score = float(calls.results(self.timeout)[0]())
         except Hung:

@@ -14,7 +14,7 @@ from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.options import flag, number, whole
-from polopt.tasks.problem import Ladder, Message, Problem, Prompt
+from polopt.tasks.problem import Ladder, Message, Problem, Prompt, code_of
 from polopt.tasks.rewards import COMPONENTS, Part, Rewards, Unscored, component_facts, make_rewards
 
 MAX_TEXT = 1 << 20
@@ -49,6 +49,8 @@ class TextTask(Task):
         components, component_known, component_failed: [N, K], with `rewards` only: what each of the K functions gave
             the rows of the last step, unweighted; where it gave a number (0 elsewhere); and where it failed. Their
             names are `spec.info["components"]`.
+        answer: int64 [N], what the texts with which episodes ended in the last step gave as their answers: equal for
+            equal answers (`extract`), 0 where there is none.
         failed: bool [N], rows of the last step whose reward could not be computed; their reward is 0.
         failure: why the latest of them failed, in one sentence; empty when none has.
         scores: False for data without answers and rewards: stepping raises UsageError.
@@ -95,7 +97,7 @@ class TextTask(Task):
         self.ladder = None if evaluation else drawn_cut(shown, words)
         info: dict[str, Any] = {"turns": self.turns, "conversational": self.conversational}
         text = spaces.Text(MAX_TEXT)
-        facts: dict[str, tuple[int, ...]] = dict.fromkeys(("correct", "failed", "level"), ())
+        facts: dict[str, tuple[int, ...]] = dict.fromkeys(("correct", "failed", "level", "answer"), ())
         if self.rewards is not None:
             info["components"] = self.rewards.names
             facts |= dict.fromkeys(COMPONENTS, (len(self.rewards.names),))
@@ -110,6 +112,7 @@ class TextTask(Task):
         self.first = torch.ones(num, dtype=torch.bool)
         self.correct = torch.zeros(num, dtype=torch.bool)
         self.failed = torch.zeros(num, dtype=torch.bool)
+        self.answer = torch.zeros(num, dtype=torch.int64)
         self._components: dict[str, Tensor] = {}
         self.failure = ""
         self.transcripts: list[list[Message]] = []
@@ -126,6 +129,10 @@ class TextTask(Task):
     def verify(self, problem: Problem, text: str) -> float:
         """How right a text is, in [0, 1]; never raises for any text."""
         raise NotImplementedError  # abstract
+
+    def extract(self, problem: Problem, text: str) -> str:
+        """What a text says that the answer is, empty for none: texts with equal answers vote for the same."""
+        return text.strip()
 
     def reply(self, problem: Problem, transcript: list[Message], text: str) -> tuple[str | None, float, bool]:
         """What a turn leads to: (feedback or None, reward, the episode is over).
@@ -160,7 +167,8 @@ class TextTask(Task):
 
     @property
     def facts(self) -> Mapping[str, Tensor]:  # type: ignore[override]
-        return {"correct": self.correct, "failed": self.failed, "level": self.level, **self._components}
+        own = {"correct": self.correct, "failed": self.failed, "level": self.level, "answer": self.answer}
+        return own | self._components
 
     @property
     def index(self) -> Tensor:
@@ -226,6 +234,7 @@ class TextTask(Task):
             self._problems, self._index, self._ended = [Problem("")] * self.num, [0] * self.num, blank
             self.transcripts, self.obs = [[] for _ in blank], [""] * self.num
             self.first, self.correct, self.failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(3))
+            self.answer = torch.zeros(self.num, dtype=torch.int64)
 
     def _twin(self, rows: int, seed: int) -> Task:
         twin = copy.copy(self)  # the same problems, of which it takes others where it is not told which
@@ -258,6 +267,7 @@ class TextTask(Task):
         reward = torch.zeros(self.num)
         terminated, truncated = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
         correct, failed = (torch.zeros(self.num, dtype=torch.bool) for _ in range(2))
+        answer = torch.zeros(self.num, dtype=torch.int64)
         obs: list[Any] = []
         judged: dict[int, float | Unscored] = {}  # rows whose episode ends here and is scored: by the verifier
         for row, text in enumerate(texts):
@@ -271,6 +281,7 @@ class TextTask(Task):
             else:
                 try:
                     feedback, value, over = self.reply(problem, transcript, problem.given + text)
+                    answer[row] = code_of(self.extract(problem, problem.given + text)) if over else 0
                 except (UsageError, RunError):
                     raise
                 except Exception as error:  # a verifier that fails costs this sample only
@@ -297,6 +308,7 @@ class TextTask(Task):
         over_now = (terminated | truncated).tolist()
         self._ended = [now if on else was for now, on, was in zip(over_now, active, self._ended)]
         self.obs, self.first, self.correct, self.failed = obs, torch.zeros_like(terminated), correct, failed
+        self.answer = answer
         return list(obs), reward, terminated, truncated
 
     def columns(self, problem: Problem) -> dict[str, Any]:
@@ -348,6 +360,7 @@ class TextTask(Task):
             "transcripts": self.transcripts,
             "first": self.first.tolist(),
             "correct": self.correct.tolist(),
+            "answer": self.answer.tolist(),
             "failed": self.failed.tolist(),
         }
 
@@ -358,6 +371,7 @@ class TextTask(Task):
         self.obs, self.transcripts = state["obs"], [list(messages) for messages in state["transcripts"]]
         for name in ("first", "correct", "failed"):
             setattr(self, name, torch.tensor(state[name], dtype=torch.bool))
+        self.answer = torch.tensor(state["answer"], dtype=torch.int64)
 
 
 def opening(problem: Problem) -> list[Message]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polopt import registry
+from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
@@ -275,19 +276,27 @@ def evaluate(
     episodes: int | None = None,
     checkpoint: str = "latest",
     stochastic: bool = False,
+    samples: int = 1,
     device: str | None = None,
     **own: Any,
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
 
-    `episodes` None takes the method's own number: 10 in control, 64 for language models.
+    `episodes` None takes the method's own number: 10 in control, 64 for language models. These give intervals over
+    prompts as well, and with `samples` > 1 sampled completions of each also pass@k and maj@k: see
+    `polopt.evaluation.completions`. Raises UsageError for other methods with several samples.
     """
     method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     episodes = episodes or type(method).eval_episodes
+    how: dict[str, Any] = {"greedy": not stochastic and samples == 1}
+    if isinstance(method, LanguageMethod):
+        how |= {"samples": samples, "intervals": True}
+    elif samples != 1:
+        raise UsageError(f"{method.slug} is no method for language models, so no prompt has several samples")
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
-            return method.evaluate(fresh, episodes, greedy=not stochastic)
+            return method.evaluate(fresh, episodes, **how)
         finally:
             fresh.close()
 

@@ -30,8 +30,18 @@ from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
 
 Row = dict[str, Any]
+SAMPLES_KEPT = 4  # evaluations whose transcripts are kept
 MODEL = "model"  # what `export` writes, beside the checkpoints
 MINIMIZED = re.compile(r"(^|[/_])(loss|surrogate|grad_norm)$")  # metrics that are fatal when they are not finite
+
+
+def spread(entries: list[Row], most: int) -> list[Row]:
+    """At most so many of the entries, by their "step": the first, the last, and those that leave the smallest gaps."""
+    entries = list(entries)
+    while len(entries) > most:
+        gaps = [after["step"] - before["step"] for before, after in zip(entries, entries[2:])]
+        del entries[1 + gaps.index(min(gaps))]
+    return entries
 
 
 class Interrupted(KeyboardInterrupt):
@@ -221,13 +231,14 @@ class Trainer(Stateful):
             files.replace(self.checkpoints.folder.parent / "figures.json", json.dumps(entry).encode())
 
     def _keep_samples(self) -> None:
-        """Keeps what the first and the last evaluation showed: samples.json."""
+        """Keeps what some evaluations showed, the first and the last among them: samples.json."""
         shown = getattr(self.method, "samples", None)
         if shown:
             path = self.checkpoints.folder.parent / "samples.json"
-            entry = {"step": self.count, "samples": shown}
-            first = json.loads(path.read_text())["first"] if path.is_file() and self.count else entry
-            files.replace(path, json.dumps({"first": first, "last": entry}, indent=1).encode())
+            before = json.loads(path.read_text())["shown"] if path.is_file() else []
+            kept = [entry for entry in before if entry["step"] < self.count]
+            kept = spread([*kept, {"step": self.count, "samples": shown}], SAMPLES_KEPT)
+            files.replace(path, json.dumps({"shown": kept}, indent=1).encode())
 
     def _tick(self) -> None:
         now = time.perf_counter()

@@ -148,7 +148,7 @@ def test_command_line(tmp_path, capsys):
     run = Run(out)
     assert {"preferred", "margin", "chosen_log_prob"} <= run.rows[-1].keys()
     assert 0 <= run.final["eval/return"] == run.final["eval/preferred"] <= 1
-    assert json.loads((out / "samples.json").read_text())["last"]["samples"][0]["reward"] is None
+    assert json.loads((out / "samples.json").read_text())["shown"][-1]["samples"][0]["reward"] is None
     assert main(["eval", str(out), "--episodes", "2"]) == 0
     assert "preferred" in capsys.readouterr().out
     assert main(["report", str(out)]) == 0

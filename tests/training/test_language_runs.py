@@ -141,9 +141,8 @@ def test_every_verb_shows_completions(tmp_path, capsys):
     assert main(["eval", str(run.folder), "--episodes", "3"]) == 0
     assert "accuracy" in capsys.readouterr().out
     kept = json.loads((run.folder / "samples.json").read_text())
-    assert kept["first"]["step"] == 0
-    assert kept["last"]["step"] == 48
-    shown, later = kept["first"]["samples"], kept["last"]["samples"]
+    assert (kept["shown"][0]["step"], kept["shown"][-1]["step"]) == (0, 48)
+    shown, later = kept["shown"][0]["samples"], kept["shown"][-1]["samples"]
     assert [sample["prompt"] for sample in shown] == [sample["prompt"] for sample in later]
     assert len(shown) == 5
     assert main(["report", str(run.folder)]) == 0

@@ -211,8 +211,8 @@ class CoPG(DPO):
         gap = high - low
         return loss, metrics | {"reward": (high + low) / 2, "gap": gap, "pull": gap / self.config.beta}
 
-    def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True) -> dict[str, float]:
-        scores = super().evaluate(task, episodes, greedy=greedy)
+    def evaluate(self, task: Any, episodes: int = 64, *, greedy: bool = True, **how: Any) -> dict[str, float]:
+        scores = super().evaluate(task, episodes, greedy=greedy, **how)
         return scores | self.evaluate_objective(task, episodes) if task.scores else scores
 
     @torch.no_grad()
