@@ -13,8 +13,8 @@ from torch import Tensor
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.epochs import Epochs
+from polopt.tasks.problem import Prompt
 from polopt.tasks.prompts import completion_text
-from polopt.tasks.text import Prompt
 
 SIDES = ("chosen", "rejected")
 

@@ -51,8 +51,9 @@ def evaluate_completions(
     and `truncated` (share cut at the token limit). With several samples of tasks that verify, also `pass@k` (the
     chance that one of k is correct) for k = 1, 2, 4, ... and `maj@n` (that the answer given most often is). With
     `intervals`, `NAME/low` and `NAME/high`: 95 % percentile bootstrap over prompts. Completions whose reward could not
-    be computed are left out, and count as wrong in pass@k and maj@n. With reward functions, each by itself (`polopt.data.components.means`),
-    over the completions that it gave a number. The global random state is put back afterwards.
+    be computed are left out, and count as wrong in pass@k and maj@n. With reward functions, each by itself
+    (`polopt.data.components.means`), over the completions that it gave a number. The global random state is put back
+    afterwards.
     """
     with paired():
         batch = PromptGroups(task, prompts, samples, starts=range(prompts), greedy=greedy).next(actor)

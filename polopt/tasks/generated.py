@@ -10,8 +10,9 @@ from typing import Any
 
 from polopt.core.errors import UsageError
 from polopt.tasks.options import flag, levels_of, share
+from polopt.tasks.problem import Problem, Prompt
 from polopt.tasks.styles import Styles
-from polopt.tasks.text import Problem, Prompt, TextTask
+from polopt.tasks.text import TextTask
 
 
 class GeneratedTask(TextTask):

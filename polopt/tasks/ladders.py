@@ -14,7 +14,7 @@ from typing import Any
 
 from polopt.core.errors import UsageError
 from polopt.tasks.options import number
-from polopt.tasks.text import Ladder, Problem, Prompt
+from polopt.tasks.problem import Ladder, Problem, Prompt
 
 PIECES: dict[str, str] = {"character": r"(?s).", "step": r"[^;\n]*[;\n]?", "line": r"[^\n]*\n?"}
 PARTIAL = "{prompt}\nHere is the beginning of a solution. Go on from where it stops.\n{given}"

@@ -10,7 +10,8 @@ from typing import Any
 from polopt.core.errors import UsageError
 from polopt.tasks.named import is_text, own_class
 from polopt.tasks.options import number, shares_of
-from polopt.tasks.text import Message, Problem, Prompt, TextTask
+from polopt.tasks.problem import Message, Problem, Prompt
+from polopt.tasks.text import TextTask
 
 PART = "part"
 

@@ -8,8 +8,8 @@ from typing import Any
 from polopt.core.errors import UsageError
 from polopt.tasks.generated import GeneratedTask
 from polopt.tasks.options import number, whole
+from polopt.tasks.problem import Problem
 from polopt.tasks.problems import LETTERS
-from polopt.tasks.text import Problem
 
 
 class Orbit(GeneratedTask):

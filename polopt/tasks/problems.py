@@ -16,7 +16,7 @@ from typing import Any
 from polopt.core.errors import UsageError
 from polopt.tasks.generated import GeneratedTask, final
 from polopt.tasks.options import levels_of, whole
-from polopt.tasks.text import Message, Problem, Prompt
+from polopt.tasks.problem import Message, Problem, Prompt
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CONSONANTS = "bcdfghjklmnpqrstvwxz"  # y may be either

@@ -9,7 +9,8 @@ from typing import Any
 
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks.numbers import last_number
-from polopt.tasks.text import Message, Problem, Prompt, TextTask
+from polopt.tasks.problem import Message, Problem, Prompt
+from polopt.tasks.text import TextTask
 
 PREFIX = "datasets/"
 OWN = ("prompt", "messages", "answer", "solution", "completion", "chosen", "rejected")

@@ -8,8 +8,9 @@ from typing import Any
 
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks.options import flag
+from polopt.tasks.problem import Problem
 from polopt.tasks.rewards import Calls, Hung
-from polopt.tasks.text import Problem, TextTask
+from polopt.tasks.text import TextTask
 
 PREFIX = "reasoning-gym/"
 

@@ -9,7 +9,7 @@ from polopt.core.errors import UsageError
 from polopt.core.state import gather, restore
 from polopt.data import Epochs, Preferences, minibatches, pairs
 from polopt.data.preferences import pairs_of
-from polopt.tasks.text import Problem
+from polopt.tasks.problem import Problem
 
 from .test_rollouts import equal
 from .texts import Turns, Typist

@@ -8,7 +8,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.tasks.text import Message, Problem, TextTask
+from polopt.tasks.problem import Message, Problem
+from polopt.tasks.text import TextTask
 
 EOS = 1
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from polopt.core.errors import UsageError
 from polopt.core.state import gather, restore
 from polopt.tasks import make_task
+from polopt.tasks.problem import Problem
 from polopt.tasks.problems import Addition, Guess, value_of
-from polopt.tasks.text import Problem, TextTask
+from polopt.tasks.text import TextTask
 
 WORKED = ("addition", "countdown", "sorting", "lookup")
 GENERATED = (*WORKED, "guess", "ascending")

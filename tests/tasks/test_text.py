@@ -11,7 +11,8 @@ from polopt.core.state import gather, restore
 from polopt.tasks import make_task
 from polopt.tasks.generated import final
 from polopt.tasks.options import levels_of
-from polopt.tasks.text import Message, Problem, TextTask
+from polopt.tasks.problem import Message, Problem
+from polopt.tasks.text import TextTask
 
 
 class Echo(TextTask):

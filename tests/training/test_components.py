@@ -47,7 +47,7 @@ def test_rows_evaluations_and_pages_have_each_function(tmp_path):
         assert row["train/return"] == pytest.approx(row["reward"])
     assert set(told(run)[0]) == {"eval/reward/length", "eval/reward/early"}  # before training nothing was sampled
 
-    kept = json.loads((run.folder / "samples.json").read_text())["last"]["samples"]
+    kept = json.loads((run.folder / "samples.json").read_text())["shown"][-1]["samples"]
     assert all(set(sample["components"]) == {"length", "early"} for sample in kept)
     data = read_run(run.folder)
     assert reward_parts(data) == ["length", "early"]

@@ -47,7 +47,7 @@ from polopt.methods.language.dpo import DPO, PairsConfig
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
-from polopt.tasks.text import Prompt
+from polopt.tasks.problem import Prompt
 
 Judge = Callable[[Prompt, str, str], float]
 
