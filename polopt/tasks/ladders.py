@@ -120,8 +120,42 @@ class Hints:
             raise UsageError("a ladder has at least one level")
 
     def climb(self, problem: Problem, level: int, seed: str) -> Problem:
-        hints = problem.columns.get(self.column)
-        if not isinstance(hints, (list, tuple)) or not hints or not all(isinstance(each, str) for each in hints):
-            raise UsageError(f"hints are a list of texts in the column '{self.column}', and a problem has {hints!r}")
+        hints = texts_of(problem, self.column)
         hint = hints[min(level, len(hints)) - 1]
         return replace(problem, prompt=rewritten(problem.prompt, self.words, hint=hint))
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """`parts` levels for each of the columns `columns`, lists of texts, of hints that say more and more: the first of
+    them, the first two, and so on, and nothing of other columns.
+
+    `words` is the prompt then, in which {prompt} and {hint} stand for what they say and {label} for the beginning of
+    the column's name: the hints of knowledge_parts are labelled Knowledge.
+    """
+
+    columns: tuple[str, ...]
+    parts: int = 4
+    words: str = "{prompt}\n{label} hints: {hint}\n"
+
+    def __post_init__(self) -> None:
+        if not self.columns or self.parts < 1:
+            raise UsageError("a ladder has at least one level")
+
+    @property
+    def levels(self) -> int:
+        return len(self.columns) * self.parts
+
+    def climb(self, problem: Problem, level: int, seed: str) -> Problem:
+        tier, last = divmod(level - 1, self.parts)
+        hints, label = texts_of(problem, self.columns[tier]), self.columns[tier].partition("_")[0].capitalize()
+        told = {"label": label, "hint": " ".join(hints[: last + 1])}
+        return replace(problem, prompt=rewritten(problem.prompt, self.words, **told))
+
+
+def texts_of(problem: Problem, column: str) -> list[str]:
+    """The hints in a column of a problem. Raises UsageError for anything but texts, at least one."""
+    hints = problem.columns.get(column)
+    if not isinstance(hints, (list, tuple)) or not hints or not all(isinstance(each, str) for each in hints):
+        raise UsageError(f"hints are a list of texts in the column '{column}', and a problem has {hints!r}")
+    return list(hints)

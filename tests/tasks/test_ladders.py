@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,12 @@ from polopt.core.errors import UsageError
 from polopt.core.state import gather, restore
 from polopt.data.curricula import Given
 from polopt.data.prompt_groups import PromptGroups
+from polopt.data.tokenizing import Tokens
 from polopt.tasks import make_task
-from polopt.tasks.ladders import PARTIAL, Cuts, Hints, beginning
+from polopt.tasks.ladders import PARTIAL, Cuts, Hints, Tiers, beginning
 from polopt.tasks.orbit import Orbit
 from polopt.training import api
+from tests.data.conversations import made
 from tests.policies.language_models import tiny_policy
 
 OF_ANSWER = ("completion", "mask")
@@ -95,6 +98,19 @@ def test_messages_and_words():
     assert Hints(1).climb(problem, 1, "").given == ""
 
 
+def test_tiers_are_of_one_column_each():
+    columns = {"know_how": ["k", "l"], "plan": ["p"]}
+    problem = make_task("addition").problems([0])[0].__class__("1+1?", "2", columns=columns)
+    ladder = Tiers(("know_how", "plan"), 2)
+    assert ladder.levels == 4
+    told = [ladder.climb(problem, level, "").prompt for level in range(1, 5)]
+    assert told == [
+        f"1+1?\n{text}\n" for text in ("Know hints: k", "Know hints: k l", "Plan hints: p", "Plan hints: p")
+    ]
+    assert Tiers(("plan",), words="{label}! {hint}. {prompt}").climb(problem, 1, "").prompt == "Plan! p. 1+1?"
+    assert ladder.climb(problem, 3, "").given == ""
+
+
 def test_drawn_cuts_are_drawn_once():
     ladder = Cuts(lambda rng: rng.uniform(0.4, 0.8), count=3)
     task = make_task("orbit", pool=8, seed=1).with_ladder(ladder)
@@ -117,6 +133,24 @@ def test_groups_are_of_one_help_and_given_ids(float64):
     other = PromptGroups(task, 2, 3, sampler=Given())
     restore(other, gather(source))
     assert other.sampler.ids == [5, 4]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces-first", "pieces-legacy", "unigram"])
+def test_a_cut_inside_a_token_is_gone_on_from(kind, tmp_path):
+    """Every cut of a word that is one token shows that text, spelled with other tokens, and the rest ends it."""
+    tokenizer, file = made(kind, bos=False), tmp_path / "some.jsonl"
+    file.write_text(json.dumps({"prompt": "what is the", "answer": "x answer", "solution": " answer"}))
+    task = make_task(str(file), rewards=lambda prompts, completions: [float(text == " answer") for text in completions])
+    shown = task.with_ladder(Cuts(tuple(count / 7 for count in range(1, 7))))
+    tokens = Tokens(tokenizer, "m")
+    for level, problem in enumerate(shown.problems(range(1, 7)), 1):
+        assert problem.prompt == "what is the" + " answer"[:level]
+        (prompt,), (rest,) = tokens.complete([problem.prompt], [problem.solution])
+        assert (tokens.texts([prompt]), tokens.texts([rest], behind=True)) == ([problem.prompt], [problem.solution])
+        shown.num = 1
+        shown.reset(index=torch.tensor([level]))
+        written = tokens.decode(torch.tensor([rest]))
+        assert shown.step({"action": written})[1].tolist() == [1.0]
 
 
 def test_a_help_that_is_longer_than_the_context_is_refused():
@@ -178,6 +212,8 @@ def test_sft_learns_the_rest_of_what_is_shown():
         (lambda: Cuts((0.5,), piece="word"), "pieces are character, step, line"),
         (lambda: Cuts(lambda rng: 0.5), "at least one level"),
         (lambda: Hints(0), "at least one level"),
+        (lambda: Tiers(()), "at least one level"),
+        (lambda: Tiers(("a",), 0), "at least one level"),
         (lambda: make_task("orbit", shown=0.5), "two shares of a solution, the lower first, between 0 and 1, not 0.5"),
         (lambda: make_task("orbit", shown=(0.5, 0.4)), "the lower first"),
         (lambda: make_task("orbit", shown=(0.5, 1.4)), "between 0 and 1"),
