@@ -19,6 +19,7 @@ A batch is [B], B = prompts * samples, with the rows of a group adjacent and tok
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,11 +166,14 @@ class PromptGroups(Episodes):
         batch = super().next(actor)
         self._tally = added(self._tally, tally(batch, self.task.spec.info.get("components", ())))
         failed = int(batch["failed"].sum()) if "failed" in batch.keys() else 0
-        self.failures += failed
         if self.task.spec.info.get("turns", 1) > 1 and "turn_reward" not in batch.keys():
             batch["turn_reward"] = batch["reward"].unsqueeze(1)
         if failed == len(batch):
             raise RunError(f"no reward of the {failed} completions of a batch could be computed{_reason(self.task)}")
+        if failed and not self.failures:  # said once; `failed` is in every row
+            said = f"the reward of {failed} of {len(batch)} completions could not be computed{_reason(self.task)}"
+            warnings.warn(f"{said}; such completions teach nothing", stacklevel=2)
+        self.failures += failed
         return batch
 
     def summaries(self, batch: Batch, played: Played) -> list[tuple[float, int]]:

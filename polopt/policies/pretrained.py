@@ -36,15 +36,21 @@ def kept_model(folder: Path | None) -> Iterator[None]:
 
 
 def load_pretrained(
-    name: str, *, dtype: torch.dtype, trust_remote_code: bool = False, allow_pickle: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    head: str = "CausalLM",
 ) -> tuple[nn.Module, Any, str]:
-    """A causal language model in evaluation mode, its tokenizer, and where they came from.
+    """A language model in evaluation mode, its tokenizer, and where they came from.
 
     Args:
         name: a model folder, a run folder that has one as `model/`, or an id of the Hugging Face hub.
         dtype: of the parameters.
         trust_remote_code: runs Python code that comes with the model.
         allow_pickle: takes weights in pickle files too, which are read as tensors only.
+        head: what it is for: the name of a class of transformers behind "AutoModelFor".
 
     Raises:
         UsageError: one sentence for everything that can be wrong with the name, the folder or its files.
@@ -65,7 +71,7 @@ def load_pretrained(
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
                 source,
                 dtype=dtype,
                 use_safetensors=None if pickled or (folder is None and allow_pickle) else True,

@@ -59,7 +59,7 @@ class TextPolicy(Imitates):
         if dtype == torch.float64 and model.config._attn_implementation == "eager":
             raise UsageError(f"model '{config.model}' computes its attention in single precision: use dtype float32")
         self.tokens = Tokens(tokenizer, f"'{config.model}'", _ends(model))
-        self.context = _context(model, tokenizer)
+        self.context = context_of(model, tokenizer)
         self.model: Any = model if config.lora is None else _adapt(model, config)
         unknown = self.unknown_ids()
         self.unknown: Tensor | None
@@ -233,7 +233,8 @@ def _write_ends(file: Path, ends: Sequence[int]) -> None:
     file.write_text(json.dumps(content | {"eos_token_id": list(ends)}, indent=2))
 
 
-def _context(model: Any, tokenizer: Any) -> int:
+def context_of(model: Any, tokenizer: Any) -> int:
+    """The longest text that the two can read, in tokens."""
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return int(min(context, 1 << 30))

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
+from polopt.tasks.calls import Calls, Hung
 from polopt.tasks.options import flag
 from polopt.tasks.problem import Problem
-from polopt.tasks.rewards import Calls, Hung
 from polopt.tasks.text import TextTask
 
 PREFIX = "reasoning-gym/"

@@ -8,13 +8,10 @@ signature always gets the text of the last turn.
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import functools
+import importlib.util
 import inspect
 import math
-import threading
-import time
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +21,7 @@ from torch import Tensor
 
 from polopt.config.serialize import import_callable
 from polopt.core.errors import UsageError
+from polopt.tasks.calls import Hung, Outcome, in_threads
 
 
 @dataclass(frozen=True)
@@ -40,62 +38,11 @@ VERIFIER = "verifier"
 """The name of the task's own verifier among reward functions."""
 
 
+MODELS = ("judge", "scorer")
+MODEL_REWARD = "polopt.policies.judge:model_reward"  # by name: models are known further up than tasks
+
 COMPONENTS = ("components", "component_known", "component_failed")
 """Facts [N, K] of tasks with reward functions: the number that each gave, whether it gave one, whether it failed."""
-
-
-class Hung(Exception):
-    """A call that took too long and was left behind."""
-
-
-class Calls:
-    """Calls of one function, one after another, in a daemon thread: a function that hangs cannot hold up the run.
-
-    A Python function that exceeds its time is asked to stop; one that waits inside C code keeps its thread.
-    """
-
-    def __init__(self, function: Callable[..., Any], each: Sequence[Mapping[str, Any]]) -> None:
-        self._function, self._each = function, each
-        self._outcomes: list[tuple[Any, BaseException | None]] = []
-        self._began = time.monotonic()  # the call that runs now
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        for arguments in self._each:
-            self._began = time.monotonic()
-            value, wrong = None, None
-            try:
-                value = self._function(**arguments)
-                value = asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
-            except BaseException as error:  # SystemExit too: a reward function may not end the run
-                wrong = error
-            if self._over.is_set():  # it was left behind
-                return
-            self._began = time.monotonic()  # before the outcome: what is found not to have come began no earlier
-            self._outcomes.append((value, wrong))
-        self._over.set()
-
-    def results(self, seconds: float) -> list[Callable[[], Any]]:
-        """What came of the calls, in order, each as a function that returns or raises it. The list ends with Hung at
-        the first call that took more than `seconds`; those after it are not made."""
-        while True:
-            count, began = len(self._outcomes), self._began
-            if self._over.wait(max(began + seconds - time.monotonic(), 0.0)):
-                return [functools.partial(_outcome, *outcome) for outcome in self._outcomes]
-            if len(self._outcomes) == count and time.monotonic() - began >= seconds:
-                self._over.set()
-                ident = ctypes.c_ulong(self._thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
-                hung = (None, Hung(f"took more than {seconds:g} seconds"))
-                return [functools.partial(_outcome, *outcome) for outcome in [*self._outcomes[:count], hung]]
-
-
-def _outcome(value: Any, error: BaseException | None) -> Any:
-    if error is not None:
-        raise error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-    return value
 
 
 class _Wrong(Exception):
@@ -113,8 +60,8 @@ class Rewards:
     Args:
         functions: (name, function) pairs; no function stands for the task's own verifier.
         weights: one per function.
-        timeout: seconds per call. After two calls for single samples have hung, the remaining ones run side by side,
-            so that a function that always hangs costs four times this at most.
+        timeout: seconds per call, unless a function has a `timeout` of its own. One that always hangs costs four times
+            this at most.
 
     Attributes:
         names: of the functions [K], short and different: what stands behind "module:", numbered where two are equal.
@@ -179,6 +126,8 @@ class _Function:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.function = function
+        limit = getattr(function, "timeout", None)
+        self.timeout = float(limit) if isinstance(limit, (int, float)) else None  # its own, in place of the task's
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):
@@ -196,26 +145,15 @@ class _Function:
         self.required = {key for key in named - own if parameters[key].default is inspect.Parameter.empty}
 
     def score(self, samples: list[tuple[Any, Any, Mapping[str, Any]]], timeout: float) -> list[Part]:
+        timeout = self.timeout or timeout
         if not self.single and len(samples) > 1:
             try:
-                return self._read(self._calls([samples]).results(timeout)[0](), len(samples))
+                together = in_threads(self.function, [self._arguments(samples)], timeout)
+                return self._read(together[0](), len(samples))
             except Exception:  # a sample of the batch may be the culprit: each is asked alone
                 pass
-        alone = [[sample] for sample in samples]
-        scores: list[Part] = []
-        hung = 0
-        while len(scores) < len(samples) and hung < 2:
-            # One at a time, because user code need not be safe in threads, until waiting would become long.
-            found = self._calls(alone[len(scores) :]).results(timeout)
-            scores += [self._finish(outcome, timeout) for outcome in found]
-            hung += 1
-        end = time.monotonic() + timeout
-        for calls in [self._calls([one]) for one in alone[len(scores) :]]:
-            scores.append(self._finish(calls.results(max(end - time.monotonic(), 0.0))[0], timeout))
-        return scores
-
-    def _calls(self, each: Sequence[list[tuple[Any, Any, Mapping[str, Any]]]]) -> Calls:
-        return Calls(self.function, [self._arguments(samples) for samples in each])
+        outcomes = in_threads(self.function, [self._arguments([sample]) for sample in samples], timeout)
+        return [self._finish(outcome, timeout) for outcome in outcomes]
 
     def _arguments(self, samples: list[tuple[Any, Any, Mapping[str, Any]]]) -> dict[str, Any]:
         values: dict[str, Any]
@@ -229,7 +167,7 @@ class _Function:
             values["prompts"], values["completions"] = [one[0] for one in samples], [one[1] for one in samples]
         return {key: value for key, value in values.items() if self.open or key in self.named}
 
-    def _finish(self, outcome: Callable[[], Any], timeout: float) -> Part:
+    def _finish(self, outcome: Outcome, timeout: float) -> Part:
         try:
             value = outcome()
             return _number(value, self.name) if self.single else self._read(value, 1)[0]
@@ -262,6 +200,8 @@ def _number(value: Any, name: str) -> float | None:
         value = value.item()
     if value is None:
         return None
+    if isinstance(value, Unscored):
+        raise _Wrong(f"the reward function '{name}' gave no number: {value.why}")
     if not isinstance(value, (int, float)):
         raise _Wrong(f"the reward function '{name}' returned {type(value).__name__} for a sample, not a number")
     if not math.isfinite(value):
@@ -279,10 +219,6 @@ def _short(names: Sequence[str]) -> list[str]:
     return found
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
-
-
 def component_facts(scored: Mapping[int, Sequence[Part]], rows: int, count: int) -> dict[str, Tensor]:
     """The facts COMPONENTS [rows, count] from what each function says of some of the rows."""
     value = torch.zeros(rows, count)
@@ -297,7 +233,25 @@ def component_facts(scored: Mapping[int, Sequence[Part]], rows: int, count: int)
 def own_code(functions: Any) -> bool:
     """Whether a run folder's names of reward functions stand for code of the user's, which reading it never runs."""
     names = functions.split(",") if isinstance(functions, str) else functions or []
-    return any(str(name).strip() != VERIFIER for name in names)
+    return any(str(name).strip() != VERIFIER and not _of_model(str(name).strip()) for name in names)
+
+
+def _of_model(name: str) -> tuple[str, str] | None:
+    """(kind, model) of "judge:MODEL" and "scorer:MODEL"; None for other names, also for those that are functions of a
+    module of yours that is called like that."""
+    kind, _, model = name.partition(":")
+    if kind not in MODELS or not model:
+        return None
+    yours = re.fullmatch(r"[A-Za-z_][\w.]*", model) and importlib.util.find_spec(kind) is not None
+    return None if yours else (kind, model)
+
+
+def _named(name: str) -> tuple[str, Any]:
+    """A short name and the function of a name; no function for the task's own verifier. Raises UsageError."""
+    if name == VERIFIER:
+        return name, None
+    asked = _of_model(name)
+    return (name, import_callable(name)) if asked is None else (asked[0], import_callable(MODEL_REWARD)(*asked))
 
 
 def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None:
@@ -315,9 +269,10 @@ def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None
     pairs: list[tuple[str, Any]] = []
     for item in functions:
         if not isinstance(item, str) and not callable(item):
-            raise UsageError(f"a reward is a function, module:function or {VERIFIER}, not {type(item).__name__}")
+            said = f"a function, module:function, {VERIFIER}, judge:MODEL or scorer:MODEL"
+            raise UsageError(f"a reward is {said}, not {type(item).__name__}")
         if isinstance(item, str):
-            pairs.append((item, None if item == VERIFIER else import_callable(item)))
+            pairs.append(_named(item))
         else:
             pairs.append((getattr(item, "__name__", type(item).__name__), item))
     if isinstance(weights, str):

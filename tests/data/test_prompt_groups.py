@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,10 @@ def test_too_many_turns_are_truncated() -> None:
 def test_rows_that_fail_are_masked_and_counted() -> None:
     ledger = Ledger()
     source = PromptGroups(Turns(), 3, 1, ledger=ledger)
-    batch = source.next(Typist({"q1": "boom"}))
+    with pytest.warns(
+        UserWarning, match="the reward of 1 of 3 completions could not be computed: the verifier of turns"
+    ):
+        batch = source.next(Typist({"q1": "boom"}))
     assert batch["failed"].tolist() == [False, True, False]
     assert batch["mask"].any(1).tolist() == [True, False, True]
     assert not batch["log_prob"][1].any()
@@ -115,6 +119,10 @@ def test_rows_that_fail_are_masked_and_counted() -> None:
     assert batch["reward"][1] == 0
     assert (source.failures, ledger.tokens, ledger.completions) == (1, 11, 3)
     assert len(source.episodes()) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source.next(Typist({"q4": "boom"}))  # said once, counted always
+    assert source.failures == 2
 
 
 def test_when_all_fail_the_run_does_and_says_why() -> None:

@@ -151,7 +151,7 @@ def test_failures_say_which_function_and_why() -> None:
         ("nowhere_at_all:f", None, "there is no module 'nowhere_at_all'"),
         ("math:nope", None, "module 'math' has no 'nope'"),
         ("math", None, "write it as module:function"),
-        (3, None, "a reward is a function, module:function or verifier, not int"),
+        (3, None, "a reward is a function, module:function, verifier, judge:MODEL or scorer:MODEL, not int"),
         (lambda text: 1.0, None, "takes neither 'completions'"),
         (trl_length, [1.0, 2.0], "2 weights for 1 reward function"),
         (trl_length, "x", "weights must be numbers"),
