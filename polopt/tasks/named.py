@@ -35,6 +35,7 @@ NAMED: dict[str, str] = {
     "guess": "polopt.tasks.problems:Guess",
     "vowels": "polopt.tasks.problems:Vowels",
     "orbit": "polopt.tasks.orbit:Orbit",
+    "strings": "polopt.tasks.strings:Strings",
     "mixed": "polopt.tasks.mixed:Mixed",
 }
 """Each class is a `gymnasium.Env`, of which rows are made one by one, or a `Task`, which makes all its rows itself."""
