@@ -23,7 +23,9 @@ class GroupBaseline(Config):
     """The advantage of whole rows (responses, episodes) from the rewards of the rows of their group.
 
     advantage = (reward - baseline - shift) / scale. A row that is alone in its group (with the baseline "batch", in
-    that) has baseline and shift 0 and scale 1, so that its advantage is its reward, unless `single` is "zero".
+    that) has baseline and shift 0 and scale 1, so that its advantage is its reward, unless `single` is "zero". Where
+    all rewards of a group are equal the baseline is exactly that reward; where all that a deviation is taken over are,
+    the advantage is 0.
     """
 
     baseline: str = param(
@@ -42,8 +44,9 @@ class GroupBaseline(Config):
     std: str = param(
         "none",
         "arXiv 2503.20783",
-        choices=("none", "group", "batch"),
-        help="divide by the standard deviation of the rewards of the group or of the batch",
+        choices=("none", "group", "batch", "batch-centered"),
+        help="divide by the standard deviation of the rewards of the group, of the batch, or of the batch's rewards "
+        "minus their baselines",
     )
     std_eps: float = param(1e-6, "arXiv 2509.24203", low=0, help="added to the standard deviation")
     ddof: int = param(1, "verl", choices=(0, 1), help="the deviation divides by n - ddof: 1 in verl and TRL, 0 in REC")
@@ -89,8 +92,48 @@ GroupBaseline.named.update(
         "asymre": GroupBaseline(shift=-0.1),  # arXiv 2506.20520
         "rec": GroupBaseline(std="group", ddof=0),  # arXiv 2509.24203, official code with std_normalize
         "batch-mean": GroupBaseline(baseline="batch"),
+        "lite-ppo": GroupBaseline(std="batch"),  # arXiv 2508.08221
+        "reinforce-plus-plus": GroupBaseline(baseline="batch", std="batch"),  # arXiv 2501.03262
     }
 )
+
+
+@dataclass(frozen=True)
+class Overlong(Config):
+    """What becomes of completions near and at the token limit (DAPO, arXiv 2503.14476, section 3.4)."""
+
+    cut: str = param(
+        "train",
+        "arXiv 2503.14476",
+        choices=("train", "mask", "drop"),
+        help="completions cut at the limit: trained on; without loss, but in the baseline; in neither",
+    )
+    buffer: float = param(
+        0.0,
+        "arXiv 2503.14476, equation 13",
+        low=0,
+        high=1,
+        help="last part of the limit, over which the soft penalty of the reward grows; 0: none (DAPO: 0.2)",
+    )
+    penalty: float = param(1.0, "arXiv 2503.14476, equation 13", low=0, unit="reward", help="at the limit")
+
+    named: ClassVar[dict[str, "Overlong"]] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buffer == 0 and self.penalty != 1.0:
+            raise UsageError("the penalty of overlong completions has no effect without a buffer")
+
+    def penalized(self, reward: "Tensor", length: "Tensor", limit: int) -> "Tensor":
+        """Rewards [B] after the soft penalty of completions of `length` [B] tokens, of which `limit` are allowed."""
+        if self.buffer == 0:
+            return reward
+        from polopt.values.groups import soft_penalty
+
+        return reward + self.penalty * soft_penalty(length.to(reward.dtype), limit, self.buffer * limit)
+
+
+Overlong.named.update({"filter": Overlong(cut="mask"), "soft-penalty": Overlong(buffer=0.2)})
 
 
 @dataclass(frozen=True)

@@ -40,17 +40,27 @@ def group_std(x: Tensor, group: Tensor, valid: Tensor | None = None, ddof: int =
     return (group_sum(deviation.square(), group, valid) / degrees).sqrt()
 
 
+def group_max(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Largest valid element of a group, 0 where there is none."""
+    same_shape(x=x, group=group, valid=_valid(x, valid))
+    terms = torch.where(_valid(x, valid), x, -torch.inf).reshape(-1)
+    index = group.reshape(-1)
+    top = torch.full_like(terms, -torch.inf).scatter_reduce(0, index, terms, "amax")[index].reshape(x.shape)
+    return torch.where(top.isfinite(), top, 0.0)
+
+
+def group_equal(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Whether the valid elements of a group are all the same (bool), also where there is one or none."""
+    return group_sum((x != group_max(x, group, valid)).to(x.dtype), group, valid) == 0
+
+
 def group_log_avg_exp(x: Tensor, group: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
     """temperature * log(mean exp(x / temperature)) over the valid elements of a group, 0 where there is none.
 
     The baseline of OPMD (arXiv 2501.12599; arXiv 2509.24203): near the mean at a high temperature, near the largest
     element at a low one.
     """
-    same_shape(x=x, group=group, valid=_valid(x, valid))
-    scaled = torch.where(_valid(x, valid), x / temperature, -torch.inf).reshape(-1)
-    index = group.reshape(-1)
-    top = torch.full_like(scaled, -torch.inf).scatter_reduce(0, index, scaled, "amax")[index].reshape(x.shape)
-    top = torch.where(top.isfinite(), top, 0.0)
+    top = group_max(x / temperature, group, valid)
     total = group_sum((x / temperature - top).exp(), group, valid)
     count = group_count(x, group, valid)
     return torch.where(count > 0, temperature * (top + (total / count).log()), 0.0)
@@ -70,15 +80,25 @@ def group_advantage(config: GroupBaseline, reward: Tensor, group: Tensor, valid:
             baseline = torch.zeros_like(reward)
         case _:
             baseline = group_mean(reward, over, valid)
+    if config.baseline != "none":  # exactly, so that a deviation of 0 does not blow up what rounding leaves
+        baseline = torch.where(group_equal(reward, over, valid), reward, baseline)
     baseline, alone = baseline + config.shift, count <= 1
     advantage = reward - (baseline if config.baseline == "none" else torch.where(alone, 0.0, baseline))
     if config.std != "none":
-        over = torch.zeros_like(group) if config.std == "batch" else group
-        scale = group_std(reward, over, valid, config.ddof) + config.std_eps
-        advantage = advantage / torch.where(group_count(reward, over, valid) > 1, scale, 1.0)
+        over = group if config.std == "group" else torch.zeros_like(group)
+        spread = advantage if config.std == "batch-centered" else reward
+        scale = group_std(spread, over, valid, config.ddof) + config.std_eps
+        several = group_count(spread, over, valid) > 1
+        advantage = advantage / torch.where(several, scale, 1.0)
+        advantage = torch.where(several & group_equal(spread, over, valid), 0.0, advantage)
     if config.single == "zero":
         advantage = torch.where(alone, 0.0, advantage)
     return torch.where(_valid(reward, valid), advantage, 0.0)
+
+
+def soft_penalty(length: Tensor, limit: float, buffer: float) -> Tensor:
+    """0 up to `limit` - `buffer` tokens, then falling to -1 at the limit: arXiv 2503.14476, equation 13."""
+    return ((limit - buffer - length) / buffer).clamp(-1.0, 0.0)
 
 
 def _valid(x: Tensor, valid: Tensor | None) -> Tensor:

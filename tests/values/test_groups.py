@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polopt.core.errors import UsageError
-from polopt.values import GroupBaseline
-from polopt.values.groups import group_count, group_log_avg_exp, group_mean, group_std, group_sum
+from polopt.values import GroupBaseline, Overlong
+from polopt.values.groups import (
+    group_count,
+    group_equal,
+    group_log_avg_exp,
+    group_max,
+    group_mean,
+    group_std,
+    group_sum,
+    soft_penalty,
+)
 
 torch.set_num_threads(1)
 CONFIGS = [
     GroupBaseline(baseline=baseline, std=std, shift=shift)
     for baseline in ("mean", "leave-one-out", "log-avg-exp", "batch", "none")
-    for std in ("none", "group", "batch")
+    for std in ("none", "group", "batch", "batch-centered")
     for shift in (0.0, -0.1)
 ] + [
     GroupBaseline(std="group", ddof=0),
@@ -34,6 +44,8 @@ def rows(seed, n=24, groups=6):
 
 
 def by_hand(config, reward, group, valid):
+    if config.std == "batch-centered":
+        centered = by_hand(replace(config, std="none", ddof=1, std_eps=1e-6, single="reward"), reward, group, valid)
     reward, group, valid = reward.numpy(), group.numpy(), valid.numpy()
     result = np.zeros_like(reward)
     for i in np.flatnonzero(valid):
@@ -51,7 +63,7 @@ def by_hand(config, reward, group, valid):
             baseline = base.mean()
         shift = 0.0 if alone and config.baseline != "none" else config.shift
         result[i] = reward[i] - (baseline + shift)
-        spread = {"none": None, "group": own, "batch": every}[config.std]
+        spread = centered[valid] if config.std == "batch-centered" else {"group": own, "batch": every}.get(config.std)
         if spread is not None and len(spread) > 1:
             result[i] /= spread.std(ddof=config.ddof) + config.std_eps
         if alone and config.single == "zero":
@@ -94,11 +106,44 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(batch.numpy(), [0.5, -0.5, -0.5, 0.5, 0.0])
 
 
-def test_equal_rewards_give_nothing():
-    reward, group = torch.ones(8), torch.zeros(8, dtype=torch.int64)
+@pytest.mark.parametrize("level", [0.0, 0.1, 1.0, 1e-3, 1234.567])
+def test_equal_rewards_give_nothing(level):
+    """Exactly, whatever rounding leaves of a mean: divided by a deviation of 0 it would be a step of full size."""
+    reward, group = torch.full((12,), level, dtype=torch.float32), torch.tensor([0] * 7 + [1] * 5)
     for name, config in GroupBaseline.named.items():
         expected = 0.1 if name == "asymre" else 0.0
-        torch.testing.assert_close(config.advantage(reward, group), torch.full((8,), expected), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            config.advantage(reward, group), torch.full((12,), expected), atol=1e-4 if expected else 0.0, rtol=0
+        )
+    for std in ("group", "batch"):
+        assert not GroupBaseline(baseline="none", std=std).advantage(reward, group).any()
+    reward[7:] = 0.3  # each group has rewards of its own, all equal
+    for std in ("none", "group", "batch", "batch-centered"):
+        assert not GroupBaseline(std=std).advantage(reward, group).any()
+
+
+def test_the_deviation_of_a_batch_by_hand():
+    """Groups with one and three of four right: half of eight rewards are 1."""
+    reward = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0], dtype=torch.float64)
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    centered = np.array([0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75])
+    raw = GroupBaseline.named["lite-ppo"].advantage(reward, group)
+    np.testing.assert_allclose(raw, centered / (math.sqrt(8 * 0.25 / 7) + 1e-6))
+    ported = GroupBaseline(std="batch-centered").advantage(reward, group)
+    np.testing.assert_allclose(ported, centered / (math.sqrt(2 * 0.75 / 7) + 1e-6))
+    plus = GroupBaseline.named["reinforce-plus-plus"].advantage(reward, group)
+    np.testing.assert_allclose(plus, (reward - 0.5) / (math.sqrt(8 * 0.25 / 7) + 1e-6))
+
+
+def test_the_soft_penalty_by_hand():
+    length = torch.tensor([0.0, 16, 17, 18, 19, 20])
+    assert soft_penalty(length, 20, 4).tolist() == [0.0, 0.0, -0.25, -0.5, -0.75, -1.0]
+    reward = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    penalized = Overlong(buffer=0.2, penalty=0.5).penalized(reward, length.long(), 20)
+    torch.testing.assert_close(penalized, torch.tensor([1.0, 1.0, 0.875, -0.25, -0.375, -0.5]))
+    assert Overlong.named["filter"].penalized(reward, length.long(), 20) is reward
+    with pytest.raises(UsageError, match=r"^the penalty of overlong completions has no effect without a buffer"):
+        Overlong(penalty=0.5)
 
 
 def test_rows_out_are_in_no_statistic_even_when_they_are_nan():
@@ -111,6 +156,14 @@ def test_rows_out_are_in_no_statistic_even_when_they_are_nan():
         torch.testing.assert_close(advantage[:2], config.advantage(reward[:2], group[:2]))
     none = torch.zeros(4, dtype=torch.bool)
     assert GroupBaseline(std="group").advantage(reward, group, none).tolist() == [0.0] * 4
+
+
+def test_largest_and_equal_elements():
+    x = torch.tensor([3.0, -1.0, math.nan, 0.2, 0.2, 9.0, 5.0])
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    valid = torch.tensor([True, True, False, True, True, False, False])
+    assert group_max(x, group, valid).tolist() == pytest.approx([3, 3, 3, 0.2, 0.2, 0.2, 0])
+    assert group_equal(x, group, valid).tolist() == [False] * 3 + [True] * 4
 
 
 def test_statistics_of_any_shape():

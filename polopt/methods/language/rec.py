@@ -18,6 +18,9 @@ rec-one-side-is (with it: GRPO), rec-one-side-wide, rec-two-side, rec-ring, rec-
     data        drop: negatives in excess of the positives are dropped at random and the baseline is computed again
                 weight: A_i exp(A_i / temperature)
 
+All that is built on it can also treat completions at the token limit apart (`--overlong`) and leave out groups that
+teach nothing (`--dynamic-sampling`), as DAPO does.
+
 With `--sync-interval 1` and one optimizer step per batch every gate is open and all surrogates coincide.
 
 Differs from its base, REINFORCE with a group baseline, in the gates, restraints and data choices above. `grpo` divides
@@ -39,12 +42,14 @@ from polopt.bases.language import GroupMethod
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, average
+from polopt.data.informative import Informative
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
 from polopt.policies.wrappers import Lagged
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.anchors import cloning, squared_log_ratio
-from polopt.values import GroupBaseline
+from polopt.tasks.base import Task
+from polopt.values import GroupBaseline, Overlong
 from polopt.values.groups import group_mean, group_sum
 
 
@@ -73,6 +78,14 @@ class REC(GroupMethod):
         restraint_coefficient: float = param(0.5, "section 4", low=0, help="OPMD's temperature / 2")
         data: str = param("all", "section 4", choices=("all", "drop", "weight"), help="which samples count, how much")
         weight_temperature: float = param(1.0, "official code", above=0, help="of --data weight")
+        overlong: Overlong = param(Overlong(), "arXiv 2503.14476", help="completions near and at the token limit")
+        dynamic_sampling: int = param(
+            0,
+            "arXiv 2503.14476",
+            low=0,
+            unit="batches",
+            help="groups with equal rewards are replaced, from at most so many batches; 0: kept",
+        )
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -80,14 +93,19 @@ class REC(GroupMethod):
                 self.refuse("restraint_coefficient", because="on the restraint 'none'")
             if self.data != "weight":
                 self.refuse("weight_temperature", because=f"on the data '{self.data}'")
+            if self.samples_per_prompt == 1:
+                self.refuse("dynamic_sampling", because="with one completion of a prompt, where no two rewards differ")
 
     slug = "rec"
     headline = ("reward", "accuracy", "clip_fraction", "approx_kl", "completion_length")
     probes = {
         "restraint_coefficient": {"restraint": "k2"},
         "weight_temperature": {"data": "weight"},
+        "overlong.buffer": {"policy.max_tokens": 24},
+        "overlong.penalty": {"overlong": "soft-penalty", "overlong.buffer": 0.9, "policy.max_tokens": 24},
         "baseline.single": {"samples_per_prompt": 1},
     }
+    metrics = {"kept": "share of the sampled groups whose rewards differ, with dynamic sampling | 0.3 or more"}
     presets = {
         "opmd": {"surrogate": "reinforce", "restraint": "k2"},
         "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},
@@ -124,6 +142,11 @@ class REC(GroupMethod):
 
     behavior_lag: Lagged | None = None
 
+    def build(self, task: Task) -> None:
+        super().build(task)
+        if self.config.dynamic_sampling:
+            self.source = Informative(self.source, self.config.batch_prompts, self.config.dynamic_sampling)
+
     def sampled_policy(self) -> Any:
         if self.config.sync_interval == 1:
             return self.policy
@@ -135,14 +158,24 @@ class REC(GroupMethod):
         """Adds `advantage` [B], and `reference_log_prob` if there is a reference; failed rows get no advantage."""
         config = self.config
         batch = self.score_reference(batch)
-        reward, group, valid = batch["reward"], batch["group"], ~batch["failed"]
+        reward, group, valid = self.learned_rewards(batch), batch["group"], ~batch["failed"]
+        if config.overlong.cut == "drop":
+            valid = valid & ~batch["truncated"]
         if config.data == "drop":
             valid = drop_negatives(reward, group, valid, self.generator)
         advantage = config.baseline.advantage(reward, group, valid)
         if config.data == "weight":
             advantage = advantage * (advantage / config.weight_temperature).exp()
+        if config.overlong.cut != "train":
+            whole = (~batch["truncated"]).to(advantage.dtype)
+            advantage, batch["row_weight"] = advantage * whole, batch.get("row_weight", 1.0) * whole
         batch["advantage"] = advantage
         return batch
+
+    def learned_rewards(self, batch: Batch) -> Tensor:
+        """The rewards [B] of the task, less the soft penalty of long completions if there is one."""
+        limit = self.config.policy.max_tokens * self.spec.info.get("turns", 1)
+        return self.config.overlong.penalized(batch["reward"], batch["mask"].sum(1), limit)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, weight = self.config, batch["weight"]
@@ -164,6 +197,13 @@ class REC(GroupMethod):
             self.behavior_lag.update()
         informative = (batch["advantage"] != 0).to(batch["advantage"].dtype).mean()
         return average(steps) | self.batch_metrics(batch) | {"informative": informative}
+
+    def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
+        """What was sampled, the sampler's mismatch, and what dynamic sampling kept."""
+        metrics = super().batch_metrics(batch)
+        if isinstance(self.source, Informative):
+            metrics["kept"] = torch.tensor(self.source.kept / max(self.source.tried, 1))
+        return metrics
 
 
 class GRPO(REC):
