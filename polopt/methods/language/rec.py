@@ -33,7 +33,7 @@ deviation of the rows that stay it takes their number n: `--baseline rec`; `--ba
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class REC(GroupMethod):
         "sequence": {"surrogate": "rec-seq-one-side-is", "aggregate": "sequence"},
         "small": {"batch_prompts": 16, "lr": 1e-4, "policy.max_tokens": 32},
     }
-    limits = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         Limit(
             base="grpo",
             at={"surrogate": "rec-one-side-is", "baseline.std": "group", "aggregate": "sequence"},
@@ -229,7 +229,7 @@ class GRPO(REC):
         "gspo": {"surrogate": "gspo", "reference_kl": None},
         "small": {"samples_per_prompt": 8, "lr": 1e-4, "reference_kl": None, "policy.max_tokens": 32},
     }
-    limits = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         Limit(
             base="rec",
             at={"reference_kl": None, "surrogate": "reinforce", "baseline.std": "none", "aggregate": "token"}
