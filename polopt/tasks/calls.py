@@ -11,12 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Outcome = Callable[[], Any]
-"""What came of a call: a function that returns it, or raises it."""
-
-
-class Hung(Exception):
-    """A call that took too long and was left behind."""
+from polopt.core.workers import Hung, Outcome
 
 
 class Calls:

@@ -8,10 +8,12 @@ signature always gets the text of the last turn.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,9 @@ from torch import Tensor
 
 from polopt.config.serialize import import_callable
 from polopt.core.errors import UsageError
-from polopt.tasks.calls import Hung, Outcome, in_threads
+from polopt.core.workers import Crashed, Failed, Hung, Outcome, Workers
+from polopt.tasks.calls import in_threads
+from polopt.tasks.options import number, whole
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class _Function:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.function = function
+        self.calls = function if isinstance(function, Workers) else functools.partial(in_threads, function)
         limit = getattr(function, "timeout", None)
         self.timeout = float(limit) if isinstance(limit, (int, float)) else None  # its own, in place of the task's
         try:
@@ -148,11 +153,11 @@ class _Function:
         timeout = self.timeout or timeout
         if not self.single and len(samples) > 1:
             try:
-                together = in_threads(self.function, [self._arguments(samples)], timeout)
+                together = self.calls([self._arguments(samples)], timeout)
                 return self._read(together[0](), len(samples))
             except Exception:  # a sample of the batch may be the culprit: each is asked alone
                 pass
-        outcomes = in_threads(self.function, [self._arguments([sample]) for sample in samples], timeout)
+        outcomes = self.calls([self._arguments([sample]) for sample in samples], timeout)
         return [self._finish(outcome, timeout) for outcome in outcomes]
 
     def _arguments(self, samples: list[tuple[Any, Any, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -173,6 +178,10 @@ class _Function:
             return _number(value, self.name) if self.single else self._read(value, 1)[0]
         except Hung:
             return Unscored(f"the reward function '{self.name}' took more than {timeout:g} seconds and was left behind")
+        except Crashed as error:
+            return Unscored(f"the reward function '{self.name}' {error}")
+        except Failed as error:
+            return Unscored(f"the reward function '{self.name}' raised {error}")
         except _Wrong as error:
             return Unscored(str(error))
         except Exception as error:
@@ -200,6 +209,8 @@ def _number(value: Any, name: str) -> float | None:
         value = value.item()
     if value is None:
         return None
+    if isinstance(value, dict) and set(value) == {"why"}:  # from a worker
+        value = Unscored(value["why"])
     if isinstance(value, Unscored):
         raise _Wrong(f"the reward function '{name}' gave no number: {value.why}")
     if not isinstance(value, (int, float)):
@@ -254,11 +265,42 @@ def _named(name: str) -> tuple[str, Any]:
     return (name, import_callable(name)) if asked is None else (asked[0], import_callable(MODEL_REWARD)(*asked))
 
 
-def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None:
+_WORKERS: weakref.WeakValueDictionary[tuple[Any, ...], Workers] = weakref.WeakValueDictionary()
+
+
+def _isolated(item: Any, count: int, memory: float | None) -> tuple[str, Any]:
+    """The same of a name or a function, which `count` processes call, as long as it is used the same ones: training
+    and evaluation share them. Raises UsageError, also for a function that is not found by its name."""
+    name = item if isinstance(item, str) else f"{item.__module__}:{getattr(item, '__qualname__', '<object>')}"
+    if name == VERIFIER:
+        return name, None
+    if not isinstance(item, str) and (name.startswith("__main__:") or "<" in name or import_callable(name) is not item):
+        raise UsageError(f"{name} cannot be isolated: name it as module:function, which a new process can import")
+    asked = _of_model(name)
+    if asked is None and ":" not in name:
+        import_callable(name)  # says how names are written
+    code = (name,) if asked is None else (MODEL_REWARD, *asked)
+    made = _WORKERS.get((code, count, memory)) or Workers(code, count, memory)
+    return name if asked is None else asked[0], _WORKERS.setdefault((code, count, memory), made)
+
+
+def make_rewards(
+    functions: Any, weights: Any, timeout: float, isolated: bool | int = False, memory_limit: float | None = None
+) -> Rewards | None:
     """The reward functions of a task: one or several functions or "module:function"; None without any.
 
-    Raises UsageError for names that cannot be imported and weights that do not fit.
+    Args:
+        timeout: seconds per call.
+        isolated: functions are called in processes of their own, so many for each (True: one).
+        memory_limit: GB that each of these may have.
+
+    Raises UsageError for names that cannot be imported, weights that do not fit and functions that cannot be isolated.
     """
+    count = whole("isolated", int(isolated) if isinstance(isolated, bool) else isolated, 0)
+    if memory_limit is not None and (not count or number("memory_limit", memory_limit) <= 0):
+        raise UsageError("memory_limit is a number of GB above 0 and needs isolated rewards: --task.isolated true")
+    if count and functions in (None, []):
+        raise UsageError("isolated rewards are functions of yours: give --task.rewards module:function")
     if functions is None or functions == []:
         if weights is not None:
             raise UsageError("weights belong to reward functions: give --task.rewards module:function")
@@ -271,7 +313,9 @@ def make_rewards(functions: Any, weights: Any, timeout: float) -> Rewards | None
         if not isinstance(item, str) and not callable(item):
             said = f"a function, module:function, {VERIFIER}, judge:MODEL or scorer:MODEL"
             raise UsageError(f"a reward is {said}, not {type(item).__name__}")
-        if isinstance(item, str):
+        if count:
+            pairs.append(_isolated(item, count, memory_limit))
+        elif isinstance(item, str):
             pairs.append(_named(item))
         else:
             pairs.append((getattr(item, "__name__", type(item).__name__), item))

@@ -35,6 +35,9 @@ class TextTask(Task):
             of several turns they replace the reward of the last one. "verifier" among them is the verifier.
         weights: one weight per reward function, 1 by default.
         timeout: seconds that one call of a reward function may take.
+        isolated: reward functions are called in processes of their own, so many for each (True: one), which are
+            replaced when they hang or crash.
+        memory_limit: GB that each of these may have.
         heldout: evaluation gets problems that training never sees.
         shown: (low, high), from 0 to 1: training also asks every problem with the beginning of its worked solution, a
             share drawn between these, under an id of its own. Evaluation shows nothing.
@@ -76,6 +79,8 @@ class TextTask(Task):
         rewards: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
         weights: float | Sequence[float] | None = None,
         timeout: float = 10.0,
+        isolated: bool | int = False,
+        memory_limit: float | None = None,
         truncated_reward: float = 0.0,
         score_truncated: bool = False,
         heldout: Any = True,
@@ -90,7 +95,7 @@ class TextTask(Task):
         self.timeout = number("timeout", timeout)
         if self.timeout <= 0:
             raise UsageError(f"timeout must be a number of seconds above 0, not {timeout!r}")
-        self.rewards: Rewards | None = make_rewards(rewards, weights, self.timeout)
+        self.rewards: Rewards | None = make_rewards(rewards, weights, self.timeout, isolated, memory_limit)
         self.truncated_reward = number("truncated_reward", truncated_reward)
         self.score_truncated = flag("score_truncated", score_truncated)
         self.heldout = heldout
