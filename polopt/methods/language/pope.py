@@ -177,7 +177,9 @@ class POPE(POPESettings, GRPO):
                 "--task.pool 64"
             )
         cuts = config.cuts if config.prefix == "minimal" else 1
-        self.ladder = Cuts(grid(cuts, config.max_fraction), piece=config.piece, words=config.words)
+        shares = grid(cuts, config.max_fraction)
+        self.shares = (0.0, *shares)  # of a solution, by level
+        self.ladder = Cuts(shares, piece=config.piece, words=config.words)
         self.helped = task.with_ladder(self.ladder)  # type: ignore[attr-defined]
         self.search = PrefixSearch(size, self.longer, test=config.hard_only, minimal=config.searches)
         super().build(self.helped)
@@ -249,7 +251,7 @@ class POPE(POPESettings, GRPO):
         if share:
             asked = self.helped.problems([each for each in batch["index"].unique().tolist() if each % levels])
             leaked = [self.helped.verify(problem, problem.given) >= 1 for problem in asked]
-            shown = [(0.0, *self.ladder.fractions)[search.level[problem]] for problem in search.hard]
+            shown = [self.shares[search.level[problem]] for problem in search.hard]
             found["leaked"] = torch.tensor(sum(leaked) / max(len(leaked), 1))
             found["shown"] = torch.tensor(sum(shown) / len(shown))
         return found | {"hard": self._share(len(search.hard))}
