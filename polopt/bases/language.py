@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from polopt.core.random import paired
 from polopt.core.state import held
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.samplers import Sequential, Shuffled
+from polopt.data.tokens import by_tokens
 from polopt.evaluation.completions import evaluate_completions, show_completions
 from polopt.losses.engine import engine_gap, truncated_importance
 from polopt.losses.estimator import token_weights
@@ -82,11 +84,21 @@ class LanguageMethod(Method):
         lr_schedule: Constant | Linear | Cosine = param(Constant(), "assumed")
         max_grad_norm: float | None = param(1.0, "official code", above=0)
         weight_decay: float = param(0.0, "assumed", low=0)
+        micro_tokens: int | None = param(
+            None,
+            "polopt",
+            low=1,
+            unit="tokens",
+            help="tokens per backward pass, in place of --micro-batch: rows of like lengths together, without padding",
+        )
 
         learns_from_samples: ClassVar[bool] = False
+        inert = {"micro_tokens": "the pieces of a batch add up to the whole"}
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.micro_tokens is not None:
+                self.refuse("micro_batch", because="beside micro_tokens")
             if not self.learns_from_samples:
                 self.refuse("policy.engine", "policy.log_probs", because="where nothing is sampled to train on")
 
@@ -112,6 +124,7 @@ class LanguageMethod(Method):
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
             kind="adamw",
+            split=config.micro_tokens and partial(by_tokens, budget=config.micro_tokens),
         )
 
     def compile_own(self, **options: Any) -> None:

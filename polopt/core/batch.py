@@ -27,6 +27,14 @@ def rows_of(batch: Batch) -> int:
     return len(batch) if batch.batch_dims else max(map(rows_of, sides_of(batch).values()), default=0)
 
 
+def replaced(batch: Batch, sides: dict[str, Batch]) -> Batch:
+    """A shallow copy of a paired batch with other sides; `update` would write into those that are there."""
+    batch = batch.clone(False)
+    for name, side in sides.items():
+        batch.set(name, side)
+    return batch
+
+
 def pieces(batch: Batch, rows: int | None) -> Sequence[Batch]:
     """The batch in pieces of at most `rows` rows, all in one without. They are views.
 
@@ -44,15 +52,7 @@ def _cut(batch: Batch, count: int) -> Sequence[Batch]:
         end = [len(batch) * number // count for number in range(count + 1)]
         return [batch[end[number] : end[number + 1]] for number in range(count)]
     cut = {name: _cut(side, count) for name, side in sides_of(batch).items()}
-    return [_replaced(batch, {name: parts[number] for name, parts in cut.items()}) for number in range(count)]
-
-
-def _replaced(batch: Batch, sides: dict[str, Batch]) -> Batch:
-    """A shallow copy with other sides; `update` would write into those that are there."""
-    batch = batch.clone(False)
-    for name, side in sides.items():
-        batch.set(name, side)
-    return batch
+    return [replaced(batch, {name: parts[number] for name, parts in cut.items()}) for number in range(count)]
 
 
 def flat(batch: Any, above: str = "") -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def weigh(batch: Batch) -> Batch:
     keys. Raises ValueError for another shape.
     """
     if not batch.batch_dims:
-        return _replaced(batch, {name: weigh(side) for name, side in sides_of(batch).items()})
+        return replaced(batch, {name: weigh(side) for name, side in sides_of(batch).items()})
     batch = batch.clone(False)
     mask, rows = batch.get("mask", None), batch.get("row_weight", None)
     if mask is None and rows is None:

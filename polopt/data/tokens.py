@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, replaced, sides_of
 
 ROW = ("prompt", "prompt_mask", "completion", "attention", "mask")  # what scoring a row takes
 LEFT = ("prompt", "prompt_mask")  # padded on the left; every other token dimension on the right
@@ -68,3 +69,35 @@ def trim(rows: Batch) -> Batch:
             if isinstance(value, Tensor) and value.shape[1:2] == (full,) and name not in LEFT + NOT_TOKENS:
                 rows[name] = value[:, :width]
     return rows
+
+
+def by_tokens(batch: Batch, budget: int) -> Sequence[Batch]:
+    """The rows of a batch in trimmed pieces of at most `budget` positions, rows of about equal length together; a row
+    that is longer is a piece by itself.
+
+    Reads prompt_mask [B, P] and attention [B, T], of both sides where rows are pairs, which stay together. The sides of
+    a paired batch (batch_size []) are cut each by itself; one with fewer pieces is empty in the last ones.
+    """
+    if not batch.batch_dims:
+        cut = {name: [*by_tokens(side, budget)] for name, side in sides_of(batch).items()}
+        count = max(map(len, cut.values()), default=0)
+        for name, side in sides_of(batch).items():
+            cut[name] += [side[:0]] * (count - len(cut[name]))
+        return [replaced(batch, {name: parts[number] for name, parts in cut.items()}) for number in range(count)]
+    sides = [batch] if "attention" in batch.keys() else [*sides_of(batch).values()]
+    prompt, completion = (
+        torch.stack([side[name].sum(1) for side in sides]).amax(0).clamp_min(1).tolist()
+        for name in ("prompt_mask", "attention")
+    )
+    order = sorted(range(len(batch)), key=lambda row: prompt[row] + completion[row])
+    parts: list[list[int]] = []
+    widest = 0, 0
+    for row in order:
+        wider = max(widest[0], prompt[row]), max(widest[1], completion[row])
+        if parts and len(sides) * (len(parts[-1]) + 1) * sum(wider) <= budget:
+            parts[-1].append(row)
+            widest = wider
+        else:
+            parts.append([row])
+            widest = prompt[row], completion[row]
+    return [trim(batch[torch.tensor(rows, device=batch.device)]) for rows in parts]

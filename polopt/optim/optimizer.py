@@ -29,6 +29,7 @@ class Optimizer(Stateful):
         schedule: factor on `lr` as a function of training progress.
         max_grad_norm: clip the global norm of the gradient; None does not clip.
         micro_batch: rows per backward pass in `minimize`; None takes the whole batch at once.
+        split: cuts a batch into pieces in place of `micro_batch`.
         kind: "adam", "adamw" or "sgd".
     """
 
@@ -41,6 +42,7 @@ class Optimizer(Stateful):
         schedule: Constant | Linear | Cosine | None = None,
         max_grad_norm: float | None = None,
         micro_batch: int | None = None,
+        split: Callable[[Batch], Sequence[Batch]] | None = None,
         kind: str = "adam",
         eps: float = 1e-8,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -51,6 +53,7 @@ class Optimizer(Stateful):
         self.kind = kind
         self.max_grad_norm = max_grad_norm
         self.micro_batch = micro_batch
+        self.split = split
         self.progress = 0.0
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         self._moments: list[list[Tensor]] = []  # of the compiled step: averages, squares and counts of Adam
@@ -64,12 +67,12 @@ class Optimizer(Stateful):
     def minimize(self, loss: Loss, batch: Batch, **shared: Any) -> dict[str, Tensor]:
         """One step on `loss(batch, **shared)`, which returns a weighted sum and metrics that are weighted sums too.
 
-        The batch is split along its first dimension into pieces of `micro_batch` rows whose gradients add up to the
-        gradient of the whole, because `batch["weight"]` was written before. The sides of a paired batch are split each
-        by itself (`polopt.core.batch.pieces`). What all pieces share, such as a statistic of the whole batch, is given
-        by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
+        The batch is split along its first dimension into pieces of `micro_batch` rows, or as `split` says, whose
+        gradients add up to the gradient of the whole, because `batch["weight"]` was written before. The sides of a
+        paired batch are split each by itself (`polopt.core.batch.pieces`). What all pieces share, such as a statistic
+        of the whole batch, is given by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
         """
-        parts = pieces(batch, self.micro_batch)
+        parts = self.split(batch) if self.split else pieces(batch, self.micro_batch)
         if self._compiled is not None and len(parts) == 1:
             rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
             return self._compiled(loss, batch, shared, rate, *(self._moments or self._adam_state()))

@@ -41,6 +41,18 @@ def test_micro_batches_change_nothing(name, float64):
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
 
 
+@pytest.mark.parametrize("name", [name for name in WITH_LOSSES if hasattr(load(name).Config, "micro_tokens")])
+def test_pieces_of_like_lengths_change_nothing(name, float64):
+    results = []
+    for micro_tokens in (None, 24):
+        reseed()
+        with built(name, micro_tokens=micro_tokens) as method:
+            advance(method, half(name))
+            results.append({path: value.detach().clone() for path, value in parameters(method).items()})
+    for path, value in results[0].items():  # a step moves by 1e-2; layers of transformers compute norms in float32
+        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-5, msg=lambda text, path=path: path + text)
+
+
 @pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))
 def test_updates_compile_without_graph_breaks(name, float64):
     """One update after half of the run; of a staged method that of the last stage, and one of every stage before."""
