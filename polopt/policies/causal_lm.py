@@ -200,8 +200,7 @@ class CausalLMPolicy(TextPolicy, Density):
         The state of a decision is the one from which its token is predicted, so the logits before the temperature are
         those of `self.passes.head` there. Raises UsageError for models whose head is more than a matrix.
         """
-        if not self.passes.headed:
-            raise UsageError("the logits of this model are not its output embeddings applied to its last states")
+        self.need_states()
 
         def of_pair(pairs: list[tuple[Tensor, Tensor]], token: Tensor, *rest: Tensor) -> Tensor:
             states, logits = pairs[0]
@@ -209,13 +208,22 @@ class CausalLMPolicy(TextPolicy, Density):
 
         return per_token(batch, of_pair, [self.passes], columns, read=lambda head, states: (states, head(states)))
 
+    def need_states(self) -> None:
+        """Raises UsageError for models of which there is no `of_states`."""
+        if not self.passes.headed:
+            raise UsageError("the logits of this model are not its output embeddings applied to its last states")
+
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """Cross-entropy [B, T] of the tokens."""
         return -self.log_prob(batch)
 
     def _cut(self, logits: Tensor, token: Tensor | None = None) -> Tensor:
-        """Scaled logits [C, V], -inf outside the kept set, to which `token` [C] always belongs."""
-        logits = self.scaled(logits)
+        """What `cut` gives of logits [C, V] as they come from the model."""
+        return self.cut(self.scaled(logits), token)
+
+    def cut(self, logits: Tensor, token: Tensor | None = None) -> Tensor:
+        """Logits [C, V], as `of_logits` gives them, -inf outside the set that is sampled from (`top_k`, `top_p`), to
+        which `token` [C] always belongs."""
         if self.config.top_k == 0 and self.config.top_p == 1.0:
             return logits
         kept = kept_tokens(logits.detach(), self.config.top_k, self.config.top_p)

@@ -190,9 +190,13 @@ class REC(GroupMethod):
         penalty, penalty_metrics = self.reference_term(log_prob, batch)
         return loss + penalty, metrics | penalty_metrics
 
+    def step_on(self, part: Batch) -> dict[str, Tensor]:
+        """One optimizer step on a part of the batch."""
+        return self.optimizer.minimize(self.policy_loss, part)
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.evaluate_groups(batch)
-        steps = [self.optimizer.minimize(self.policy_loss, part) for part in self.optimizer_batches(batch)]
+        steps = [self.step_on(part) for part in self.optimizer_batches(batch)]
         if self.behavior_lag is not None:
             self.behavior_lag.update()
         informative = (batch["advantage"] != 0).to(batch["advantage"].dtype).mean()
