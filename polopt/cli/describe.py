@@ -30,7 +30,8 @@ class Description:
         unit: what `--steps` counts; `steps` is how many of them are the default, None when there is none.
         parts: names that its file imports from each package of parts.
         fields: every field of its config, those of the choices not taken at the end of each part.
-        presets: for each preset, the fields that it changes and their values, as on the command line.
+        presets: for each preset, the fields that it changes and their values, as on the command line, and the task and
+            the budget of its study.
         metrics: each number that it logs: its name, what it means, and what to look for (or "").
         limits: the cases in which it is another method, one sentence each; or the one reason why there is none.
     """
@@ -89,10 +90,18 @@ def _describe(name: str) -> Description:
         steps=getattr(cls, "default_steps", None),
         parts=_parts(tree),
         fields=tuple(fields_of(cls.Config)),
-        presets={key: _changes(usual, apply(cls.Config, over)) for key, over in cls.presets.items()},
+        presets={key: _changes(usual, apply(cls.Config, over)) | _study(cls, key) for key, over in cls.presets.items()},
         metrics=tuple((name, *split_metric(text)) for name, text in cls.explained().items()),
         limits=limits,
     )
+
+
+def _study(cls: Any, preset: str) -> dict[str, str]:
+    study = cls.studies.get(preset)
+    if study is None:
+        return {}
+    options = {f"task.{key.replace('_', '-')}": spell(value) for key, value in study.task_options.items()}
+    return {"task": study.task} | options | ({"steps": str(study.steps)} if study.steps else {})
 
 
 def split_metric(text: str) -> tuple[str, str]:

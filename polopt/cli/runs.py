@@ -40,19 +40,20 @@ def train_verb(argv: list[str]) -> int:
     parser.add_argument("--out")
     parser.add_argument("--init")
     args, rest = parser.parse_known_args(rest)
-    if args.task is None:
-        raise UsageError(f"polopt train {method} needs --task, for example --task {cls.smoke.task}")
 
     from polopt.config import parse_many
     from polopt.training import api
     from polopt.training.folder import new_folder
+    from polopt.training.plan import studied
 
     configs, preset = parse_many(
         {"run": RunOptions, "method": cls.Config}, rest, presets=cls.presets, prog=f"polopt train {method}"
     )
-    options = configs["run"]
-    planned = api.Plan(method, args.task, configs["method"], options, task_options, preset, args.init)
-    folder = new_folder(Path(args.out) if args.out else None, method, args.task, options.seed)
+    task, options = args.task, configs["run"]
+    if task is None:
+        task, task_options, options = studied(method, preset, task_options, options)
+    planned = api.Plan(method, task, configs["method"], options, task_options, preset, args.init)
+    folder = new_folder(Path(args.out) if args.out else None, method, task, options.seed)
     print(planned.summary(folder), file=sys.stderr)
     return _trained(lambda: api.finish(api.start(planned, folder), folder, progress=True), folder)
 

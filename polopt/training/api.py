@@ -28,7 +28,7 @@ from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, rea
 
 def iterate(
     method: str,
-    task: TaskLike,
+    task: TaskLike | None = None,
     *,
     out: str | Path | None = None,
     init: str | Path | None = None,
@@ -38,13 +38,13 @@ def iterate(
 ) -> Iterator[Row]:
     """Trains like `train`, yielding each logged row; `row["method"]` is the live method and `row["run"]` the folder."""
     planned = plan(method, task, preset=preset, init=init, task_options=task_options, **settings)
-    folder = new_folder(None if out is None else Path(out), method, task_name(task), planned.options.seed)
+    folder = new_folder(None if out is None else Path(out), method, task_name(planned.task), planned.options.seed)
     yield from start(planned, folder)
 
 
 def train(
     method: str,
-    task: TaskLike,
+    task: TaskLike | None = None,
     *,
     steps: int | None = None,
     seed: int = 0,
@@ -60,7 +60,7 @@ def train(
     Args:
         method: a name of `polopt methods`.
         task: a Gymnasium id, a tabular task, "module:function", a callable that returns an environment, or an
-            environment, a parallel environment of PettingZoo among them.
+            environment, a parallel environment of PettingZoo among them. None: that of the preset's study.
         steps: budget in the method's unit. seed: everything random in the run follows from it.
         out: run folder; by default runs/METHOD-TASK-sSEED.
         init: a run folder whose weights to start from, wherever names and shapes agree.
@@ -77,7 +77,7 @@ def train(
     if steps is not None:
         settings["steps"] = steps
     planned = plan(method, task, preset=preset, init=init, task_options=task_options, seed=seed, **settings)
-    folder = new_folder(None if out is None else Path(out), method, task_name(task), seed)
+    folder = new_folder(None if out is None else Path(out), method, task_name(planned.task), seed)
     return finish(start(planned, folder), folder, progress=progress)
 
 

@@ -185,7 +185,7 @@ class Plan:
 
 def plan(
     method: str,
-    task: TaskLike,
+    task: TaskLike | None = None,
     *,
     preset: str | None = None,
     init: str | Path | None = None,
@@ -195,7 +195,7 @@ def plan(
 ) -> Plan:
     """Sorts settings into those of the run and those of the method, and checks every name and value.
 
-    `argv` are further settings, spelled as on the command line.
+    `argv` are further settings, spelled as on the command line. Without a task it is that of the preset's study.
     """
     cls = registry.load(method)
     if callable(settings.get("network")) and not isinstance(settings["network"], type):
@@ -209,15 +209,32 @@ def plan(
     configs, preset = apply_many(groups, settings, presets=cls.presets)
     if configs["run"].video:
         raise UsageError("video is an option of 'polopt train': elsewhere polopt.report(folder) records one of a run")
+    options: RunOptions = configs["run"]
+    if task is None:
+        task, task_options, options = studied(method, preset or typed, dict(task_options or {}), options)
     return Plan(
         method,
         task,
         configs["method"],
-        configs["run"],
+        options,
         dict(task_options or {}),
         preset or typed,
         None if init is None else str(init),
     )
+
+
+def studied(
+    method: str, preset: str | None, task_options: dict[str, Any], options: RunOptions
+) -> tuple[str, dict[str, Any], RunOptions]:
+    """The task, its options and those of a run that is given no task: of the study of its preset, with what was given
+    in their place. Raises UsageError for a preset without a study."""
+    cls = registry.load(method)
+    study = cls.studies.get(preset or "")
+    if study is None:
+        told = f"polopt train {method} needs --task, for example --task {cls.smoke.task}"
+        named = " or ".join(f"--preset {name}" for name in cls.studies)
+        raise UsageError(f"{told}{f', or {named}, which brings its own' if named else ''}")
+    return study.task, study.task_options | task_options, replace(options, steps=options.steps or study.steps)
 
 
 def task_name(task: TaskLike) -> str:
