@@ -237,6 +237,7 @@ def test_refuses_what_it_cannot_remember_or_count():
         ({"task_options": {}}, "vade remembers every prompt: it needs finitely many"),
         ({"batch_prompts": 13}, "batch_prompts 13 is more than the 12 prompts of vowels"),
         ({"tried_memory": 1.5}, "tried_memory"),
+        ({"dynamic_sampling": 2}, "dynamic_sampling has no effect where beliefs are to learn from every group"),
     ):
         with pytest.raises(UsageError, match=said) as caught:
             make(**settings)

@@ -68,6 +68,10 @@ class VADE(GRPO):
             None, "polopt", unit="reward", help="a completion with so much is right; none: as the verifier says"
         )
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.refuse("dynamic_sampling", because="where beliefs are to learn from every group that was sampled")
+
     slug = "vade"
     headline = ("reward", "accuracy", "informative", "estimate_error", "completion_length")
     trains_on = "a pool of prompts"
