@@ -47,6 +47,18 @@ def rewritten(prompt: Prompt, words: str, **texts: str) -> Prompt:
     return [*prompt[:place], told, *prompt[place + 1 :]]
 
 
+def check_words(words: str, name: str) -> None:
+    """Raises UsageError for a text that does not say where the prompt stands and where what is called `name` does."""
+    try:
+        told = words.format(prompt="<prompt>", label="", **{name: f"<{name}>"})
+    except (LookupError, ValueError):
+        told = ""
+    if "<prompt>" not in told or f"<{name}>" not in told:
+        raise UsageError(
+            f"words have {{prompt}} and {{{name}}} in them, and braces of their own doubled: {{{{ and }}}}"
+        )
+
+
 @dataclass(frozen=True)
 class Cuts:
     """Level j shows the share `fractions[j - 1]` of the worked solution.
@@ -73,6 +85,8 @@ class Cuts:
             ascending: Any = self.fractions
             if any(not 0 < each < 1 for each in ascending) or list(ascending) != sorted(ascending):
                 raise UsageError(f"the shares of a solution that are shown ascend between 0 and 1, not as {ascending}")
+        if self.words is not None:
+            check_words(self.words, "given")
         object.__setattr__(self, "levels", levels)
 
     def climb(self, problem: Problem, level: int, seed: str) -> Problem:
@@ -99,8 +113,6 @@ def drawn_cut(shown: Any, words: str | None) -> Ladder | None:
     pair = [number("shown", each) for each in (shown if isinstance(shown, (list, tuple)) else [shown])]
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
         raise UsageError(f"shown is two shares of a solution, the lower first, between 0 and 1, not {shown!r}")
-    if words is not None and not all(f"{{{name}}}" in words for name in ("prompt", "given")):
-        raise UsageError(f"words are a text with {{prompt}} and {{given}} in it, not {words!r}")
     return Cuts(lambda rng: rng.uniform(*pair), count=1, words=words)
 
 
@@ -118,6 +130,7 @@ class Hints:
     def __post_init__(self) -> None:
         if self.levels < 1:
             raise UsageError("a ladder has at least one level")
+        check_words(self.words, "hint")
 
     def climb(self, problem: Problem, level: int, seed: str) -> Problem:
         hints = texts_of(problem, self.column)
@@ -141,6 +154,7 @@ class Tiers:
     def __post_init__(self) -> None:
         if not self.columns or self.parts < 1:
             raise UsageError("a ladder has at least one level")
+        check_words(self.words, "hint")
 
     @property
     def levels(self) -> int:

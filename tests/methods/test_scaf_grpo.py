@@ -43,7 +43,7 @@ def shown_in(learner, rows):
 
 
 def test_a_group_is_unsolved_when_no_valid_reward_differs_from_0():
-    reward = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0])
+    reward = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0])  # the seventh is none
     group = torch.arange(5).repeat_interleave(2)
     valid = torch.tensor([True] * 6 + [False, True] + [False] * 2)
     assert unsolved(reward, group, valid).tolist() == [True, True] + [False] * 4 + [True, True] + [False] * 2
@@ -89,6 +89,7 @@ def test_nobody_is_helped_while_warming_up_or_when_nobody_fails():
     learner = method(shown=(0, 0, 0))
     assert not learner.collect()["help"].any()
     assert learner.ledger.completions == PROMPTS * SAMPLES
+    assert int((method(shown=(0, 0, 4)).collect()["help"] > 0).sum()) == LEVELS
 
 
 def augmented(learner, batch):
@@ -185,6 +186,7 @@ def test_numbers_are_without_help():
     assert float(found["rescued"]) == pytest.approx(2 / 3)
     assert float(found["help"]) == 2.5
     assert float(found["informative"]) == pytest.approx(2 / 3)
+    assert len(learner.episodes()[""]) == PROMPTS * SAMPLES  # for train/return
 
 
 def test_direct_guidance_gives_the_most_help_at_once():
@@ -268,6 +270,8 @@ def test_help_that_does_not_fit_is_refused_before_training():
         ([{"prompt": "a", "answer": "b"}], {}, "list of texts in the column 'knowledge_components_parts', and a pro"),
         ([{"prompt": "a", "answer": "b"}], {"tiers": ()}, "a problem without a worked solution has none to show"),
         (None, {"levels": 10}, "levels must be the same for each of the 3 tiers: a multiple"),
+        (None, {"dynamic_sampling": 2}, "dynamic_sampling has no effect where prompts that nobody solves are helped"),
+        (None, {"tiers": (), "words": "{prompt} {x}"}, "words have {prompt} and {given} in them, and braces of their"),
         (None, {"words": "{prompt}"}, "words has no effect on hints from the columns"),
         (None, {"levels": 0, "tiers": (), "warmup": 3}, "warmup has no effect without levels of help"),
     ],

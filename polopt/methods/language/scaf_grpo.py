@@ -99,7 +99,9 @@ class ScafGRPO(GRPO):
                 self.refuse("piece", "words", because="on hints from the columns that tiers names")
                 if self.levels % len(self.tiers):
                     raise UsageError(f"levels must be the same for each of the {len(self.tiers)} tiers: a multiple")
-            if not self.levels:
+            if self.levels:
+                self.refuse("dynamic_sampling", because="where prompts that nobody solves are helped, not left out")
+            else:
                 self.refuse("warmup", "tiers", "guidance", "piece", "words", because="without levels of help")
 
     slug = "scaf-grpo"
