@@ -14,7 +14,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.epochs import Epochs
 from polopt.tasks.problem import Prompt
-from polopt.tasks.prompts import completion_text
+from polopt.tasks.prompt_rows import completion_text
 
 SIDES = ("chosen", "rejected")
 

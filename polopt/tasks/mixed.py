@@ -55,7 +55,7 @@ class Mixed(TextTask):
             raise UsageError("a mixed task has parts, each with a share above 0")
         if len({part.conversational for part in self.parts}) > 1:
             raise UsageError("the prompts of a mixed task are all texts or all messages")
-        self.conversational = self.parts[0].conversational
+        self.conversational = self.conversational or self.parts[0].conversational
         self.spec.info["conversational"] = self.conversational
         self.scores = self.rewards is not None or all(part.scores for part in self.parts)
         self.verifiable = all(part.verifiable for part in self.parts)
@@ -78,10 +78,11 @@ class Mixed(TextTask):
         return self.parts[problem.columns[PART]].expert(problem, transcript)
 
     def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
-        return [
-            self.parts[problem.columns[PART]].preferences([index])[0]
-            for index, problem in zip(self._within(indices), self.problems(indices))
-        ]
+        pairs = []
+        for index, problem in zip(self._within(indices), self.problems(indices)):
+            ((_, *answers),) = self.parts[problem.columns[PART]].preferences([index])
+            pairs.append((problem.prompt, *answers))
+        return pairs
 
     def _within(self, indices: Sequence[int]) -> list[int]:
         return [int(index) if self.pool is None else int(index) % self.pool for index in indices]

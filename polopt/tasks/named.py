@@ -48,7 +48,7 @@ BEGINS: dict[str, str] = {
 }
 """Whole families of tasks, by how their names begin; `ENDS` likewise."""
 
-ENDS: dict[str, str] = {".jsonl": "polopt.tasks.prompts:Prompts"}
+ENDS: dict[str, str] = dict.fromkeys((".jsonl", ".parquet"), "polopt.tasks.prompts:Prompts")
 
 
 def place(name: str) -> str | None:

@@ -106,12 +106,12 @@ class Countdown(GeneratedTask):
         return parts[0][0], parts[0][1], steps
 
     def extract(self, problem: Problem, text: str) -> str:
-        target = str(problem.prompt).rstrip(":").split(" make ")[1]
+        target = problem.question.rstrip(":").split(" make ")[1]
         return final(text).replace(" ", "").removesuffix(f"={target}")
 
     def verify(self, problem: Problem, text: str) -> float:
         """1 when the last line ends with an expression that uses each number once and is worth the target."""
-        numbers, target = str(problem.prompt).rstrip(":").split(" make ")
+        numbers, target = problem.question.rstrip(":").split(" make ")
         expression = self.extract(problem, text)
         used = sorted(re.findall(r"[0-9]+", expression))
         return float(used == sorted(numbers.split()) and value_of(expression) == int(target))
@@ -214,7 +214,7 @@ class Ascending(GeneratedTask):
 
     def verify(self, problem: Problem, text: str) -> float:
         """1 when the last line ends with such letters."""
-        letters, given = final(text), str(problem.prompt)[:2]
+        letters, given = final(text), problem.question[:2]
         rising = all(a < b for a, b in pairwise(letters)) and all(letter in LETTERS for letter in letters)
         return float(rising and len(letters) == problem.level and all(letter in letters for letter in given))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import fields
 from typing import Any
@@ -13,6 +14,7 @@ from polopt.tasks.problem import Problem
 from polopt.tasks.text import TextTask
 
 PREFIX = "reasoning-gym/"
+TEXT_OPTIONS = {key for key, item in inspect.signature(TextTask).parameters.items() if item.kind is item.KEYWORD_ONLY}
 
 
 class ReasoningGym(TextTask):
@@ -37,36 +39,12 @@ class ReasoningGym(TextTask):
         name: str = "reasoning-gym/chain_sum",
         *,
         pool: int | None = 1000,
-        rewards: Any = None,
-        weights: Any = None,
-        timeout: float = 10.0,
-        isolated: bool | int = False,
-        memory_limit: float | None = None,
-        truncated_reward: float = 0.0,
-        score_truncated: bool = False,
-        heldout: bool = True,
-        shown: Any = None,
-        words: str | None = None,
-        **config: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num,
-            seed,
-            evaluation,
-            name,
-            pool=1000 if pool is None else pool,
-            rewards=rewards,
-            weights=weights,
-            timeout=timeout,
-            isolated=isolated,
-            memory_limit=memory_limit,
-            truncated_reward=truncated_reward,
-            score_truncated=score_truncated,
-            heldout=heldout,
-            shown=shown,
-            words=words,
-        )
-        stream = int(self.evaluation and flag("heldout", heldout))
+        own = {key: value for key, value in options.items() if key in TEXT_OPTIONS}
+        config = {key: value for key, value in options.items() if key not in TEXT_OPTIONS}
+        super().__init__(num, seed, evaluation, name, pool=1000 if pool is None else pool, **own)
+        stream = int(self.evaluation and flag("heldout", self.heldout))
         # Problem i of a dataset depends on seed + i, so neighboring seeds would share problems.
         drawn = random.Random(f"{seed}/{stream}").randrange(2**31)
         self._dataset = _dataset(name, {**config, "size": self.pool, "seed": drawn})
@@ -94,7 +72,7 @@ class ReasoningGym(TextTask):
         return (after.split("</answer>")[0] if tag else text).strip()
 
     def verify(self, problem: Problem, text: str) -> float:
-        entry = {"question": problem.prompt, "answer": problem.answer, "metadata": problem.columns["metadata"]}
+        entry = {"question": problem.question, "answer": problem.answer, "metadata": problem.columns["metadata"]}
         calls = Calls(self._dataset.score_answer, [{"answer": self.extract(problem, text), "entry": entry}])
         try:
             score = float(calls.results(self.timeout)[0]())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.options import flag, number, whole
-from polopt.tasks.problem import Ladder, Message, Problem, Prompt, code_of
+from polopt.tasks.problem import Around, Ladder, Message, Problem, Prompt, as_written, code_of, opening
 from polopt.tasks.rewards import COMPONENTS, Part, Rewards, Unscored, component_facts, make_rewards
 
 MAX_TEXT = 1 << 20
@@ -39,6 +40,7 @@ class TextTask(Task):
             replaced when they hang or crash.
         memory_limit: GB that each of these may have.
         heldout: evaluation gets problems that training never sees.
+        system, chat, instruction: what is put around every prompt: see `polopt.tasks.problem.Around`.
         shown: (low, high), from 0 to 1: training also asks every problem with the beginning of its worked solution, a
             share drawn between these, under an id of its own. Evaluation shows nothing.
         words: how that is asked, a text with {prompt} and {given}; None: the answer has begun so.
@@ -84,6 +86,9 @@ class TextTask(Task):
         truncated_reward: float = 0.0,
         score_truncated: bool = False,
         heldout: Any = True,
+        system: str | None = None,
+        chat: bool = False,
+        instruction: str | None = None,
         shown: Sequence[float] | None = None,
         words: str | None = None,
     ) -> None:
@@ -99,6 +104,8 @@ class TextTask(Task):
         self.truncated_reward = number("truncated_reward", truncated_reward)
         self.score_truncated = flag("score_truncated", score_truncated)
         self.heldout = heldout
+        self.around = Around(system, instruction, flag("chat", chat))
+        self.conversational = self.conversational or self.around.conversational
         self.ladder = None if evaluation else drawn_cut(shown, words)
         info: dict[str, Any] = {"turns": self.turns, "conversational": self.conversational}
         text = spaces.Text(MAX_TEXT)
@@ -187,10 +194,13 @@ class TextTask(Task):
 
     def _variant(self, index: int) -> Problem:
         if self.ladder is None:
-            return self.problem(index)
+            return self.around(self.problem(index))
         number, level = divmod(index, self.ladder.levels + 1)
-        problem = self.problem(number)
-        return self.ladder.climb(problem, level, f"{self.seed}/{number}") if level else problem
+        problem = self.around(self.problem(number))
+        if not level:
+            return problem
+        helped = self.ladder.climb(problem, level, f"{self.seed}/{number}")
+        return replace(helped, plain=problem.prompt if problem.plain is None else problem.plain)
 
     def with_ladder(self, ladder: Ladder) -> TextTask:
         """The same problems, each with every help of the ladder: id = problem * (levels + 1) + level, and level 0 is
@@ -204,7 +214,7 @@ class TextTask(Task):
 
     def demonstrations(self, indices: Sequence[int]) -> list[tuple[Prompt, str]]:
         """(prompt, worked solution) of the problems with these ids. Raises UsageError when there are none."""
-        return [(problem.prompt, self.expert(problem, opening(problem))) for problem in self.problems(indices)]
+        return [(one.prompt, self.expert(one, as_written(one, opening(one)))) for one in self.problems(indices)]
 
     def preferences(self, indices: Sequence[int]) -> list[tuple[Prompt, str, str]]:
         """(prompt, chosen, rejected) of the problems with these ids. Raises UsageError when there are none."""
@@ -285,7 +295,8 @@ class TextTask(Task):
                 truncated[row], reward[row] = True, self.truncated_reward
             else:
                 try:
-                    feedback, value, over = self.reply(problem, transcript, problem.given + text)
+                    before = as_written(problem, transcript)
+                    feedback, value, over = self.reply(problem, before, problem.given + text)
                     answer[row] = code_of(self.extract(problem, problem.given + text)) if over else 0
                 except (UsageError, RunError):
                     raise
@@ -377,13 +388,6 @@ class TextTask(Task):
         for name in ("first", "correct", "failed"):
             setattr(self, name, torch.tensor(state[name], dtype=torch.bool))
         self.answer = torch.tensor(state["answer"], dtype=torch.int64)
-
-
-def opening(problem: Problem) -> list[Message]:
-    """The messages with which a conversation about a problem begins."""
-    if isinstance(problem.prompt, str):
-        return [{"role": "user", "content": problem.prompt}]
-    return list(problem.prompt)
 
 
 def _said(name: str, error: BaseException) -> str:

@@ -262,7 +262,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ({"heldout": 1.5}, "heldout must be"),
         ({"heldout": "none.jsonl", "evaluation": True}, "there is no file none.jsonl"),
-        ({"match": "regex"}, "match must be line or number"),
+        ({"match": "regex"}, "match is one of line, number, math, not 'regex'"),
         ({"split": "train"}, "split and subset belong to datasets/ID"),
         ({"reward": "a:b"}, "no option 'reward'; did you mean 'rewards'"),
     ],
