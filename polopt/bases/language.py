@@ -286,13 +286,16 @@ class GroupMethod(CompletionMethod):
 
     def weigh(self, batch: Batch) -> Batch:
         """A shallow copy with `weight` [B, T], aggregated over this optimizer step and corrected for the engine."""
-        config = self.config
         batch = batch.clone(False)
-        weight = token_weights(
-            batch["mask"], config.aggregate, config.policy.max_tokens, rows=batch.get("row_weight", None)
-        )
-        batch["weight"] = weight * self.engine_weights(batch)
+        batch["weight"] = self.sampled_weights(batch, batch["mask"])
         return batch
+
+    def sampled_weights(self, batch: Batch, mask: Tensor) -> Tensor:
+        """The weights [B, T] of sampled tokens, those where `mask` [B, T]: aggregated over them, corrected for the
+        engine."""
+        config = self.config
+        rows = batch.get("row_weight", None)
+        return token_weights(mask, config.aggregate, config.policy.max_tokens, rows=rows) * self.engine_weights(batch)
 
     def engine_weights(self, batch: Batch) -> Tensor | float:
         """The importance weights [B, T] of `--engine-correction`; 1 without it."""

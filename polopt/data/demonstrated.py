@@ -9,7 +9,12 @@ import torch
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.base import Source
+from polopt.data.mixing import cat_rows
 from polopt.data.samplers import Sequential, Shuffled
+
+OWN, IMITATED = 0, 1  # `origin` of a row: written by the policy, or a demonstration to imitate
+NOT_SHOWN = {"log_prob": 0.0, "engine_log_prob": 0.0, "reference_log_prob": 0.0, "row_weight": 1.0}
+"""What demonstrations lack of sampled rows, and the numbers that stand there for it."""
 
 
 def demonstrated(task: Any, actor: Any, index: list[int]) -> Batch:
@@ -22,6 +27,17 @@ def demonstrated(task: Any, actor: Any, index: list[int]) -> Batch:
     rows = actor.tokenize([prompt for prompt, _ in pairs], [solution for _, solution in pairs])
     rows["index"] = torch.tensor(index, device=rows["mask"].device)
     return rows
+
+
+def beside(own: Batch, *shown: Batch) -> Batch:
+    """Completions of the policy [B] and demonstrations as the rows of one step.
+
+    What all have stays, such as `origin`, and of the own rows the keys of `NOT_SHOWN`. Everything else (rewards,
+    groups) is of own completions alone, and whatever is computed of it is computed before.
+    """
+    common = [name for name in own.keys() if all(name in rows.keys() for rows in shown)]
+    extra = [name for name in own.keys() if name in NOT_SHOWN and name not in common]
+    return cat_rows([own.select(*common, *extra), *(rows.select(*common) for rows in shown)], NOT_SHOWN)
 
 
 class Demonstrated(Source):

@@ -45,9 +45,7 @@ from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch, align_left, average
 from polopt.core.errors import UsageError
-from polopt.data.demonstrated import demonstrated
-from polopt.data.mixing import cat_rows
-from polopt.data.tokens import ROW
+from polopt.data.demonstrated import IMITATED, OWN, beside, demonstrated
 from polopt.losses import Surrogate
 from polopt.losses.estimator import token_weights
 from polopt.losses.surrogate import surrogate_loss
@@ -55,8 +53,7 @@ from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
 from polopt.values.groups import group_count, group_sum
 
-ROW_KEYS = (*ROW, "index", "origin", "share", "advantage")
-OWN, IMITATED, OFFLINE = 0, 1, 2  # `origin` of a row: sampled, demonstration to imitate, demonstration as an RL row
+OFFLINE = 2  # `origin` of a demonstration as an RL row
 SOFT = ((0.0, 1.0), (0.125, 0.5), (0.25, 0.25), (0.5, 0.125), (1.0, 0.0))  # (alpha, beta) by solved of 7
 
 
@@ -163,7 +160,7 @@ class HPT(GroupMethod):
         own["advantage"] = config.baseline.advantage(reward, group, valid)
         own["share"] = (alpha * (1 - offline))[group]
         own["origin"] = torch.full_like(group, OWN)
-        parts = [own.select(*ROW_KEYS, "log_prob", "engine_log_prob")[own["share"] > 0]]
+        shown = []
         index = batch["index"][::samples]
         mean = (group_sum(reward, group, valid) + 1) / (group_count(reward, group, valid) + 1)  # with a demonstration
         for origin, share, advantage in (
@@ -175,8 +172,8 @@ class HPT(GroupMethod):
                 rows = demonstrated(self.task, self.policy, index[chosen].tolist())
                 rows["origin"] = torch.full_like(rows["index"], origin)
                 rows["share"], rows["advantage"] = share[chosen], advantage[chosen]
-                parts.append(rows.select(*ROW_KEYS))
-        return cat_rows(parts, defaults={"log_prob": 0.0, "engine_log_prob": 0.0})
+                shown.append(rows)
+        return beside(own[own["share"] > 0], *shown)
 
     def weigh(self, batch: Batch) -> Batch:
         """A shallow copy with `weight` [B, T] of RL rows and of demonstrations, and with the weights of two means:
@@ -186,7 +183,7 @@ class HPT(GroupMethod):
         mask, origin = batch["mask"], align_left(batch["origin"], batch["mask"])
         reinforced, imitated = mask & (origin != IMITATED), mask & (origin == IMITATED)
         whole = config.batch_prompts * config.samples_per_prompt / config.updates_per_batch  # completions of a step
-        weight = token_weights(reinforced, config.aggregate, config.policy.max_tokens) * self.engine_weights(batch)
+        weight = self.sampled_weights(batch, reinforced)
         weight = weight * (config.rl_coefficient * reinforced.any(1).sum() / whole)  # of a mean over rows, their sum
         weight = weight + config.sft_coefficient * token_weights(imitated, "token")
         batch["weight"] = align_left(batch["share"], mask) * weight

@@ -178,8 +178,11 @@ class REC(GroupMethod):
         return self.config.overlong.penalized(batch["reward"], batch["mask"].sum(1), limit)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.sampled_term(self.policy.log_prob(batch), batch)
+
+    def sampled_term(self, log_prob: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of completions that the policy sampled, from their log-probabilities [B, T] now."""
         config, weight = self.config, batch["weight"]
-        log_prob = self.policy.log_prob(batch)
         loss, metrics = surrogate_loss(
             config.surrogate, log_prob, batch["log_prob"], batch["advantage"], weight, mask=batch["mask"]
         )
