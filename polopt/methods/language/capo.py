@@ -148,7 +148,8 @@ class CAPO(GRPO):
 
     @torch.no_grad()
     def select(self, part: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        """The part with the `weight` of the tokens that pass, and metrics; then the shadow takes its step on these."""
+        """The part with m_H `objective_shift` and m_F `policy_shift` [B, T], and the `weight` of the tokens that pass;
+        and metrics. Then the shadow takes its step on the tokens that passed."""
         config, policy, mask = self.config, self.policy, part["mask"]
         bounds = config.objective_bound, config.policy_bound
         whole = config.policy.top_k == 0 and config.policy.top_p == 1.0  # any token may be sampled
@@ -179,6 +180,7 @@ class CAPO(GRPO):
         if config.trial == "adam":
             self.shadow.step(total, count)
         part = part.clone(False)
+        part["objective_shift"], part["policy_shift"] = objective, moved
         part["weight"] = reweighed(part["weight"], mask, passed, config.aggregate, part.get("row_weight", None))
         return part, {
             "rejected": 1.0 - passed.sum() / mask.sum().clamp_min(1),
