@@ -126,6 +126,20 @@ def test_must_2_the_mean_over_tokens_is_that_of_the_optimizer_step(float64):
     assert grads == pytest.approx([expected, expected])
 
 
+def test_the_first_step_goes_where_the_plain_policy_gradient_goes(float64):
+    """Up to a number of the batch, unlike that of GRPO: sum over rows of (r - mean of the group) grad log pi(row)."""
+    batch, _ = rec.made()
+    on_policy = batch["log_prob"].clone().requires_grad_()
+    plain = -rec.centered(REWARD, GROUP)[:, None] * batch["mask"].numpy()
+    ratios = {}
+    for name, settings in {"lite-ppo": {}, "grpo": {"reference_kl": None}}.items():
+        found, _ = rec.gradient(rec.method(name, **settings), batch.clone(), on_policy)
+        there = plain != 0
+        ratios[name] = found[there] / plain[there]
+    assert np.ptp(ratios["lite-ppo"]) < 1e-12
+    assert np.ptp(ratios["grpo"]) > 0.1
+
+
 def test_must_4_a_symmetric_clip_and_nothing_else():
     config = plan("lite-ppo", "vowels", model="tiny").config
     assert (config.surrogate.clip_low, config.surrogate.clip_high, config.surrogate.dual_clip) == (0.2, 0.2, None)

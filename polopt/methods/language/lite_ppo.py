@@ -11,7 +11,8 @@ and divided by the standard deviation of the whole BATCH, and every TOKEN of a b
 rho_it = pi(y_it|.) / pi_old(y_it|.). No KL penalty, no terms for long completions, no dynamic sampling. The deviation
 is computed once, before the batch is cut into optimizer steps. In a group of 8 with one or seven right, GRPO's own
 deviation makes the sum of A^2 as large as with four right; the batch's leaves it at 7/16 of that, so prompts that are
-nearly always or never solved do not weigh as much as those in between. Where all rewards are equal A is 0.
+nearly always or never solved do not weigh as much as those in between. Where all rewards are equal A is 0. Both
+divisors are numbers of the batch: its first step has the direction of the plain policy gradient, sum_i A_i grad log pi.
 
 The tricks, each an option of its own (a preset where the study gives it a name):
 
