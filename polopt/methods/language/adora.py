@@ -152,14 +152,14 @@ class ADORA(GRPO):
         reward = torch.where(batch["failed"], torch.nan, self.learned_rewards(batch))
         bound = config.max_length or config.policy.max_tokens * self.spec.info.get("turns", 1)
         cut = (length >= bound) | (batch["truncated"] & (config.max_length is None))
-        groups = [column.unflatten(0, (-1, config.samples_per_prompt)) for column in (reward, length, cut)]
+        reward, length, cut = (x.unflatten(0, (-1, config.samples_per_prompt)) for x in (reward, length, cut))  # [P, n]
         if config.criterion is None:
-            pays = long_pays(*groups, right_above=config.right_above, rule=config.rule)
+            pays = long_pays(reward, length, cut, right_above=config.right_above, rule=config.rule)
             weight = torch.where(pays, 1.0, config.attenuation)
         else:
-            weight = torch.as_tensor(config.criterion(*groups)).to(reward)
-            if weight.shape != groups[0].shape[:1] or not (weight >= 0).all():
-                raise UsageError(f"the criterion must give {len(groups[0])} weights of at least 0, one for each group")
+            weight = torch.as_tensor(config.criterion(reward, length, cut)).to(reward)
+            if weight.shape != reward.shape[:1] or not (weight >= 0).all():
+                raise UsageError(f"the criterion must give {len(reward)} weights of at least 0, one for each group")
         return weight.repeat_interleave(config.samples_per_prompt)
 
     def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
