@@ -34,9 +34,10 @@ def section(title: str) -> str:
 
 
 def test_a_section_has_what_its_classes_add():
-    assert section("rec, grpo").count("| `surrogate` |") == 1
+    assert section("GroupMethod").count("| `surrogate` |") == 1
+    assert "| `surrogate` |" not in section("rec, grpo")
     assert "| `reward` | of the completions" not in section("hpt")
-    assert section("hpt").startswith("hpt\n\nAs `rec`, and\n\n| name |")
+    assert section("hpt").startswith("hpt\n\nAs `GroupMethod`, and\n\n| name |")
     assert "As `bc` and `ppo`, and\n" in section("bc-ppo")
     assert "| `entropy` |" not in section("bc-ppo")
     assert "| `clip_fraction` | nothing is clipped | 0 |" in section("mdpo")  # means another thing than in ppo

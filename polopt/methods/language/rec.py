@@ -158,9 +158,7 @@ class REC(GroupMethod):
         """Adds `advantage` [B], and `reference_log_prob` if there is a reference; failed rows get no advantage."""
         config = self.config
         batch = self.score_reference(batch)
-        reward, group, valid = self.learned_rewards(batch), batch["group"], ~batch["failed"]
-        if config.overlong.cut == "drop":
-            valid = valid & ~batch["truncated"]
+        reward, group, valid = self.learned_rewards(batch), batch["group"], self.counted(batch)
         if config.data == "drop":
             valid = drop_negatives(reward, group, valid, self.generator)
         advantage = config.baseline.advantage(reward, group, valid)
@@ -171,6 +169,11 @@ class REC(GroupMethod):
             advantage, batch["row_weight"] = advantage * whole, batch.get("row_weight", 1.0) * whole
         batch["advantage"] = advantage
         return batch
+
+    def counted(self, batch: Batch) -> Tensor:
+        """Which rows [B] are in the statistics of rewards."""
+        valid = ~batch["failed"]
+        return valid & ~batch["truncated"] if self.config.overlong.cut == "drop" else valid
 
     def learned_rewards(self, batch: Batch) -> Tensor:
         """The rewards [B] of the task, less the soft penalty of long completions if there is one."""
@@ -183,15 +186,20 @@ class REC(GroupMethod):
     def sampled_term(self, log_prob: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of completions that the policy sampled, from their log-probabilities [B, T] now."""
         config, weight = self.config, batch["weight"]
-        loss, metrics = surrogate_loss(
-            config.surrogate, log_prob, batch["log_prob"], batch["advantage"], weight, mask=batch["mask"]
-        )
+        loss, metrics = self.surrogate_terms(log_prob, batch, batch["advantage"], weight)
         if config.restraint == "k2":
             loss = loss + config.restraint_coefficient * squared_log_ratio(log_prob, batch["log_prob"], weight)
         elif config.restraint == "forward-kl":
             loss = loss + config.restraint_coefficient * cloning(log_prob, weight)
         penalty, penalty_metrics = self.reference_term(log_prob, batch)
         return loss + penalty, metrics | penalty_metrics
+
+    def surrogate_terms(
+        self, log_prob: Tensor, batch: Batch, advantage: Tensor, weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate loss of advantages [B] with weights [B, T], and its metrics."""
+        surrogate = self.config.surrogate
+        return surrogate_loss(surrogate, log_prob, batch["log_prob"], advantage, weight, mask=batch["mask"])
 
     def step_on(self, part: Batch) -> dict[str, Tensor]:
         """One optimizer step on a part of the batch."""
