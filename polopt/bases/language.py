@@ -66,6 +66,12 @@ def need_verifier(task: Any, by: str, instead: str = "") -> None:
         raise UsageError(f"{by} counts right completions, and {task.spec.name} does not verify any{instead}")
 
 
+def right(batch: Batch, least: float | None) -> Tensor:
+    """Which completions [B] are right, 1 or 0: as the verifier says, or with `least`, where the reward is as much."""
+    rights = batch["correct"] if least is None else batch["reward"] >= least - 1e-6
+    return rights.to(batch["reward"].dtype)
+
+
 class LanguageMethod(Method):
     """Trains a language policy.
 

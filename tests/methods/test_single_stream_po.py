@@ -270,7 +270,7 @@ def test_must_4_the_start_of_the_trackers(float64):
     method = make(initial_samples=4, rho_min=0.9)
     before = {name: value.clone() for name, value in method.policy.state_dict().items()}
     mean, sizes = np.zeros(POOL), []
-    while method.started < POOL:
+    while method.initial_source.left:
         batch = method.collect()
         sizes.append(len(batch))
         mean[batch["index"].numpy()[::4]] = batch["reward"].numpy().reshape(-1, 4).mean(1)
@@ -294,7 +294,7 @@ def test_must_4_the_start_of_the_trackers(float64):
 def test_start_by_batches_of_whole_prompts():
     method = make(initial_samples=2, task_options={"pool": 7, "score_truncated": True})
     sizes = []
-    while method.started < 7:
+    while method.initial_source.left:
         batch = method.collect()
         method.update(batch)
         sizes.append((batch["index"].unique().tolist(), len(batch)))
@@ -380,7 +380,7 @@ def test_a_restored_run_goes_on_exactly(updates):
     other = make(seed=5, **settings)
     move(other)
     restore(other, flat)
-    assert other.started == one.started == min(3 * updates, POOL)
+    assert other.initial_source.left == one.initial_source.left == max(POOL - 3 * updates, 0)
     random = torch.get_rng_state()
     expected = advance(one, 6)
     torch.set_rng_state(random)

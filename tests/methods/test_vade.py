@@ -125,14 +125,14 @@ def test_a_batch_moves_the_beliefs(float64):
     assert float(found["visited"]) == 1.0
 
 
-def test_what_is_right_is_the_verifiers_or_a_reward(float64):
-    rewards = torch.tensor([0.0, 0.25, 0.5, 1.0] * BATCH)
-    for right_at, right in ((None, 1), (0.5, 2), (0.25, 3), (0.0, 4)):
+def test_what_is_right_is_the_verifiers_or_a_reward():
+    rewards = torch.tensor([0.0, 0.25, 0.7, 1.0] * BATCH)
+    for right_at, right in ((None, 1), (0.7, 2), (0.25, 3), (0.0, 4)):
         method = make(right_at=right_at)
         batch = collected(method, [0, 0, 0, 1] * BATCH)
         batch["reward"] = rewards
         found = method.track(batch)
-        assert method.belief.alpha.sum() == right * BATCH
+        assert method.belief.alpha.sum() == right * BATCH  # 0.7 in single precision is less than 0.7
         assert method.belief.beta.sum() == (GROUP - right) * BATCH
         assert float(found["visited"]) == BATCH / POOL
 

@@ -39,8 +39,8 @@ from polopt.core.batch import Batch, average
 from polopt.core.errors import UsageError
 from polopt.core.state import Stateful
 from polopt.data.mixing import cat_rows
-from polopt.data.prompt_groups import PromptGroups
-from polopt.data.samplers import Sequential, Shuffled, Weighted
+from polopt.data.samplers import Shuffled, Weighted
+from polopt.data.sweeps import Sweep
 from polopt.data.tokens import ROW, trim
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
@@ -135,7 +135,6 @@ class SingleStreamPO(GroupMethod):
 
     slug = "single-stream-po"
     probes = {"rho_max": {"rho_max": 0.9}}
-    saved = ("started",)
     headline = ("reward", "accuracy", "forgetting", "tracked", "completion_length")
     trains_on = "a pool of prompts"
     metrics = {
@@ -186,10 +185,10 @@ class SingleStreamPO(GroupMethod):
         )
         super().build(task)
         self.visits = LastVisits()
-        self.started = 0  # prompts whose tracker was started
-        self.initial_source = PromptGroups(
-            task, 1, config.initial_samples, sampler=Sequential(size), ledger=self.ledger
-        )
+        prompts = config.batch_prompts // max(config.initial_samples, 1)
+        self.initial_source = Sweep(task, prompts, config.initial_samples, ledger=self.ledger)
+        if config.uses_tracker and config.initial_samples:
+            self.initial_source.begin()
 
     def make_sampler(self, task: Any) -> Any:
         prioritized = self.config.sampling == "prioritized"
@@ -197,10 +196,8 @@ class SingleStreamPO(GroupMethod):
 
     def collect(self) -> Batch:
         """One completion of each of a batch of prompts; at first, `initial_samples` of each prompt of the pool."""
-        config, left = self.config, self.tracker.size - self.started
-        if not (config.uses_tracker and config.initial_samples and left):
+        if not self.initial_source.left:
             return super().collect()
-        self.initial_source.count = min(left, max(1, config.batch_prompts // config.initial_samples))
         batch = self.initial_source.next(self.behavior)
         batch["initial"] = torch.ones_like(batch["failed"])
         return batch
@@ -212,7 +209,6 @@ class SingleStreamPO(GroupMethod):
         success = group_mean(batch["reward"], group, valid)  # completions that failed count like the others
         success = torch.where(group_count(success, group, valid) > 0, success, 0.5)[::samples]
         self.tracker.initialize(samples * success.cpu(), samples, batch["index"][::samples].cpu())
-        self.started += len(success)
         return self.batch_metrics(batch) | {"tracked": self.tracker.value().mean()}
 
     @torch.no_grad()

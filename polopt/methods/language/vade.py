@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.bases.language import need_verifier, pool_size
+from polopt.bases.language import need_verifier, pool_size, right
 from polopt.bases.method import Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
@@ -125,12 +125,10 @@ class VADE(GRPO):
     @torch.no_grad()
     def track(self, batch: Batch) -> dict[str, Tensor]:
         """Moves the beliefs by what became of the completions of `batch`."""
-        least = self.config.right_at
-        right = batch["correct"] if least is None else batch["reward"] >= least
-        right, valid = right.to(batch["reward"].dtype), ~batch["failed"]
-        believed = self.belief.value(batch["index"].cpu()).to(right)
-        error = (believed - group_mean(right, batch["group"], valid)).abs()[valid].mean()
-        self.belief.update(batch["index"][valid], right[valid])
+        success, valid = right(batch, self.config.right_at), ~batch["failed"]
+        believed = self.belief.value(batch["index"].cpu()).to(success)
+        error = (believed - group_mean(success, batch["group"], valid)).abs()[valid].mean()
+        self.belief.update(batch["index"][valid], success[valid])
         seen = self.belief.alpha + self.belief.beta > 0
         return {
             "estimate_error": error,
