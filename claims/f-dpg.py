@@ -28,6 +28,17 @@ the target and Jensen-Shannon 0.0002 and 0.0015, so that a table with as high a 
 Expectations: the paper says that forward KL is slow where the constraint is sparse, that Jensen-Shannon is better by a
 wide margin, and that reverse KL gives up entropy. Perfect code gets rounding for `error`; a wrong sign, ratio or f'
 does not. Thresholds are about half of what the pilots show, and 0.7 was set for the divergence before.
+
+What was found: all but the last expectation hold. The expected gradients are those of the divergences to rounding. On
+the constraint Jensen-Shannon is after 100 steps at 0.48 of the divergence of forward KL (0.011 and 0.022, in every
+seed), satisfies 0.95 against 0.91, and reverse KL has 0.21 less entropy than forward KL. As in the pilots this is the
+lowest rate's doing (0.028 and 0.065); at the middle one both are below 0.002, and at the highest forward KL is the
+nearer one (0.001 against 0.004). Total variation is nearest of all (0.006), reverse KL as near as Jensen-Shannon, also
+with rewards. With strings Jensen-Shannon is ahead of forward KL in every seed (0.25 and 0.30; 0.19 and 0.25 at the
+middle rate) and satisfies 0.61 against 0.42. That reverse KL has less entropy there is so in every seed, by 0.72, but
+by less than the 0.5 asked for in three of six: at the highest rate, and in two of these at the lowest, it had hardly
+left the start, which has the entropy of no constraint. At the middle rate it has 5.4 against 6.6, with 0.82 satisfied.
+The threshold came from one pilot seed, in which reverse KL learned at every rate.
 """
 
 from __future__ import annotations
