@@ -16,9 +16,10 @@ once each, and help that suffices barely is taken:
 Old and new log-probability of the row o^h* are both given the prompt it was written to, help included: rho is 1 before
 the first step. Help is prompt and has no loss. What is logged as reward and accuracy is without help.
 
-Levels of help are beginnings of the task's worked solutions, level j of L showing the share j / (L + 1), so that the
-end is never shown; or, with `--tiers`, columns of hints from the most abstract to the most concrete (the paper's
-knowledge, planning, solution), each a list of texts of which L / tiers levels show the first, the first two, ...
+Levels of help are beginnings of the task's worked solutions, level j of L showing the share j / (L + 1), and with
+`--piece step` or line nothing of the answer at the end; or, with `--tiers`, columns of hints from the most abstract to
+the most concrete (the paper's knowledge, planning, solution), each a list of texts of which L / tiers levels show the
+first, the first two, ...
 
 `--guidance direct` is the paper's ablation that gives the most help at once.
 
