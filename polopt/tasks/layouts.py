@@ -83,8 +83,6 @@ def arranged(row: Mapping[str, Any], layout: Layout, where: str) -> dict[str, An
         column = getattr(layout, name)
         if column is not None:
             found[name] = _value(row, column, where)
-    if layout.prompt is not None and layout.prompt != "messages":
-        found.pop("messages", None)
     if isinstance(found.get("level"), str):
         digits = re.search(r"\d+", found["level"])
         found["level"] = int(digits[0]) if digits else 0

@@ -56,7 +56,7 @@ def test_what_the_model_answers_is_the_grade_and_text_costs_its_sample_only(grad
     grades = told(says(prompts=["?"] * 4, completions=texts))
     assert grades == [f"the judge {grader} answered 'well', not a grade from 0 to 10", 0.9, 0.2, 0.9]
     assert told(judge(grader, batch=1)(prompts=["?"] * 4, completions=texts)) == grades
-    assert told(judge(grader, low=2, high=9)(prompts=["?"], completions=["a"])) == [1.0]
+    assert told(judge(grader, low=4, high=14)(prompts=["?"], completions=["a"])) == [0.5]
 
     rewards = make_rewards(says, None, 1.0)
     assert rewards is not None
@@ -86,6 +86,7 @@ def test_an_answer_that_was_cut_and_a_text_too_long_cost_their_sample(grader: Pa
         ("On a scale from 0 to 10 I give it a 4", 4.0),
         ("9 of 12 steps are right. Grade: 6", 6.0),
         ("<think>3 or 4? 11/10!</think>\n5", 5.0),
+        ("<think>8 of 10</think> well done", None),
         ("-3", -3.0),
         ("grade-7", 7.0),
         ("3/5", None),
@@ -173,12 +174,12 @@ def test_judges_that_cannot_be_made(grader: Path, options: dict[str, Any], said:
         judge(grader, **options)
 
 
-def make_scorer(folder: Path, labels: int = 1, chat: bool = True) -> Path:
+def make_scorer(folder: Path, labels: int = 1, chat: bool = True, kind: str = "Llama") -> Path:
     import transformers
 
     tokenizer = character_tokenizer(64)
     tokenizer.chat_template = tokenizer.chat_template if chat else None
-    config = transformers.LlamaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, num_labels=labels,
         **SIZES["tiny"] | {"initializer_range": 0.2},
     )  # fmt: skip
@@ -188,11 +189,11 @@ def make_scorer(folder: Path, labels: int = 1, chat: bool = True) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_a_scorer_says_what_the_model_says_of_each_text_alone(chat: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chat", "kind"), [(True, "Llama"), (False, "Llama"), (False, "Bert")])
+def test_a_scorer_says_what_the_model_says_of_each_text_alone(chat: bool, kind: str, tmp_path: Path) -> None:
     import transformers
 
-    folder = make_scorer(tmp_path / "m", chat=chat)
+    folder = make_scorer(tmp_path / "m", chat=chat, kind=kind)
     scorer = Scorer(str(folder))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -145,6 +145,7 @@ def test_gsm8k(here: Path) -> None:
     plain = made(name, chat=False, instruction="")
     assert plain.problems([0])[0].prompt == rows[0]["question"]
     assert made(name, heldout=0.25).count == 9
+    assert [made(name, split="train", evaluation=side).count for side in (False, True)] == [11, 1]
     assert made(f"datasets/{here}/openai/gsm8k").count == 12  # a copy of it elsewhere
 
 

@@ -67,6 +67,7 @@ CASES: list[tuple[str, str, bool]] = [
     (r"\text{Evelyn}", r"\boxed{Bob}", False),
     ("7", r"\boxed{7} or \boxed{8}", False),  # a list of guesses is no answer
     ("2", r"<think>\boxed{2}</think> so \boxed{3}", False),
+    ("2", r"<think>\boxed{2}</think> I do not know", False),
     ("7", "no idea", False),
     ("7", "", False),
 ]
