@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
@@ -17,10 +18,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 from polopt.losses import Surrogate
 from polopt.losses.estimator import token_weights
 from polopt.losses.pairwise import pairwise
+from polopt.losses.regression import emphasis, imitation
 from polopt.losses.surrogate import surrogate_loss
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.anchors import cloning, reference_penalty
 from polopt.regularizers.divergences import slope
+from polopt.values.groups import soft_penalty
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("float64")
@@ -233,3 +236,20 @@ def test_demonstrations(loss_type, name):
     if name == "sft":
         (clone,) = torch.autograd.grad(cloning(log_prob, weight), log_prob)
         torch.testing.assert_close(clone, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_demonstrations_by_their_probability():
+    """`sft --emphasis probability`, which `otr` is without a reward of wrong tokens."""
+    log_prob, _, _, _, mask = tokens()
+    loss = imitation(-log_prob, token_weights(mask, "token"), emphasis(log_prob, "probability"))
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    torch.testing.assert_close(gradient, sft_gradient(log_prob, mask, "dft"), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("limit", "buffer"), [(20, 4), (100, 20), (7, 7)])
+def test_the_soft_penalty_of_long_completions(limit, buffer):
+    lengths = range(1, limit + 1)
+    expected = get_soft_overlong_punishment(limit, buffer)([[0] * length for length in lengths])
+    found = soft_penalty(torch.tensor(lengths, dtype=torch.float64), limit, buffer)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert min(expected) == -1.0
