@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.batch import same_shape
-from polopt.values.groups import group_count, group_sum
+from polopt.values.groups import group_count, group_equal, group_sum
 
 
 def group_share(group: Tensor, valid: Tensor) -> Tensor:
@@ -25,12 +25,13 @@ def group_share(group: Tensor, valid: Tensor) -> Tensor:
 def standardize_groups(value: Tensor, group: Tensor, valid: Tensor, eps: float = 1e-6, ddof: int = 1) -> Tensor:
     """(value - mean) / (std + eps) [B], over groups: of values that the rows of a group share, each counted once.
 
-    The deviation divides by the number of groups less `ddof`. 0 where there is one group only, or none.
+    The deviation divides by the number of groups less `ddof`. Exactly 0 where all groups have the same value.
     """
     same_shape(value=value, group=group, valid=valid)
     share = group_share(group, valid).to(value)
     count = share.sum()
-    centered = torch.where(valid, value - (share * value).sum() / count.clamp_min(1.0), 0.0)
+    differ = valid & ~group_equal(value, torch.zeros_like(group), valid)  # else eps would blow up what rounding leaves
+    centered = torch.where(differ, value - (share * value).sum() / count.clamp_min(1.0), 0.0)
     spread = ((share * centered.square()).sum() / (count - ddof).clamp_min(1.0)).sqrt()
     return centered / (spread + eps)
 

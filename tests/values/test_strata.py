@@ -35,6 +35,14 @@ def test_each_group_counts_once_whatever_its_size(float64):
     np.testing.assert_allclose(zero[[0, 3, 5]], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 3, 6, 7, 8])
+def test_groups_with_one_value_are_at_its_mean_exactly(size):
+    group, every = torch.arange(5).repeat_interleave(size), torch.ones(5 * size, dtype=torch.bool)
+    for value in (0.1, 0.3, 0.7):
+        assert not standardize_groups(torch.full((5 * size,), value), group, every).any()
+        assert not standardize_groups(torch.full((size,), value), group[:size], every[:size]).any()
+
+
 def test_one_group_or_none_is_at_its_own_mean():
     one = torch.zeros(4, dtype=torch.int64)
     assert standardize_groups(torch.full((4,), 0.7), one, one == 0).tolist() == pytest.approx([0] * 4, abs=1e-5)
