@@ -138,12 +138,14 @@ def test_a_completion_that_reached_the_limit_was_cut(float64):
 
 
 def test_failed_rows_are_neither_right_nor_wrong(float64):
-    """Group 0 without its long wrong answer, of which no reward is known; its advantage is that of three rows."""
-    reward = np.array([0, 0, 0, 1.0, 0, 1, 0, 0])  # group 0: right 2; wrong 3, 1
-    batch, _ = rec.made(reward=reward, failed=(0,))
+    """They have no tokens: among the wrong ones they would pull the mean length down, or be right with a reward."""
+    reward = np.array([0, 0, 0, 1.0, 0, 1, 0, 0])  # group 0: right 2; wrong 3 (and 4, which was cut); one failed
+    batch, _ = rec.made(reward=reward, failed=(1,))
     weight, advantage = weights_of(method(), batch)
-    assert weight[:4] == [1.0] * 4  # 2 > 1; with the 3 it would be 2 = 2
-    assert advantage[0] == 0
+    assert weight[:4] == [0.1] * 4  # 2 < 3, not 2 > 3/2
+    assert advantage[1] == 0
+    reward[[1, 3]] = 1.0, 0.0  # nothing but the one that failed would be right
+    assert weights_of(method(rule="vl"), rec.made(reward=reward, failed=(1,))[0])[0][:4] == [1.0] * 4
 
 
 def test_rewards_of_a_scale_of_their_own(float64):

@@ -43,7 +43,8 @@ from polopt.methods.language.rec import GRPO
 from polopt.regularizers import ReferenceKL
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Any]
-"""(rewards, lengths, truncated), each [P, n], of P groups of n completions -> their weights [P]."""
+"""(rewards, lengths, truncated), each [P, n], of P groups of n completions -> their weights [P]. The reward of a
+completion that could not be scored is NaN."""
 
 
 def long_pays(reward: Tensor, length: Tensor, cut: Tensor, right_above: float = 0.5, rule: str = "llm") -> Tensor:
