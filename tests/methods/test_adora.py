@@ -133,8 +133,15 @@ def test_a_completion_that_reached_the_limit_was_cut(float64):
     assert weights_of(method(), batch.clone())[0] == [1.0] * 4 + [0.1] * 4  # 3 > 1.5; 2 = 2
     assert weights_of(method(max_length=9), batch.clone())[0] == [1.0] * 4 + [0.1] * 4  # 3 > 7/3; 2 < 8/3
     assert weights_of(method(max_length=3), batch.clone())[0] == [1.0] * 8  # 3 > 1.5; 2 > 1
-    batch["truncated"][3] = True  # otherwise: a conversation that was broken off
-    assert weights_of(method(), batch.clone())[0][:4] == [1.0] * 4  # 3 > 1
+
+
+def test_a_conversation_that_was_broken_off_was_cut_however_short_it_is(float64):
+    reward = np.array([0, 0, 0, 1.0, 0, 1, 0, 0])  # group 0: right 2; wrong 3 and 1 (and 4, which was cut)
+    batch, _ = rec.made(reward=reward)
+    assert weights_of(method(), batch.clone())[0][:4] == [0.1] * 4  # 2 = 2
+    batch["truncated"][0] = True
+    assert weights_of(method(), batch.clone())[0][:4] == [1.0] * 4  # 2 > 1
+    assert weights_of(method(max_length=4), batch)[0][:4] == [0.1] * 4  # the bound says alone what was cut
 
 
 def test_failed_rows_are_neither_right_nor_wrong(float64):
