@@ -28,7 +28,7 @@ from polopt.config.params import (
 )
 from polopt.core.errors import UsageError, nearest
 
-AGAIN = {"make": "network", "judge": "judge", "tables": "tables"}
+AGAIN = {"make": "network", "judge": "judge", "tables": "tables", "criterion": "criterion"}
 """By the last word of a field's path: the option that says the code of one's own again that it holds."""
 
 

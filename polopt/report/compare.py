@@ -96,7 +96,8 @@ def report(
     Args:
         score: the number of the evaluations that the page follows; by default the one that the methods are judged by.
         video: record one of the policy for the page of a single run that has none yet.
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `trust_remote_code` again: code of your own (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
+            (`OwnCode`).
     """
     places = [Path(folder) for folder in folders]
     OwnCode.of(own)

@@ -115,7 +115,8 @@ def resume(
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
         device: continue on this device; another one than before computes other last bits.
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `trust_remote_code` again: code of your own (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
+            (`OwnCode`).
 
     Raises:
         UsageError: no run there, no such checkpoint, or a smaller budget.
@@ -211,6 +212,7 @@ def train_or_resume(
             rewards=rewards_of(task, settings.get("task_options") or {}),
             judge=getattr(planned.config, "judge", None),
             tables=getattr(planned.config, "tables", None),
+            criterion=getattr(planned.config, "criterion", None),
             trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
             progress=progress,
         )
@@ -230,7 +232,8 @@ def load(
     Args:
         device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
         checkpoint: "latest" or "best" (by the method's score, evaluated while training).
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `trust_remote_code` again: code of your own (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
+            (`OwnCode`).
     """
     method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     return method.policy

@@ -46,6 +46,7 @@ class OwnCode:
         rewards: the reward functions of a text task, likewise.
         judge: the judge of pairs of answers, likewise.
         tables: the policies of a class, likewise.
+        criterion: what weighs groups of completions, likewise.
         trust_remote_code: run the code that the run's model brings.
     """
 
@@ -54,6 +55,7 @@ class OwnCode:
     rewards: Any = None
     judge: Any = None
     tables: Any = None
+    criterion: Any = None
     trust_remote_code: bool = False
 
     @classmethod

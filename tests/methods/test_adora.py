@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import polopt
+from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.methods.language.adora import ADORA, long_pays, whitened
 from polopt.training.api import plan
@@ -187,6 +189,17 @@ def test_a_criterion_gives_the_weights(float64):
     wrong = method(criterion=lambda rewards, lengths, truncated: torch.ones(3))
     with pytest.raises(UsageError, match=r"^the criterion must give 2 weights of at least 0, one for each group"):
         wrong.evaluate_groups(rec.made()[0])
+
+
+def test_a_criterion_is_given_again_where_the_run_is_read(tmp_path):
+    name = f"{__name__}:by_difficulty"
+    settings = {"task_options": {"score_truncated": True}, "loggers": (), "eval_episodes": 1, "model": "tiny"}
+    sizes = {"batch_prompts": 2, "samples_per_prompt": 2, "policy.max_tokens": 2, "steps": 4}
+    polopt.train("adora", "vowels", out=tmp_path / "run", criterion=by_difficulty, **settings, **sizes)
+    with pytest.raises(UsageError, match=rf"^criterion was {name}, .* say it again with --criterion {name}$"):
+        polopt.evaluate(tmp_path / "run", episodes=1)
+    polopt.resume(tmp_path / "run", criterion=by_difficulty)
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "1", "--criterion", name]) == 0
 
 
 # Whitening
