@@ -157,6 +157,13 @@ def test_failed_rows_are_neither_right_nor_wrong(float64):
     assert weights_of(method(rule="vl"), rec.made(reward=reward, failed=(1,))[0])[0][:4] == [1.0] * 4
 
 
+def test_right_answers_that_the_filter_drops_do_not_count(float64):
+    reward = np.array([0, 0, 1.0, 0, 0, 0, 0, 1])  # group 0: right 4, at the limit
+    assert weights_of(method(), rec.made(reward=reward)[0])[0] == [1.0] * 8
+    assert weights_of(method(**{"overlong.cut": "mask"}), rec.made(reward=reward)[0])[0] == [1.0] * 8
+    assert weights_of(method(**{"overlong.cut": "drop"}), rec.made(reward=reward)[0])[0] == [0.1] * 4 + [1.0] * 4
+
+
 def test_rewards_of_a_scale_of_their_own(float64):
     """Logic-RL gives 1 for the format and 3 for a right answer: above 1.01 is right."""
     reward = np.array([0, 0, 1.0, 0, 0, 3, 0, 0])  # group 0: a format, 4 long, and nothing right

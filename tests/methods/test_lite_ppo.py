@@ -212,6 +212,13 @@ def test_the_overlong_filter_masks_the_loss_of_what_was_cut(name, float64):
         np.testing.assert_allclose(found, -advantage[:, None] * mask / mask.sum(), atol=1e-15)
 
 
+def test_rows_that_the_filter_masks_are_in_no_metric_of_advantages(float64):
+    learner = method(**{"overlong.cut": "mask"})
+    batch = learner.evaluate_groups(rec.made(reward=CUT.astype(float))[0])  # the largest advantages are of what was cut
+    assert not batch["advantage"][torch.from_numpy(CUT)].any()
+    assert learner.batch_metrics(batch)["advantage_max"] == batch["advantage"].min().abs() > 0
+
+
 def test_the_filter_takes_cut_rows_out_of_the_penalty_against_the_start_too(float64):
     learner = rec.method("grpo", **{"overlong.cut": "mask", "reference_kl.coefficient": 1.5})
     batch, log_prob = rec.made(reward=np.zeros(8))

@@ -44,7 +44,7 @@ from polopt.regularizers import ReferenceKL
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Any]
 """(rewards, lengths, truncated), each [P, n], of P groups of n completions -> their weights [P]. The reward of a
-completion that could not be scored is NaN."""
+completion that is in no statistic, such as one that could not be scored, is NaN."""
 
 
 def long_pays(reward: Tensor, length: Tensor, cut: Tensor, right_above: float = 0.5, rule: str = "llm") -> Tensor:
@@ -150,7 +150,7 @@ class ADORA(GRPO):
     def group_weights(self, batch: Batch) -> Tensor:
         """The weight [B] of each row's group, from (rewards, lengths, truncated) of its completions."""
         config, length = self.config, batch["mask"].sum(1)
-        reward = torch.where(batch["failed"], torch.nan, self.learned_rewards(batch))
+        reward = torch.where(self.counted(batch), self.learned_rewards(batch), torch.nan)
         bound = config.max_length or config.policy.max_tokens * self.spec.info.get("turns", 1)
         cut = (length >= bound) | (batch["truncated"] & (config.max_length is None))
         reward, length, cut = (x.unflatten(0, (-1, config.samples_per_prompt)) for x in (reward, length, cut))  # [P, n]
