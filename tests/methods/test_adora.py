@@ -193,9 +193,10 @@ def test_a_criterion_gives_the_weights(float64):
     assert weights_of(learner, rec.made(reward=reward)[0])[0] == [1.0] * 4 + [2.0] * 4
     with pytest.raises(UsageError, match=r"^attenuation has no effect beside a criterion"):
         plan("adora", "vowels", model="tiny", criterion=by_difficulty, attenuation=0.2)
-    wrong = method(criterion=lambda rewards, lengths, truncated: torch.ones(3))
-    with pytest.raises(UsageError, match=r"^the criterion must give 2 weights of at least 0, one for each group"):
-        wrong.evaluate_groups(rec.made()[0])
+    for weights in (torch.ones(3), torch.tensor([1.0, -1.0]), torch.tensor([1.0, torch.inf])):
+        wrong = method(criterion=lambda rewards, lengths, truncated, weights=weights: weights)
+        with pytest.raises(UsageError, match=r"^the criterion must give 2 weights of at least 0, one for each group"):
+            wrong.evaluate_groups(rec.made()[0])
 
 
 def test_a_criterion_is_given_again_where_the_run_is_read(tmp_path):
@@ -220,6 +221,26 @@ def test_whitening_is_over_tokens_and_after_the_weight(float64):
     plain = np.array([-1 / 3, -1 / 3, 1, -1 / 3] * 2) * np.repeat([1.0, 0.1], 4)
     tokens = np.repeat(plain, TOKENS)
     np.testing.assert_allclose(advantage, (plain - tokens.mean()) / tokens.std(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"overlong.cut": "mask"}])
+def test_whitening_leaves_out_what_is_not_learned_from(settings, float64):
+    """A row of which no reward is known stays without an advantage, and one that the loss leaves out counts nowhere."""
+    reward = np.array([0, 0, 1.0, 0, 0, 0, 1, 0])
+    batch, _ = rec.made(reward=reward, failed=(0,))
+    batch["truncated"][3] = True
+    _, advantage = weights_of(method(whiten=True, baseline="rloo", **settings), batch)
+    tokens = np.array(TOKENS) * [0, 1, 1, not settings, 1, 1, 1, 1]
+    plain = np.array([0, -1 / 2, 1, -1 / 2, *np.array([-1 / 3, -1 / 3, 1, -1 / 3]) * 0.1])
+    mean = np.average(plain, weights=tokens)
+    expected = (plain - mean) / np.sqrt(np.average((plain - mean) ** 2, weights=tokens)) * (tokens > 0)
+    np.testing.assert_allclose(advantage, expected, rtol=1e-12)
+    assert advantage[0] == 0
+
+
+def test_whitening_all_but_some_is_refused():
+    with pytest.raises(UsageError, match="whiten standardizes over all completions"):
+        plan("adora", "vowels", model="tiny", whiten=True, data="drop")
 
 
 def test_whitening_equal_advantages_gives_zeros():
@@ -273,7 +294,9 @@ def test_the_settings_of_the_official_runs():
     assert (paper.aggregate, paper.reference_kl.coefficient, paper.reference_kl.estimator) == ("token", 0.001, "k3")
     assert (vision.batch_prompts, vision.samples_per_prompt, vision.updates_per_batch) == (128, 8, 8)
     assert (vision.rule, vision.right_above, vision.max_length, vision.aggregate) == ("vl", 0.5, 4094, "sequence")
-    assert (vision.baseline.std, vision.baseline.std_eps, vision.weight_decay) == ("group", 1e-9, 0.01)
+    assert (vision.baseline.std, vision.baseline.std_eps) == ("group", 1e-9)
+    assert vision.weight_decay == paper.weight_decay == 0.01
+    assert [config.lr_schedule.shape(1.0) for config in (paper, vision)] == pytest.approx([1.0, 0.1])
 
 
 def test_the_reward_rises():

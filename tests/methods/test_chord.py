@@ -181,7 +181,7 @@ def test_mu_goes_by_batches_and_at_zero_nothing_is_drawn(monkeypatch):
     drawn, draw = [], method.experts.sampler.draw
     monkeypatch.setattr(method.experts.sampler, "draw", lambda count: drawn.append(count) or draw(count))
     shown = [float(method.update(collected(method))["mu"]) for _ in range(6)]
-    assert shown == pytest.approx([0.0, 0.4, 0.8, 0.4, 0.0, 0.0])
+    assert shown == pytest.approx([0.4, 0.8, 0.4, 0.0, 0.0, 0.0])  # the first batch is number 1
     assert drawn == [EXPERTS] * 3
 
 
@@ -205,7 +205,8 @@ def test_what_would_do_nothing_is_refused(settings, words):
 def test_the_official_runs():
     """With a tiny model in place of Qwen's."""
     common = {"model": "tiny", "loggers": (), "task_options": {"digits": 1}, "policy.max_tokens": 4}
-    for preset, mu, phi in (("paper", 0.1, "uncertainty"), ("mu", 0.9, "none"), ("both", 0.0, "uncertainty")):
+    first = 0.05 + 0.85 * (1 + math.cos(math.pi / 200)) / 2
+    for preset, mu, phi in (("paper", 0.1, "uncertainty"), ("mu", first, "none"), ("both", 0.5 / 200, "uncertainty")):
         planned = api.plan("chord", "addition", preset=preset, **common)
         config, method = planned.config, planned.build()
         assert (method.mu, config.emphasis) == (mu, phi)

@@ -25,7 +25,8 @@ Differs from its base, GRPO, in w. `--whiten true` standardizes the advantages o
 weight, as its code does with `--baseline rloo` and `dr-grpo`.
 
 Departs from the paper in: criteria of the paper other than length, which its code does not have, are left out (they are
-`--criterion`); the code's clamp of the estimate of KL at 10; `vl` has the settings of its vision run, for texts.
+`--criterion`); the code's clamp of the estimate of KL at 10; the default of its trainer for texts, 0.001 of the entropy
+as a bonus; `vl` has the settings of its vision run, for texts, but not the second beta of its Adam, 0.95.
 """
 
 from collections.abc import Callable
@@ -62,9 +63,9 @@ def long_pays(reward: Tensor, length: Tensor, cut: Tensor, right_above: float = 
 
 
 def whitened(advantage: Tensor, tokens: Tensor) -> Tensor:
-    """Advantages [B] with mean 0 and deviation 1 over the tokens, of which each row has `tokens` [B]."""
+    """Advantages [B] with mean 0 and deviation 1 over the tokens, of which each row has `tokens` [B]; 0 without any."""
     share = tokens / tokens.sum().clamp_min(1)
-    centered = advantage - (share * advantage).sum()
+    centered = (advantage - (share * advantage).sum()) * (tokens > 0)
     return centered * (share * centered.square()).sum().clamp_min(1e-8).rsqrt()
 
 
@@ -96,6 +97,8 @@ class ADORA(GRPO):
             if self.criterion is not None:
                 names = ("attenuation", "rule", "right_above")
                 self.refuse(*names, because="beside a criterion, which gives the weights")
+            if self.whiten and self.data == "drop":
+                raise UsageError("whiten standardizes over all completions, and --data drop leaves some out")
 
     slug = "adora"
     headline = ("reward", "accuracy", "paying", "completion_length", "truncated")
@@ -108,6 +111,7 @@ class ADORA(GRPO):
     presets = {
         "paper": {
             "model": "Qwen/Qwen2.5-7B",
+            "weight_decay": 0.01,
             "right_above": 1.01,
             "max_length": 3900,
             "policy.max_tokens": 2048,
@@ -117,6 +121,8 @@ class ADORA(GRPO):
             "samples_per_prompt": 8,
             "updates_per_batch": 8,
             "lr": 1e-6,
+            "lr_schedule": "cosine",
+            "lr_schedule.end": 0.1,
             "weight_decay": 0.01,
             "aggregate": "sequence",
             "baseline.std_eps": 1e-9,
@@ -144,7 +150,8 @@ class ADORA(GRPO):
         batch["group_weight"] = self.group_weights(batch)
         batch["advantage"] = batch["advantage"] * batch["group_weight"]
         if self.config.whiten:
-            batch["advantage"] = whitened(batch["advantage"], batch["mask"].sum(1))
+            learned = batch["mask"].sum(1) * ~batch["failed"] * batch.get("row_weight", 1.0)
+            batch["advantage"] = whitened(batch["advantage"], learned)
         return batch
 
     def group_weights(self, batch: Batch) -> Tensor:
@@ -159,7 +166,7 @@ class ADORA(GRPO):
             weight = torch.where(pays, 1.0, config.attenuation)
         else:
             weight = torch.as_tensor(config.criterion(reward, length, cut)).to(reward)
-            if weight.shape != reward.shape[:1] or not (weight >= 0).all():
+            if weight.shape != reward.shape[:1] or not ((weight >= 0) & weight.isfinite()).all():
                 raise UsageError(f"the criterion must give {len(reward)} weights of at least 0, one for each group")
         return weight.repeat_interleave(config.samples_per_prompt)
 

@@ -14,7 +14,7 @@ phi is 0 where the policy knows the token anyway and where the token is out of i
 1/4 at most: at equal mu it is a much weaker pull than plain imitation. On the token's own logit it has the slope
 p (1 - p)^2, largest at p = 1/3. With `--cutoff c` tokens of p > c get no gradient; phi is then that of p all the same.
 
-mu goes from imitation to reinforcement by batches t:
+mu goes from imitation to reinforcement by batches t = 1, 2, ...:
 
     t < T_w         mu_peak t / T_w                                                      T_w: `mu_warmup`
     t < T_w + T_d   mu_valley + (mu_peak - mu_valley) (1 + cos(pi (t - T_w) / T_d)) / 2  T_d: `mu_decay`
@@ -49,7 +49,7 @@ from polopt.tasks.base import Task
 
 
 def mu_at(step: int, warmup: int, decay: int, peak: float, valley: float) -> float:
-    """The share of imitation after `step` batches."""
+    """The share of imitation in batch number `step`, from 1 on."""
     if step < warmup:
         return peak * step / warmup
     if step >= warmup + decay:
@@ -145,8 +145,9 @@ class CHORD(GRPO):
 
     @property
     def mu(self) -> float:
+        """Of the batch after the `batches` that there have been."""
         config = self.config
-        return mu_at(self.batches, config.mu_warmup, config.mu_decay, config.mu_peak, config.mu_valley)
+        return mu_at(self.batches + 1, config.mu_warmup, config.mu_decay, config.mu_peak, config.mu_valley)
 
     def mix(self, batch: Batch) -> Batch:
         """The rows of a step, with `origin` [B]: own completions, and unless mu is 0 demonstrations."""
