@@ -228,7 +228,7 @@ def test_whitening_leaves_out_what_is_not_learned_from(settings, float64):
     """A row of which no reward is known stays without an advantage, and one that the loss leaves out counts nowhere."""
     reward = np.array([0, 0, 1.0, 0, 0, 0, 1, 0])
     batch, _ = rec.made(reward=reward, failed=(0,))
-    batch["truncated"][3] = True
+    batch["truncated"] = torch.arange(8) == 3
     _, advantage = weights_of(method(whiten=True, baseline="rloo", **settings), batch)
     tokens = np.array(TOKENS) * [0, 1, 1, not settings, 1, 1, 1, 1]
     plain = np.array([0, -1 / 2, 1, -1 / 2, *np.array([-1 / 3, -1 / 3, 1, -1 / 3]) * 0.1])
