@@ -100,20 +100,17 @@ def reward_parts(run: RunData) -> list[str]:
     return list(dict.fromkeys(match[1] for match in found if match and len(run.series(match[0])[1])))
 
 
-def reward_curves(run: RunData) -> tuple[str, str]:
-    """SVG of what each reward function gave by itself, while training (thin) and in evaluations, and its caption."""
-    names = reward_parts(run)
-    with canvas(8.2, 3.6, run.unit) as (axes, svg):
-        for index, name in enumerate(names):
-            color = SERIES[index % len(SERIES)]
-            steps, values = run.series(f"eval/reward/{name}")
-            axes.plot(*run.series(f"reward/{name}"), color=color, linewidth=1, alpha=0.5 if len(values) else 1.0)
-            axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=4)
-            axes.plot([], [], color=color, linewidth=2, label=name)
-        legend(axes, len(names))
-    return svg[
-        0
-    ], "Before weights. Thin: completions of training; dots: evaluations. Where a function gave no number, no mean."
+def reward_curves(run: RunData, name: str) -> str:
+    """SVG of what one reward function gave by itself, in an axis of its own since scales differ."""
+    color = SERIES[reward_parts(run).index(name) % len(SERIES)]
+    training, evaluation = run.series(f"reward/{name}"), run.series(f"eval/reward/{name}")
+    with canvas(5.7, 2.4, run.unit) as (axes, svg):
+        if len(training[1]):
+            axes.plot(*training, color=FAINT, linewidth=1, label="completions of training")
+        if len(evaluation[1]):
+            axes.plot(*evaluation, color=color, linewidth=2, marker="o", markersize=4, label="evaluation")
+        legend(axes, len(training[1]) + len(evaluation[1]))
+    return svg[0]
 
 
 def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:

@@ -75,7 +75,7 @@ def run_page(run: RunData) -> str:
         video=_video(run),
         samples=_samples([("", run)]),
         figures=shown(run),
-        reward_parts=reward_curves(run) if parts else None,
+        reward_parts=[(name, reward_curves(run, name)) for name in parts],
         learners=[(name, learner_curves(run, columns)) for name, columns in learners.items()],
         metrics=[
             (name, small_multiple(run, name, index), _number(last(run.columns[name])))

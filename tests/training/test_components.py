@@ -55,6 +55,7 @@ def test_rows_evaluations_and_pages_have_each_function(tmp_path):
     assert by_learner(data) == {}
     page = write_report([run.folder], tmp_path / "page.html").read_text()
     assert "Reward by component" in page
+    assert page.count("completions of training") == 2  # a picture of each function
     assert page.count("<small>early") == len(kept)
     assert "<span>eval/reward/length</span>" not in page  # drawn once
 
