@@ -88,6 +88,11 @@ class Settings:
     probes: ClassVar[dict[str, dict[str, Any]]] = {}
     """Of options that the smoke run does not show, as nothing is clipped in it, say: settings under which they act."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "presets" in vars(cls) and "studies" not in vars(cls):  # those of a base are of the base's presets
+            cls.studies = {}
+
     @classmethod
     def explained(cls) -> dict[str, str]:
         """`metrics` of this class, of its bases, and of `metrics_of`."""

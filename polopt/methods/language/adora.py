@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Limit
+from polopt.bases.method import Limit, Study
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
@@ -132,6 +132,7 @@ class ADORA(GRPO):
         },
         "small": GRPO.presets["small"] | {"batch_prompts": 16, "updates_per_batch": 1},
     }
+    studies = {"paper": Study("reasoning-gym/knights_knaves", steps=100 * 64 * 16)}  # made like that of Logic-RL
     limits = (
         Limit(
             base="grpo",

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, align_left, pieces, positive
 from polopt.methods.language.rec import GRPO
@@ -124,6 +124,7 @@ class CAPO(GRPO):
         | {"objective_bound": 0.1},
         "small": {"lr": 3e-4, "objective_bound": 0.02, "policy.max_tokens": 32},
     }
+    studies = {"paper": Study("datasets/DigitalLearningGmbH/MATH-lighteval", steps=100 * 12 * 8)}
     limits = (
         Limit(
             base="grpo",

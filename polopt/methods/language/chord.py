@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, align_left
 from polopt.data.demonstrated import IMITATED, OWN, Demonstrated, beside
@@ -46,6 +46,8 @@ from polopt.losses.regression import emphasis, imitation
 from polopt.methods.language.rec import GRPO
 from polopt.regularizers import ReferenceKL
 from polopt.tasks.base import Task
+
+OPEN_R1 = {"prompt_column": "problem", "solution_column": "solution", "match": "math", "chat": True}
 
 
 def mu_at(step: int, warmup: int, decay: int, peak: float, valley: float) -> float:
@@ -110,6 +112,7 @@ class CHORD(GRPO):
         "paper": {"model": "Qwen/Qwen2.5-7B-Instruct", "lr": 1e-6, "policy.max_tokens": 10_240},
         "small": {"batch_prompts": 16, "experts": 32, "lr": 1e-4, "policy.max_tokens": 32},
     }
+    studies = {"paper": Study("datasets/open-r1/OpenR1-Math-220k", task_options=OPEN_R1)}
     limits = (
         Limit(
             base="grpo",

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, align_left
 from polopt.losses import Surrogate
@@ -115,6 +115,9 @@ class COPO(GRPO):
             "lr": 1e-4,
             "policy.max_tokens": 32,
         },
+    }
+    studies = {  # a tenth of the data, about 70 batches
+        "paper": Study("datasets/BytedTsinghua-SIA/DAPO-Math-17k", steps=70 * 512 * 6, task_options={"pool": 1740})
     }
     limits = (
         Limit(

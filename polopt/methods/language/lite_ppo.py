@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.losses import Surrogate
@@ -87,6 +87,7 @@ class LitePPO(GRPO):
         "clip-higher": {"surrogate": "clip-higher"},
         "overlong-filter": {"overlong": "filter"},
     }
+    studies = {"paper": Study("datasets/open-r1/DAPO-Math-17k-Processed")}  # its own subsets are not to be had
     limits = (
         Limit(
             base="grpo",

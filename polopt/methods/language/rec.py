@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from polopt.bases.language import GroupMethod
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, average
 from polopt.data.informative import Informative
@@ -243,6 +243,10 @@ class GRPO(REC):
         "cispo": {"surrogate": "cispo", "aggregate": "token", "reference_kl": None},
         "gspo": {"surrogate": "gspo", "reference_kl": None},
         "small": {"samples_per_prompt": 8, "lr": 1e-4, "reference_kl": None, "policy.max_tokens": 32},
+        "paper": {"model": "deepseek-ai/deepseek-math-7b-instruct", "policy.max_tokens": 1024},
+    }
+    studies: ClassVar[dict[str, Study]] = {
+        "paper": Study("datasets/openai/gsm8k", steps=64 * 7_473)  # once; it had 144,000 questions, of MATH as well
     }
     limits: ClassVar[tuple[Limit, ...]] = (
         Limit(
