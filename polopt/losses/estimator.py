@@ -153,3 +153,17 @@ def token_weights(mask: Tensor, kind: str, length: float | None = None, rows: Te
     if kind == "sum":
         return weight / sequences
     raise ValueError(f"token weights are 'token', 'sequence', 'constant' or 'sum', not '{kind}'")
+
+
+def reweighed(weight: Tensor, mask: Tensor, passed: Tensor, kind: str, rows: Tensor | None = None) -> Tensor:
+    """Weights [B, T] of the tokens that `passed`, from those of all of `mask`: `token_weights` of this kind, of `rows`.
+
+    Where they are a mean over tokens it becomes one over the tokens that passed. Sequences are counted as before, also
+    those of which none did.
+    """
+    if kind in ("constant", "sum"):
+        return weight * passed
+    dims = (1,) if kind == "sequence" else (0, 1)
+    each = weight.new_ones(len(mask), 1) if rows is None else rows.unsqueeze(1)
+    before, after = ((each * tokens).sum(dims, keepdim=True) for tokens in (mask, passed))
+    return weight * passed * (before / positive(after))

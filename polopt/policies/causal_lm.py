@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.batch import Batch
+from polopt.core.batch import Batch, pieces
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.core.spec import Spec
@@ -234,6 +234,12 @@ class CausalLMPolicy(TextPolicy, Density):
     def _log_prob_of(self, logits: Tensor, token: Tensor) -> Tensor:
         logits = self._cut(logits, token)
         return logits.gather(1, token.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+
+
+def scored_pieces(batch: Batch, rows: int | None = None, tokens: int | None = None) -> Sequence[Batch]:
+    """The rows of a batch in pieces for passes without gradients: of so many rows, or tokens, or else of `SCORED`."""
+    width = batch["prompt"].shape[1] + batch["mask"].shape[1]
+    return pieces(batch, rows or max(1, (tokens or SCORED) // width))
 
 
 def kept_tokens(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -35,10 +35,11 @@ from torch.nn.functional import one_hot
 
 from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
-from polopt.core.batch import Batch, align_left, pieces, positive
+from polopt.core.batch import Batch, align_left
+from polopt.losses.estimator import reweighed
 from polopt.methods.language.rec import GRPO
 from polopt.optim.shadow import ShadowAdam
-from polopt.policies.causal_lm import SCORED
+from polopt.policies.causal_lm import scored_pieces
 from polopt.regularizers import ReferenceKL
 from polopt.tasks.base import Task
 from polopt.values import GroupBaseline
@@ -62,20 +63,6 @@ def passes(objective: Tensor, policy: Tensor, bounds: tuple[float | None, float 
     if within is None:
         return stay
     return stay & (objective < within) & (objective > -within if test == "symmetric" else objective >= 0)
-
-
-def reweighed(weight: Tensor, mask: Tensor, passed: Tensor, kind: str, rows: Tensor | None = None) -> Tensor:
-    """Weights [B, T] of the tokens that `passed`, from those of all of `mask`: `token_weights` of this kind, of `rows`.
-
-    Where they are a mean over tokens it becomes one over the tokens that passed. Sequences are counted as before, also
-    those of which none did.
-    """
-    if kind in ("constant", "sum"):
-        return weight * passed
-    dims = (1,) if kind == "sequence" else (0, 1)
-    each = weight.new_ones(len(mask), 1) if rows is None else rows.unsqueeze(1)
-    before, after = ((each * tokens).sum(dims, keepdim=True) for tokens in (mask, passed))
-    return weight * passed * (before / positive(after))
 
 
 class CAPO(GRPO):
@@ -173,8 +160,8 @@ class CAPO(GRPO):
             count = count + passed @ support.to(logits)
             return torch.stack((objective, moved, passed), 1)
 
-        width, found = part["prompt"].shape[1] + mask.shape[1], []
-        for rows in pieces(part, config.micro_batch or max(1, (config.micro_tokens or SCORED) // width)):
+        found = []
+        for rows in scored_pieces(part, config.micro_batch, config.micro_tokens):
             advantage = align_left(rows["advantage"], rows["mask"]).expand_as(rows["mask"])
             found.append(policy.of_states(rows, measure, advantage))
         objective, moved, passed = torch.cat(found).unbind(2)
