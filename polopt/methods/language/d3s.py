@@ -28,6 +28,7 @@ rounded, to 2 at least, and |T| up.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,7 +170,7 @@ class D3S(GRPO):
             return mask
         key = torch.zeros(mask.shape, device=mask.device)
         if config.token_choice == "advantage-entropy":
-            old = self.policy if self.behavior_lag is None else self.behavior_lag.stale
+            old: Any = self.policy if self.behavior_lag is None else self.behavior_lag.stale
             parts = scored_pieces(rows, config.micro_batch, config.micro_tokens)
             entropy = torch.cat([old.of_logits(part, lambda logits, token: entropy_of(logits)) for part in parts])
             key = align_left(rows["advantage"].abs(), mask) * entropy
