@@ -13,6 +13,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.state import Stateful
 from polopt.data.components import Tally
+from polopt.data.templates import continues
 from polopt.tasks.base import Task
 
 Carry = dict[str, Tensor]
@@ -24,6 +25,13 @@ class Acts(Protocol):
     def act(self, obs: Any, carry: Carry | None = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]: ...
 
     def env_action(self, action: Tensor) -> Any: ...
+
+
+def to_env(actor: Any, obs: Any, action: Tensor) -> Any:
+    """What the environment gets for the `action` that an actor took on `obs`: of a list of texts and messages, the
+    actor is told which of them have begun its answer."""
+    begun = [continues(prompt) for prompt in obs] if isinstance(obs, list) else []
+    return actor.env_action(action, begun=begun) if any(begun) else actor.env_action(action)
 
 
 class Source(Stateful):

@@ -17,7 +17,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put, to_env
 from polopt.data.teams import as_rows, playing
 from polopt.data.tokens import LEFT, stack
 from polopt.tasks.base import Task
@@ -182,7 +182,7 @@ class Episodes(Source):
                     record["active"] = busy
                 else:
                     record, carry = actor.act(obs, carry, greedy=self.greedy)
-                    action = actor.env_action(record["action"])
+                    action = to_env(actor, obs, record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
                 next_obs = put(next_obs, device)
                 length[job[busy]] += 1
@@ -242,7 +242,7 @@ def _act_active(
     """Acts in the rows where `busy` [N] is True; record and carry [N, ...] are zero in the others, texts are empty."""
     if busy.all():
         record, carry = actor.act(obs, carry, greedy=greedy)
-        return dict(record), carry, actor.env_action(record["action"])
+        return dict(record), carry, to_env(actor, obs, record["action"])
     rows, count = busy.nonzero().flatten(), len(busy)
 
     def part(value: Any) -> Any:
@@ -256,8 +256,9 @@ def _act_active(
             return texts
         return value.new_zeros(count, *value.shape[1:]).index_copy_(0, rows.to(value.device), value)
 
-    some, after = actor.act(part(obs), carry and {k: part(v) for k, v in carry.items()}, greedy=greedy)
-    action = whole(actor.env_action(some["action"]))
+    seen = part(obs)
+    some, after = actor.act(seen, carry and {k: part(v) for k, v in carry.items()}, greedy=greedy)
+    action = whole(to_env(actor, seen, some["action"]))
     return {k: whole(v) for k, v in some.items()}, after and {k: whole(v) for k, v in after.items()}, action
 
 

@@ -12,7 +12,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put
+from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put, to_env
 from polopt.data.teams import as_rows, playing
 from polopt.tasks.base import Task
 
@@ -60,7 +60,7 @@ class Rollouts(Source):
                     self._returns *= keep
                     self._lengths *= keep
                 record, self._carry = actor.act(obs, self._carry)
-                action = actor.env_action(record["action"])
+                action = to_env(actor, obs, record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
                 next_obs = put(next_obs, device)
                 ledger.env_steps += task.num

@@ -137,14 +137,18 @@ class Tokens:
             answers.append(row[:-1] if has_end and not eos else row)
         return [self._opened(row, prompt) for row, prompt in zip(bare, prompts)], answers
 
-    def decode(self, rows: Tensor, chat: bool = False, begun: bool = False) -> list[str]:
+    def decode(self, rows: Tensor, chat: bool = False, begun: bool | Sequence[bool] = False) -> list[str]:
         """The texts of completions `rows` [N, T] up to the first end, without special tokens and, of a `chat`, without
-        what the template writes around an answer, or only behind it where the prompt has `begun` the answer."""
+        what the template writes around an answer, or only behind it where the prompt has `begun` the answer (of all
+        rows, or [N])."""
         ends = set(self.ends)
         kept = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows.tolist()]
         texts = self.texts(kept, behind=True)
         lead, trail = self._around if chat else ("", "")
-        return [text.removeprefix("" if begun else lead).removesuffix(trail) for text in texts]
+        open_ = [begun] * len(texts) if isinstance(begun, bool) else begun
+        return [
+            text.removeprefix("" if on else lead).removesuffix(trail) for text, on in zip(texts, open_, strict=True)
+        ]
 
     def texts(self, rows: list[list[int]], behind: bool = False, special: bool = False) -> list[str]:
         """The texts of rows of tokens, with or without special tokens. What stands `behind` other text keeps the space

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polopt.core.random import paired
+from polopt.data.base import to_env
 from polopt.data.components import means, tally
 from polopt.data.prompt_groups import PromptGroups
 from polopt.evaluation.statistics import bootstrap, mean
@@ -113,6 +114,7 @@ def show_completions(actor: Any, task: Any, prompts: int = SHOWN, *, greedy: boo
     """Transcripts of the first problems of a task that cannot score them: their reward is None."""
     problems = task.problems(range(min(prompts, SHOWN)))
     with paired():
-        record, _ = actor.act([problem.prompt for problem in problems], greedy=greedy)
-    texts = zip(actor.decode(record["prompt"], record["prompt_mask"]), actor.env_action(record["action"]))
+        asked = [problem.prompt for problem in problems]
+        record, _ = actor.act(asked, greedy=greedy)
+    texts = zip(actor.decode(record["prompt"], record["prompt_mask"]), to_env(actor, asked, record["action"]))
     return [{"prompt": prompt, "completion": text, "reward": None, "correct": False} for prompt, text in texts]

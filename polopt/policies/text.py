@@ -85,10 +85,12 @@ class TextPolicy(Imitates):
         super().train(False)
         return self
 
-    def env_action(self, action: Tensor) -> list[str]:  # type: ignore[override]
+    def env_action(  # type: ignore[override]
+        self, action: Tensor, begun: bool | Sequence[bool] = False
+    ) -> list[str]:
         """The texts of turns [N, T], up to the first end and without special tokens; in a task of messages also without
-        what the chat template writes around them."""
-        return self.tokens.decode(action, chat=self.spec.info.get("conversational", False))
+        what the chat template writes around them, or only behind those that the prompt has `begun` (all, or [N])."""
+        return self.tokens.decode(action, chat=self.spec.info.get("conversational", False), begun=begun)
 
     def decode(self, tokens: Tensor, mask: Tensor, *, behind: bool = False) -> list[str]:
         """The texts of rows of tokens [B, L] where `mask` is True, without special tokens: prompts, or `behind` them

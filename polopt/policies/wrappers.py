@@ -35,8 +35,8 @@ class Wrapper(Actor):
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         return self.actor.act(obs, carry, greedy=greedy)
 
-    def env_action(self, action: Tensor) -> Tensor:
-        return self.actor.env_action(action)
+    def env_action(self, action: Tensor, **how: Any) -> Tensor:
+        return self.actor.env_action(action, **how)
 
     def own_action(self, action: Tensor) -> Tensor:
         return self.actor.own_action(action)

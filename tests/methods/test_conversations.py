@@ -192,8 +192,7 @@ def reinforces(model: str, file: Path, rows: list[Row]) -> None:
     def first(prompt: Any, completion: Any) -> float:
         text = completion if isinstance(completion, str) else completion[-1]["content"]
         scored.append(text)
-        # A template's space before an answer is taken from the words of one that is continued, too.
-        return float(text in (known[json.dumps(prompt)][0], known[json.dumps(prompt)][0].removeprefix(" ")))
+        return float(text == known[json.dumps(prompt)][0])
 
     known = {json.dumps(row.prompt): row.answers for row in rows}
     count = len(rows)
@@ -201,7 +200,7 @@ def reinforces(model: str, file: Path, rows: list[Row]) -> None:
     method = built("grpo", model, file, rows, task_options={"rewards": first, "heldout": False}, **settings)
     scripted(method.policy, rows)
     batch = method.collect()
-    assert sorted(map(str.strip, scored)) == sorted(answer.strip() for row in rows for answer in row.answers)
+    assert sorted(scored) == sorted(answer for row in rows for answer in row.answers)
     assert batch["reward"].tolist() == [1.0, 0.0] * count
     assert not batch["truncated"].any()
     shares = [[0.5 / (2 * count) / (len(whole) - row.length) for whole in row.whole] for row in rows]

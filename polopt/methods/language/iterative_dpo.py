@@ -39,6 +39,7 @@ from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
+from polopt.data.base import to_env
 from polopt.data.prompt_groups import PromptGroups
 from polopt.data.rounds import Rounds, updates_per_round
 from polopt.data.tokens import ROW
@@ -241,8 +242,9 @@ class IterativeDPO(DPO):
         if config.judge is None:
             return preferences(batch["reward"].unflatten(0, (-1, count)), config.label_temperature)
         task: Any = self.task
-        prompts = [problem.prompt for problem in task.problems(batch["index"][::count].tolist())]
-        return judged(config.judge, prompts, self.policy.env_action(batch["completion"])).to(batch["reward"])
+        prompts = [problem.prompt for problem in task.problems(batch["index"].tolist())]
+        answers = to_env(self.policy, prompts, batch["completion"])
+        return judged(config.judge, prompts[::count], answers).to(batch["reward"])
 
     def make_pairs(self, batch: Batch) -> Batch:
         """The pairs [N] of a round from completions [N K]; `row_weight` is 0 where a pair teaches nothing."""
