@@ -117,10 +117,11 @@ class PromptGroups(Episodes):
         greedy: take the most likely token.
         rows: most completions that are generated at once; None generates all of them together.
         max_steps: longer conversations are cut after this many turns and count as truncated.
+        extra: its batches are learned from beside others, so one of which every row failed is only warned of.
 
     The ledger's `completions` grow by B, `tokens` by the sampled tokens, `episodes` by B and `env_steps` by the turns.
     `failures` counts rows whose reward could not be computed. Nothing is kept between two calls but the sampler's state
-    and these counts, so a resumed run goes through the same prompts. Raises RunError when every row of a batch failed.
+    and these counts, so a resumed run goes through the same prompts. Raises RunError when every row of a batch failed, unless `extra`.
     """
 
     saved = ("failures",)
@@ -137,6 +138,7 @@ class PromptGroups(Episodes):
         greedy: bool = False,
         rows: int | None = None,
         max_steps: int = 100_000,
+        extra: bool = False,
     ) -> None:
         super().__init__(
             task,
@@ -150,6 +152,7 @@ class PromptGroups(Episodes):
             rows=rows,
             max_steps=max_steps,
         )
+        self.extra = extra
         self.failures = 0
         self._tally: Tally = {}
 
@@ -168,7 +171,7 @@ class PromptGroups(Episodes):
         failed = int(batch["failed"].sum()) if "failed" in batch.keys() else 0
         if self.task.spec.info.get("turns", 1) > 1 and "turn_reward" not in batch.keys():
             batch["turn_reward"] = batch["reward"].unsqueeze(1)
-        if failed == len(batch):
+        if failed == len(batch) and not self.extra:
             raise RunError(f"no reward of the {failed} completions of a batch could be computed{_reason(self.task)}")
         if failed and not self.failures:  # said once; `failed` is in every row
             said = f"the reward of {failed} of {len(batch)} completions could not be computed{_reason(self.task)}"

@@ -47,11 +47,12 @@ def rewritten(prompt: Prompt, words: str, **texts: str) -> Prompt:
     return [*prompt[:place], told, *prompt[place + 1 :]]
 
 
-def check_words(words: str, name: str) -> None:
-    """Raises UsageError for a text that does not say where the prompt stands and where what is called `name` does."""
+def check_words(words: str, name: str, **others: str) -> None:
+    """Raises UsageError for a text that does not say where the prompt stands and where what is called `name` does, or
+    that has more in braces than these and the `others`."""
     try:
-        told = words.format(prompt="<prompt>", label="", **{name: f"<{name}>"})
-    except (LookupError, ValueError):
+        told = words.format(prompt="<prompt>", **{name: f"<{name}>"}, **others)
+    except (LookupError, ValueError, AttributeError):
         told = ""
     if "<prompt>" not in told or f"<{name}>" not in told:
         raise UsageError(
@@ -154,7 +155,7 @@ class Tiers:
     def __post_init__(self) -> None:
         if not self.columns or self.parts < 1:
             raise UsageError("a ladder has at least one level")
-        check_words(self.words, "hint")
+        check_words(self.words, "hint", label="")
 
     @property
     def levels(self) -> int:

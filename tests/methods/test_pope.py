@@ -345,7 +345,7 @@ def test_goes_on_bitwise_amid_the_search_and_amid_an_epoch(stop):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"words": "{prompt}"}, "words must have {prompt} and {given} in them"),
+        ({"words": "{prompt}"}, "words have {prompt} and {given} in them"),
         ({"words": "{prompt} {given} boxed{}"}, "braces of their own doubled"),
         ({"guided_share": 0.3}, "guided_share 0.3 of 16 prompts is no whole number of prompts"),
         ({"guided_share": 0.0, "cuts": 4}, "cuts has no effect without guided prompts"),

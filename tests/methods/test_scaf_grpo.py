@@ -189,6 +189,20 @@ def test_numbers_are_without_help():
     assert len(learner.episodes()[""]) == PROMPTS * SAMPLES  # for train/return
 
 
+def test_answers_with_help_whose_rewards_fail_are_left_out_and_not_reported():
+    def fails(prompts, **columns):
+        return [None if len(prompt) > 3 else 0.0 for prompt in prompts]
+
+    learner = method(task_options={"rewards": fails})
+    with pytest.warns(UserWarning, match="the reward of 9 of 9 completions could not be computed"):
+        batch = learner.collect()
+    assert batch["failed"].equal(batch["help"] > 0)
+    found = learner.update(batch)
+    assert [float(found[name]) for name in ("unsolved", "rescued", "failed")] == [1, 0, 0]
+    ((name, counts),) = [pair for _, source in learner.sources() for pair in source.components().items()]
+    assert (name, list(counts)) == ("fails", [0.0, PROMPTS * SAMPLES, 0.0, PROMPTS * SAMPLES])
+
+
 def test_direct_guidance_gives_the_most_help_at_once():
     learner = method(shown=(2, 2, 9), guidance="direct")
     batch = learner.collect()

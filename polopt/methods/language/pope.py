@@ -50,7 +50,7 @@ from polopt.methods.language.rec import GRPO
 from polopt.policies.language import need_text
 from polopt.regularizers import ReferenceKL
 from polopt.tasks.base import Task
-from polopt.tasks.ladders import PIECES, Cuts
+from polopt.tasks.ladders import PIECES, Cuts, check_words
 
 INSTRUCTION = (
     "{prompt}\n\nThis is how a solution begins. Study what it has found, do not write it out again, go on from where "
@@ -130,14 +130,7 @@ class POPE(POPESettings, GRPO):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            try:
-                told = self.words.format(prompt="<prompt>", given="<given>")
-            except (LookupError, ValueError):
-                told = ""
-            if "<prompt>" not in told or "<given>" not in told:
-                raise UsageError(
-                    "words must have {prompt} and {given} in them, and braces of their own doubled: {{ and }}"
-                )
+            check_words(self.words, "given")
             guided = self.guided_share * self.batch_prompts
             if abs(guided - round(guided)) > 1e-6:
                 raise UsageError(

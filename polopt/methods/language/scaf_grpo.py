@@ -153,7 +153,7 @@ class ScafGRPO(GRPO):
         if self.config.levels:
             self.helped = task.with_ladder(self.ladder())  # type: ignore[attr-defined]
             self.asked = Given()
-            self.help_source = PromptGroups(self.helped, 1, 1, sampler=self.asked, ledger=self.ledger)
+            self.help_source = PromptGroups(self.helped, 1, 1, sampler=self.asked, ledger=self.ledger, extra=True)
 
     def prepare(self) -> None:
         """Refuses also help that is missing, or that the model has no room for."""
@@ -180,7 +180,9 @@ class ScafGRPO(GRPO):
         ids = prompts["index"].cpu()[:, None] * (top + 1) + levels
         self.asked.ids, self.help_source.count = ids.flatten().tolist(), ids.numel()
         rows = self.help_source.next(self.behavior)
-        self.help_source.episodes()  # returns of training are those without help
+        # What is reported of training is without help.
+        self.help_source.episodes()
+        self.help_source.components()
         rows["help"] = levels.repeat(len(prompts)).to(rows["group"])
         for name in ("index", "group"):
             rows[name] = prompts[name].repeat_interleave(len(levels))
