@@ -121,7 +121,8 @@ class PromptGroups(Episodes):
 
     The ledger's `completions` grow by B, `tokens` by the sampled tokens, `episodes` by B and `env_steps` by the turns.
     `failures` counts rows whose reward could not be computed. Nothing is kept between two calls but the sampler's state
-    and these counts, so a resumed run goes through the same prompts. Raises RunError when every row of a batch failed, unless `extra`.
+    and these counts, so a resumed run goes through the same prompts. Raises RunError when every row of a batch failed,
+    unless it is `extra`.
     """
 
     saved = ("failures",)
