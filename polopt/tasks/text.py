@@ -360,9 +360,12 @@ class TextTask(Task):
         prompts, completions, columns = [], [], []
         for row in judged:
             problem = self._problems[row]
-            turns = self.transcripts[row][len(opening(problem)) :]
+            first, *later = self.transcripts[row][len(opening(problem)) :]
+            if isinstance(problem.prompt, str):
+                completions.append(problem.given + [first, *later][-1]["content"])
+            else:
+                completions.append([{**first, "content": problem.given + first["content"]}, *later])
             prompts.append(problem.prompt)
-            completions.append(problem.given + turns[-1]["content"] if isinstance(problem.prompt, str) else turns)
             columns.append(self.columns(problem))
         return dict(zip(judged, rewards.parts(prompts, completions, columns, list(judged.values()))))
 

@@ -140,6 +140,15 @@ def test_ids_that_the_tokenizer_does_not_know_are_as_if_they_were_not_there():
     np.testing.assert_allclose(wider, np.pad(plain, ((0, 0), (0, 2))), atol=1e-16)
 
 
+def test_nothing_is_learned_through_the_probabilities_of_the_candidates():
+    """d/dlogits of sum_a w_a log pi_a is w - pi sum_a w_a, with w = pi' R held."""
+    logits = LOGITS.clone().requires_grad_()
+    behavior = (logits / 1.3).softmax(-1)
+    found = torch.autograd.grad(exact_objective(logits.log_softmax(-1), TOKEN, behavior, -0.1).sum(), logits)[0]
+    worth = softmax(LOGITS.numpy() / 1.3) * np.where(np.eye(4)[TOKEN] == 1, 1.0, -0.1)
+    np.testing.assert_allclose(found, worth - softmax(LOGITS.numpy()) * worth.sum(1, keepdims=True), atol=1e-15)
+
+
 @pytest.mark.parametrize("wrong_reward", [0.0, -0.1, -0.5])
 def test_at_temperature_one_it_is_dft_times_one_minus_beta(wrong_reward):
     """Also against `emphasis`, the weight of `sft --emphasis probability`."""

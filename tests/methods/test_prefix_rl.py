@@ -125,6 +125,9 @@ def test_accuracies_are_of_the_one_kind_and_of_the_other():
     batch["correct"][(~shown).nonzero()[:3].flatten()] = True
     found = learner.batch_metrics(batch)
     assert (float(found["prefixed"]), float(found["unprefixed"])) == (6 / 24, 3 / 8)
+    batch["failed"][shown.nonzero()[6:10].flatten()] = True  # of four nobody knows
+    found = learner.batch_metrics(batch)
+    assert (float(found["prefixed"]), float(found["unprefixed"])) == pytest.approx((6 / 20, 3 / 8))
 
 
 def trained(name, **settings):

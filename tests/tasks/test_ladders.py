@@ -153,6 +153,23 @@ def test_a_cut_inside_a_token_is_gone_on_from(kind, tmp_path):
         assert shown.step({"action": written})[1].tolist() == [1.0]
 
 
+@pytest.mark.parametrize("words", [None, PARTIAL])
+def test_reward_functions_get_the_whole_answer_to_messages_too(words, tmp_path):
+    def noting(completions, **columns):
+        seen.extend(completions)
+        return [1.0]
+
+    seen, file = [], tmp_path / "some.jsonl"
+    row = {"messages": [{"role": "user", "content": "1+1?"}], "answer": "2", "solution": "it is 2"}
+    file.write_text(json.dumps(row))
+    task = make_task(str(file), rewards=noting).with_ladder(Cuts((0.5,), words=words))
+    for index in (1, 0):
+        task.reset(index=torch.tensor([index]))
+        task.step({"action": ["is 2"]})
+    assert [turns[0]["content"] for turns in seen] == ["it is 2", "is 2"]
+    assert [len(turns) for turns in seen] == [1, 1]
+
+
 def test_a_help_that_is_longer_than_the_context_is_refused():
     policy = tiny_policy()
     task = make_task("orbit", pool=2, levels=200).with_ladder(Cuts((0.9,)))

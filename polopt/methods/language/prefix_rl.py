@@ -130,5 +130,6 @@ class PrefixRL(GRPO):
         right = batch["correct"].to(batch["reward"].dtype)
         kinds = {"unprefixed": ~begun} if config.share < 1 else {}
         kinds |= {"prefixed": begun} if config.share else {}
+        kinds = {name: rows & ~batch["failed"] for name, rows in kinds.items()}
         accuracy = {name: (right * rows).sum() / rows.sum().clamp_min(1) for name, rows in kinds.items()}
         return super().batch_metrics(batch) | accuracy
