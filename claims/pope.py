@@ -23,6 +23,14 @@ which falls again while its help is used better and better; grpo 0.00001, with n
 tokens. So the first three have 1e-3, which no rate would help grpo over, and guided, which is compared with nobody,
 5e-4. At 150,000 tokens pope 0.92 and longest 0.86. `others` of pope 0.35 and 0.46, `shown` 13.25 and 12.5, `area` of
 guided 0.21 and 0.27. Help is long because 8 samples find three or four steps of which every second goes wrong.
+
+What was found: all expectations hold. Without help nothing moves: GRPO has not one advantage other than 0 in 80,000
+tokens, and still solves one problem in 100,000 tries. With it a sample without help is right with probability 0.75
+(0.70 to 0.77), and one of 16 nearly always. The skill is that of the steps: the 48 problems that nobody trained on are
+solved with 0.36, and guided prompts alone lead to 0.42 on problems that were never asked as they stand, in 2.5 times as
+many updates, for their answers are short. That help should be as short as possible does not show: with 14 letters for
+all in place of the 12.8 of the search it is 0.75 as well, and 0.32 on the others. The two are too near to each other to
+be a test of it.
 """
 
 from __future__ import annotations
