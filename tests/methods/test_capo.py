@@ -323,6 +323,23 @@ def test_must_5_the_gradient_is_that_of_the_tokens_that_passed(preset, float64):
     torch.testing.assert_close(rows["weight"], passed / count / len(part))
 
 
+def test_must_5_the_mean_over_tokens_is_of_rows_that_count(float64):
+    """Rows that the overlong filter leaves out are in no mean, before the bounds and after."""
+    settings = {"aggregate": "token", "overlong.cut": "mask"}
+    learner = method(**settings)
+    torch.manual_seed(0)
+    batch = learner.collect()
+    batch["reward"], batch["truncated"] = torch.arange(8.0) % 3, torch.arange(8) % 4 == 0
+    (part,) = learner.optimizer_batches(learner.evaluate_groups(batch))
+    shift = learner.select(part)[0]["policy_shift"]
+    other = method(**settings, policy_bound=float(shift[part["mask"]].median()))
+    chosen, _ = other.select(part)
+    passed = part["mask"] & (shift < other.config.policy_bound)
+    assert (passed & part["truncated"].unsqueeze(1)).any()
+    rows = (~part["truncated"]).double()
+    torch.testing.assert_close(chosen["weight"], token_weights(passed, "token", rows=rows))
+
+
 def test_the_sampled_set_is_the_support(float64):
     """With top-k the density, the gradient and the counts are those of the tokens that could be sampled."""
     learner = method(**{"policy.top_k": 5})

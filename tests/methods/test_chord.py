@@ -157,9 +157,10 @@ def test_all_weight_on_imitation_is_supervised_fine_tuning(float64):
 def test_likelier_tokens_than_the_cutoff_are_let_be_and_phi_is_that_of_p(float64):
     method = make(mu_valley=1.0, cutoff=0.3)
     rows = rows_of(method)
-    new, found, _ = slopes(method, rows)
+    new, found, metrics = slopes(method, rows)
     mask = rows["mask"].numpy() & (rows["origin"].numpy() == IMITATED)[:, None]
     p = np.exp(new[mask])
+    assert metrics["expert_emphasis"] == pytest.approx((p * (1 - p)).mean())
     assert 0 < (p > 0.3).sum() < len(p)
     np.testing.assert_allclose(found[mask], np.where(p > 0.3, 0.0, -p * (1 - p) / mask.sum()), atol=1e-15)
 
@@ -200,6 +201,13 @@ def test_micro_batches_add_up(float64):
 def test_what_would_do_nothing_is_refused(settings, words):
     with pytest.raises(UsageError, match=rf"{words}.*no effect"):
         make(**settings)
+
+
+def test_more_experts_than_problems_are_refused():
+    options = {"digits": [1, 2], "score_truncated": True, "pool": 8}
+    assert make(expert_pool=8, task_options=options).experts.sampler.size == 8
+    with pytest.raises(UsageError, match=r"^expert_pool 9 is more than the 8 problems of addition"):
+        make(expert_pool=9, task_options=options)
 
 
 def test_the_official_runs():

@@ -39,6 +39,7 @@ from torch import Tensor
 from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, align_left
+from polopt.core.errors import UsageError
 from polopt.data.demonstrated import IMITATED, OWN, Demonstrated, beside
 from polopt.data.samplers import Sequential, Shuffled
 from polopt.losses.estimator import token_weights
@@ -143,7 +144,11 @@ class CHORD(GRPO):
     def build(self, task: Task) -> None:
         super().build(task)
         self.batches = 0
-        size = self.config.expert_pool or task.size  # type: ignore[attr-defined]
+        pool, size = self.config.expert_pool, task.size  # type: ignore[attr-defined]
+        if pool is not None:
+            if size is not None and pool > size:
+                raise UsageError(f"expert_pool {pool} is more than the {size} problems of {task.spec.name}")
+            size = pool
         self.experts = Demonstrated(task, self.config.experts, Sequential() if size is None else Shuffled(size))
 
     @property
