@@ -137,6 +137,15 @@ def test_a_completion_that_reached_the_limit_was_cut(float64):
     assert weights_of(method(max_length=3), batch.clone())[0] == [1.0] * 8  # 3 > 1.5; 2 > 1
 
 
+def test_the_limit_of_a_conversation_is_that_of_all_its_turns():
+    sizes = {"batch_prompts": 2, "samples_per_prompt": 4, "policy.max_tokens": WIDTH, "reference_kl": None}
+    learner = plan("adora", "guess", model="tiny", **sizes).build()
+    assert learner.spec.info["turns"] > 1
+    batch, _ = rec.made(reward=np.array([1.0, 1, 0, 0, 0, 0, 1, 1]))
+    batch["truncated"] = torch.zeros(8, dtype=torch.bool)
+    assert weights_of(learner, batch)[0] == pytest.approx([0.1] * 8)  # 3 = (4 + 2) / 2; without the 4 it pays
+
+
 def test_a_conversation_that_was_broken_off_was_cut_however_short_it_is(float64):
     reward = np.array([0, 0, 0, 1.0, 0, 1, 0, 0])  # group 0: right 2; wrong 3 and 1 (and 4, which was cut)
     batch, _ = rec.made(reward=reward)
