@@ -11,7 +11,7 @@ import torch
 
 from polopt.core.errors import UsageError
 from polopt.core.state import gather, restore
-from polopt.methods.language.vas import PromptWeights, normalized, outcome_variance
+from polopt.methods.language.vas import VAS, PromptWeights, normalized, outcome_variance
 from polopt.training.api import plan
 from polopt.values.diversity import distinct, unlike
 from tests.policies.language_models import tiny_folder
@@ -153,6 +153,13 @@ def test_must_1_scores_are_those_of_the_present_policy(float64):
     assert "scoring" in part.keys()
     torch.testing.assert_close(part["log_prob"], method.policy.log_prob(part) * part["mask"])
     assert not torch.allclose(part["log_prob"], old.log_prob(part) * part["mask"])
+
+
+def test_no_number_of_steps_is_promised_where_scores_are_paid_for():
+    assert "optimizer steps" in VAS.derived(make(weighted_share=0.0).config, 1000)
+    found = VAS.derived(make().config, 1000)
+    assert "optimizer steps" not in found
+    assert found["completions per scored prompt"] == SCORED
 
 
 # Which prompts

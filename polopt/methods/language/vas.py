@@ -175,6 +175,14 @@ class VAS(GRPO):
         {"pool": 16, "score_truncated": True},
     )
 
+    @classmethod
+    def derived(cls, config: Any, steps: int) -> dict[str, int]:
+        found = super().derived(config, steps)
+        if config.weighted_share:  # how many steps are left beside the scores depends on the pool
+            del found["optimizer steps"]
+            found["completions per scored prompt"] = config.scoring_samples
+        return found
+
     def build(self, task: Task) -> None:
         need_text(self.spec)
         config = self.config
