@@ -22,8 +22,8 @@ beta (pi' - pi): rare tokens lose, and the likeliest one, though wrong, gains. S
 Differs from its base, SFT, in the weights of the tokens, which SFT all gives 1, and in the push against wrong ones.
 As these weights are below 1 it may need a higher rate than SFT.
 
-Departs from the paper in: kappa, beta, and the rate and batch of `paper` are assumed. Candidates and log pi are those
-of the whole distribution, before top_k and top_p.
+Departs from the paper in: kappa, beta, and the rate, batch and data of `paper` are assumed. Candidates and log pi are
+those of the whole distribution, before top_k and top_p.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Limit
+from polopt.bases.method import Limit, Study
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.methods.language.sft import SFT
@@ -90,6 +90,12 @@ class OTR(SFT):
             "policy.max_tokens": 4096,
         },
         "small": {"candidates": 32, "policy.max_tokens": 32},
+    }
+    studies = {
+        "paper": Study(
+            "datasets/open-r1/OpenR1-Math-220k",
+            task_options={"prompt_column": "problem", "solution_column": "solution", "match": "math"},
+        )
     }
     limits = (
         Limit(
