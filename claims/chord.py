@@ -22,6 +22,14 @@ Pilots (seeds 1000 and 1001). Seed 1001, dip, accuracy, style: phi-strong 0.04, 
 0.98; phi 0.03, 0.73, 0; matched 0.00, 0.73, 0; grpo 0.04, 0.77, 0; mu 0.62, 0.19, 0.97. Seed 1000, 30 batches at 5e-4
 and mu = 0.9: dip of phi 0.26, of matched 0.62; at mu = 0.5 and 3e-4 0.09 and 0.11, at 0.1 0.07 and 0.12 (at 1e-3,
 where GRPO itself dips by 0.24: 0.26 and 0.22). So at mu = 0.1 the paper's difference is not seen.
+
+What was found: what phi is for, at the larger mu. At 0.8 the same pull in all turned the policy to the experts' style
+without its shape (0.98 of the answers; accuracy from 0.74 down to 0.18), and with phi none of it: a dip of 0.11 against
+0.64, in every seed. It has its price: at that mu CHORD-phi ended behind GRPO in every seed (0.675 against 0.725). At
+the paper's 0.1 the shape does not show: the dip of matched is 0.12 against 0.09, never smaller but mostly of one seed,
+and GRPO alone dips by 0.09. There CHORD-phi ended where GRPO did (0.721; the differences, from -0.045 to 0.041, are too
+wide for the margin of 0.03): with phi the experts were let be, neither harm nor help. CHORD-mu had not yet learned the
+experts' style after 60 batches (0.20).
 """
 
 from __future__ import annotations
