@@ -34,13 +34,14 @@ import torch
 from torch import Tensor
 
 from polopt.bases.language import need_verifier, pool_size, right
-from polopt.bases.method import Limit, Smoke
+from polopt.bases.method import Limit
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.state import Stateful
 from polopt.data.curricula import Mixture, Replaced, Rotation
 from polopt.data.sweeps import Sweep
 from polopt.methods.language.rec import GRPO
+from polopt.methods.language.vas_settings import VASSettings
 from polopt.policies.language import need_text
 from polopt.regularizers import ReferenceKL
 from polopt.tasks.base import Task
@@ -92,7 +93,7 @@ class PromptWeights(Stateful):
         self.score, self.weight = state["score"].clone(), state["weight"].clone()
 
 
-class VAS(GRPO):
+class VAS(VASSettings, GRPO):
     @dataclass(frozen=True)
     class Config(GRPO.Config):
         batch_prompts: int = param(512, "official code", low=1, unit="prompts", help="per batch")
@@ -129,25 +130,6 @@ class VAS(GRPO):
                 self.refuse("momentum", because="where scores are taken only once")
 
     slug = "vas"
-    headline = ("reward", "accuracy", "informative", "pass_rate", "completion_length")
-    trains_on = "a pool of prompts"
-    probes = {"diversity": {"diversity_weight": 1.0}, "momentum": {"rescore_every": 1}}
-    metrics = {
-        "pass_rate": "share of right answers while prompts are scored | rises",
-        "varied": "share of the scored prompts whose answers are neither all right nor all wrong",
-        "waiting": "share of the pool that is still to be scored | 0 when weights are made",
-    }
-    presets = {
-        "mixed": {"outcome_weight": 0.8, "diversity_weight": 0.2},
-        "paper": {"model": "Qwen/Qwen2.5-7B-Instruct", "policy.temperature": 0.6, "policy.max_tokens": 8192},
-        "small": {
-            "batch_prompts": 16,
-            "rescore_every": 25,
-            "lr": 1e-4,
-            "reference_kl": None,
-            "policy.max_tokens": 32,
-        },
-    }
     limits = (
         Limit(
             base="grpo",
@@ -157,22 +139,6 @@ class VAS(GRPO):
             because="without weighted prompts it is GRPO on the pool in a random order, until that ends",
             collects="each",
         ),
-    )
-    smoke = Smoke(
-        "vowels",
-        384,
-        {
-            "model": "tiny",
-            "batch_prompts": 4,
-            "samples_per_prompt": 4,
-            "updates_per_batch": 2,
-            "scoring_samples": 2,
-            "rescore_every": 2,
-            "right_at": 0.3,
-            "lr": 1e-2,
-            "policy.max_tokens": 4,
-        },
-        {"pool": 16, "score_truncated": True},
     )
 
     @classmethod
