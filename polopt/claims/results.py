@@ -31,7 +31,7 @@ from typing import Any
 from polopt.claims.claim import Claim
 from polopt.claims.judge import Verdict, judge
 from polopt.claims.keys import PACKAGE, arm_key, expect_key, line_key
-from polopt.core import files
+from polopt.core import files, locks
 from polopt.core.errors import UsageError, nearest
 from polopt.evaluation.figures import Figure
 
@@ -153,13 +153,11 @@ def _ends_line(file: Any) -> bool:
 
 def _lock(file: Any, path: Path) -> None:
     try:
-        import fcntl
-    except ImportError:  # Windows: two runs of one claim at a time are the user's own care
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = locks.take(file.fileno())
     except OSError:
-        raise UsageError(f"another process is recording to {path}") from None
+        return  # a file system without locks: two runs of one claim at a time are the user's own care
+    if not free:
+        raise UsageError(f"another process is recording to {path}")
 
 
 def select(claim: Claim, lines: Iterable[Line]) -> dict[tuple[str, int], Line]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polopt.core import locks
+
 VARIABLE = "POLOPT_CLAIM_FOLDER"  # where the processes of one run of a claim share
 
 
@@ -58,10 +60,5 @@ def _own_folder() -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: what two processes make at once is made twice, and the same
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.take(file.fileno(), wait=True)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
+from polopt.core.locks import owned
 from polopt.core.state import find, gather, restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
 from polopt.training import seeding
 from polopt.training.checkpoints import unneeded
-from polopt.training.folder import Run, new_folder, write_config
+from polopt.training.folder import Run, check_free, new_folder, write_config
 from polopt.training.loggers import make_loggers
 from polopt.training.loop import MODEL, Row, Trainer
 from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
@@ -81,16 +82,24 @@ def train(
     return finish(start(planned, folder), folder, progress=progress)
 
 
-def start(planned: Plan, folder: Path) -> Iterator[Row]:
-    """Runs a new plan in its folder."""
-    with runtime(planned.options):
+def start(planned: Plan, folder: Path, *, again: bool = False) -> Iterator[Row]:
+    """Runs a new plan in its folder, as the only one that writes there.
+
+    `again`: the folder's run was stopped before its first checkpoint, and the caller owns it already.
+    """
+    with runtime(planned.options), ExitStack() as owner:
         try:
             method = planned.build()
             _check_budget(method, planned.steps)
             if planned.init is not None:
                 _initialize(method, Path(planned.init))
+            files.make_folder(folder)
+            if not again:
+                owner.enter_context(owned(folder))
+                check_free(folder)  # somebody else may have begun there in the meantime
             write_config(folder, planned.record())
-        except Exception:
+        except BaseException:
+            owner.close()
             with suppress(OSError):
                 folder.rmdir()  # if it is still empty: nothing is left of a run that never began
             raise
@@ -119,28 +128,30 @@ def resume(
             (`OwnCode`).
 
     Raises:
-        UsageError: no run there, no such checkpoint, or a smaller budget.
+        UsageError: no run there, no such checkpoint, a smaller budget, or a run that another process is still writing.
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
-    run = Run(Path(folder))
-    planned = read_plan(run, OwnCode.of(own))
-    if extend is not None:
-        if extend <= planned.steps:
-            raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
-        planned.options = replace(planned.options, steps=extend)
-    before = planned.options.device
-    planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
-    moved = planned.options.device != before
-    if moved:
-        warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", stacklevel=2)
-    steps = run.checkpoints.steps()
-    if checkpoint is not None and checkpoint not in steps:
-        raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps)) or 'none'}")
-    if not steps:
-        return finish(start(planned, run.folder), run.folder, progress=progress)
-    chosen = steps[-1] if checkpoint is None else checkpoint
-    rows = _resumed(planned, run.folder, chosen, extended=extend is not None, changed=extend is not None or moved)
-    return finish(rows, run.folder, progress=progress)
+    Run(Path(folder)).config  # noqa: B018  a folder that is no run has no owner
+    with owned(Path(folder)):
+        run = Run(Path(folder))
+        planned = read_plan(run, OwnCode.of(own))
+        if extend is not None:
+            if extend <= planned.steps:
+                raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
+            planned.options = replace(planned.options, steps=extend)
+        before = planned.options.device
+        planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
+        moved = planned.options.device != before
+        if moved:
+            warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", stacklevel=2)
+        steps = run.checkpoints.steps()
+        if checkpoint is not None and checkpoint not in steps:
+            raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps)) or 'none'}")
+        if not steps:
+            return finish(start(planned, run.folder, again=True), run.folder, progress=progress)
+        chosen = steps[-1] if checkpoint is None else checkpoint
+        rows = _resumed(planned, run.folder, chosen, extended=extend is not None, changed=extend is not None or moved)
+        return finish(rows, run.folder, progress=progress)
 
 
 def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:

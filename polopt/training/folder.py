@@ -80,10 +80,7 @@ def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
     It is made when the run begins. Raises UsageError when `out` holds a run already.
     """
     if out is not None:
-        if (out / "config.json").exists():
-            raise UsageError(
-                f"{out} holds a run already: continue it with 'polopt resume {out}', or choose another --out"
-            )
+        check_free(out)
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out {out} is a file, not a folder")
         return out
@@ -92,6 +89,14 @@ def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
     while folder.exists():
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
+
+
+def check_free(folder: Path) -> None:
+    """Raises UsageError when the folder holds a run."""
+    if (folder / "config.json").exists():
+        raise UsageError(
+            f"{folder} holds a run already: continue it with 'polopt resume {folder}', or choose another --out"
+        )
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ import polopt
 from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.data import replay
-from polopt.training import loop
+from polopt.training import api, loop
 from polopt.training.folder import Run
+from polopt.training.plan import plan
 from tests.training.runs import TINY, command, differing, final_state, settings, train
 
 
@@ -104,6 +105,47 @@ def test_ctrl_c_of_a_process(tmp_path):
     assert f"polopt: interrupted; saved: continue with 'polopt resume {folder}'" in err
     assert "Traceback" not in err
     Run(folder).checkpoints.load(Run(folder).checkpoints.steps()[-1])
+
+
+def test_a_run_has_one_writer_and_its_lock_dies_with_it(tmp_path, capsys):
+    folder = tmp_path / "run"
+    process = start("ppo", folder, steps=100_000, eval_every=100_000)
+    try:
+        wait_for(process, folder, 16)
+        before = (folder / "config.json").read_bytes()
+        assert main(["resume", str(folder), "--extend", "200000"]) == 2
+        assert f"{folder} is being written by process {process.pid} since 2" in capsys.readouterr().err
+        assert (folder / "config.json").read_bytes() == before
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    counts = [row["env_steps"] for row in Run(folder).rows]
+    assert counts == sorted(counts)
+    rows = polopt.iterate("ppo", TINY["ppo"][0], out=tmp_path / "other", **settings("ppo"))
+    next(rows)
+    with pytest.raises(UsageError, match="is being written by another run of this process"):
+        polopt.resume(tmp_path / "other")
+    rows.close()
+    polopt.resume(tmp_path / "other")
+
+
+def test_two_that_begin_in_one_folder_at_once(tmp_path):
+    """The second has found the folder free, and is refused when it would write there."""
+    out = tmp_path / "run"
+    first, second = (polopt.iterate("ppo", TINY["ppo"][0], out=out, **settings("ppo")) for _ in range(2))
+    planned = plan("ppo", TINY["ppo"][0], **settings("ppo"))
+    late = api.start(planned, out)
+    next(first)
+    with pytest.raises(UsageError, match="holds a run already"):
+        next(second)
+    with pytest.raises(UsageError, match="is being written by another run of this process"):
+        next(late)
+    before = snapshot(out)
+    first.close()
+    with pytest.raises(UsageError, match="holds a run already"):
+        next(api.start(planned, out))
+    assert set(snapshot(out)) == before.keys() - {".owner"}
 
 
 def test_stopped_before_there_is_anything_to_save(tmp_path, capsys, monkeypatch):
