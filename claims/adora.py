@@ -24,6 +24,11 @@ Pilots (seeds 1000 and 1001, 40 updates at 3e-4): `length` from 8.6 and 9.5 to 1
 (random), 7.2 and 6.2 (inverted), 10.4 and 8.9 (grpo); `accuracy` 0.73 and 0.80, 0.76 and 0.79, 0.74 and 0.76, 0.76
 and 0.79; `push` 0.28 and 0.07, 0.10 and -0.05, -0.23 and -0.39, 0.13 and -0.19; `full` 0.47 and 0.49 (adora).
 Thresholds are about half of the differences.
+
+What was found: every expectation holds. The rule moves the length: answers grow by 2.9 tokens, to 11.7, where with the
+same weights in random order they end at 9.1 and with GRPO at 9.0, and turned round they shrink to 5.7; 85, 61, 57 and
+18 of 100 are written with steps. It costs a little of the training reward, as in the paper: 0.785 right, 0.798 with
+random weights, 0.815 with GRPO. At lengths that were never taught no arm is right (0.05 to 0.08).
 """
 
 from __future__ import annotations
