@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from polopt import registry
+from polopt.bases.method import Method
 from polopt.core.state import gather, restore
 from polopt.training import api
 from tests.guards.harness import BUILT, built, load, reseed
 
-CASES = [
-    pytest.param(name, limit, id=f"{name}-is-{limit.base}")
-    for name in BUILT
-    for limit in load(name).__dict__.get("limits", ())
-]
+
+def own_limits(cls):
+    """Those of the method itself, wherever they stand: in its class or in its settings beside it, and not in a base."""
+    owner = next(base for base in cls.__mro__ if "limits" in vars(base))
+    return owner.limits if owner is cls or not issubclass(owner, Method) else ()
+
+
+CASES = [pytest.param(name, limit, id=f"{name}-is-{limit.base}") for name in BUILT for limit in own_limits(load(name))]
 UPDATES = 3
 
 
@@ -89,3 +93,9 @@ def test_apart(name, limit, float64):
     assert difference(base, method) > 0, (
         f"{name} is {limit.base} also away from the limit: its mechanism is not wired in"
     )
+
+
+def test_limits_in_settings_are_shown_too():
+    shown = {case.values[0] for case in CASES}
+    assert {"mdpo", "mdpo-off", "f-dpg"} <= shown
+    assert shown == {name for name in BUILT if load(name).limits and own_limits(load(name))}
