@@ -31,11 +31,11 @@ true by construction and a control.
 What was found: the contrary of the paper. COPO ends at 0.25 where GRPO ends at 0.46 and the start was 0.28, and its
 answers agree less (1.6 bits against 1.1). The gradients say why: the cosine with the gradient of the accuracy is 0.42
 of GRPO, 0.12 of COPO, 0.06 of the global loss alone, and in the mean of 24 batches, where noise is small, 0.91, 0.37
-and 0.20, so it is bias: one value for all completions of a prompt raises wrong ones too. Where the global loss has only
-the groups that are all alike (`copo-forced`, `only-forced`) the mean direction is hardly worse than GRPO's (0.85) and so
-is what is learned, 0.42 and 0.43, with every completion reached; that it is better does not show either. The control on
-COPO's reach fails (0.94): where the policy has got so bad that all prompts of a batch fail alike there is nothing to
-compare. The paper's models answer with thousands of tokens, of which right and wrong ones share most.
+and 0.20, so it is bias: one value for all completions of a prompt raises wrong ones too. Where the global loss has
+only the groups that are all alike (`copo-forced`, `only-forced`) the mean direction is hardly worse than GRPO's (0.85)
+and so is what is learned, 0.42 and 0.43, with every completion reached; that it is better does not show either. The
+control on COPO's reach fails (0.94): where the policy has got so bad that all prompts of a batch fail alike there is
+nothing to compare. The paper's models answer with thousands of tokens, of which right and wrong ones share most.
 """
 
 from __future__ import annotations

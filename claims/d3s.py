@@ -21,6 +21,12 @@ learning from all of a batch, which takes 370 tokens an update where D3S takes 5
 says of its large models, is expected all the same. `excess` 0.31 to 0.35 of d3s and at most 0.02 away from 0 of random,
 `astray` 0 of d3s and 73 to 75 of random, `share` 0.16; `gain` of grpo 0.09 to 0.12, `variance` 0.9 to 1.2 and 0.4 to
 0.6. In a pool whose groups were all informative there would be less to choose.
+
+What was found: what is chosen is worth it beside luck and does not beat learning from everything. With a sixth of the
+tokens D3S has an area of 0.366 and as many completions and tokens drawn by luck 0.298, GRPO on all of them 0.385; at
+the end 0.428, 0.348 and 0.436. It never learned from a completion without an advantage while one with an advantage was
+left out, luck did so in 118 of 120 updates. That it ends above GRPO, as in the paper, does not hold in any seed. What it
+saves is the backward pass of five of six tokens.
 """
 
 from __future__ import annotations

@@ -28,6 +28,13 @@ and 0.98 against 1.26 and 0.79. The paper's accuracy moves by three points. So a
 every 8 batches and every 25, silent was 0.46 and 0.55 on the first seed, and with those of the start 0.59, as if drawn
 uniformly. At equal completions in all `vas` was behind everywhere (paid 0.76 against 0.80 at 1e-4): a scoring costs as
 much as eight batches, which no expectation is about.
+
+What was found: a prompt's variance says how large its gradient is (rank correlation 0.94), and drawing half of a batch
+by it leaves a third fewer silent groups (0.40 against 0.59; all of it: 0.25), larger gradients, and a little more
+learned from as many completions of training (area 0.727 against 0.716, in every seed). Scores of the start serve as
+well for these 100 updates (relative 0.75 against 0.67, not surely more by half of the pilot's difference), for pass
+rates move slowly at this rate. Scores every four batches cost two thirds of all completions: at equal cost 0.70 are
+solved with them and 0.79 without, with those of the start 0.78.
 """
 
 from __future__ import annotations
