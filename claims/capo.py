@@ -37,8 +37,8 @@ pull, |A| (1 - p), the 8.6 % that are left out at the better rate are 71 % (seed
 negative tokens. The wide bounds, which take 11 % of the pull, end at GRPO's accuracy there (0.32 and 0.33), and at 0.07
 at the high rate. Masking only positive or only negative tokens, the old normalizer, Dr. GRPO's loss, and 10 unmasked
 updates first change little. m_F is in order with the divergence (rank correlation 0.31, and 0.67 with wide bounds, 0.75
-where nothing is left out); that of CAPO is not surely above 0.3, in runs that have forgotten everything. So with answers
-of five tokens, bounds at the 95th percentile of all tokens take away most of what there is to learn. A second
+where nothing is left out); that of CAPO is not surely above 0.3, in runs that have forgotten everything. So with
+answers of five tokens, bounds at the 95th percentile of all tokens take away most of what there is to learn. A second
 registration would bound the share of the pull, and have long answers in which a few percent are few.
 """
 

@@ -25,8 +25,8 @@ says of its large models, is expected all the same. `excess` 0.31 to 0.35 of d3s
 What was found: what is chosen is worth it beside luck and does not beat learning from everything. With a sixth of the
 tokens D3S has an area of 0.366 and as many completions and tokens drawn by luck 0.298, GRPO on all of them 0.385; at
 the end 0.428, 0.348 and 0.436. It never learned from a completion without an advantage while one with an advantage was
-left out, luck did so in 118 of 120 updates. That it ends above GRPO, as in the paper, does not hold in any seed. What it
-saves is the backward pass of five of six tokens.
+left out, luck did so in 118 of 120 updates. That it ends above GRPO, as in the paper, does not hold in any seed. What
+it saves is the backward pass of five of six tokens.
 """
 
 from __future__ import annotations
