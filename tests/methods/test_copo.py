@@ -175,6 +175,12 @@ def test_the_published_numbers_of_the_weight():
     assert found == pytest.approx([0.09, 0.5, 0.99], abs=0.005)
 
 
+def test_only_a_reward_of_exactly_0_has_the_global_loss_alone():
+    reward, ones = torch.tensor([0.0, 0.25, -1.0, 1.0]), torch.ones(4)
+    assert local_share("zero", ones, reward, ones, 5.0, 1.0).tolist() == [0, 1, 1, 1]
+    assert local_share("forced", ones, ones, reward, 5.0, 1.0).tolist() == [0, 1, 1, 1]
+
+
 def test_a_batch_of_one_prompt_has_no_global_loss(float64):
     method = copo(mix="global", batch_prompts=1)
     batch = batch_of()[0][:SAMPLES]
