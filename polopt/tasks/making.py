@@ -131,6 +131,37 @@ class Maker:
         return env
 
 
+def registered_id(env: gymnasium.Env) -> str | None:
+    """The id that makes an environment like this one; None where wrappers, arguments or changes make it another one.
+
+    A copy is compared with a fresh one: after equal resets and a few equal steps all that they say, and every number
+    that they hold, must be equal.
+    """
+    try:
+        spec = env.spec
+        registered = gymnasium.registry.get(spec.id) if spec is not None else None
+        if spec is None or registered is None or spec.additional_wrappers or set(spec.kwargs) - {"render_mode"}:
+            return None
+        if (spec.max_episode_steps, spec.entry_point) != (registered.max_episode_steps, registered.entry_point):
+            return None
+        pair = copy.deepcopy(env), _gym_make(spec.id, None, {})
+        told = [_told(one) for one in pair]
+        pair[1].close()
+    except Exception:  # what cannot be copied, made or played here cannot be compared
+        return None
+    return spec.id if told[0] == told[1] else None
+
+
+def _told(env: gymnasium.Env) -> list[str]:
+    """What an environment says in a few steps from one start, and the numbers that it holds then, as texts."""
+    env.action_space.seed(0)
+    told: list[Any] = [env.observation_space, env.action_space, env.reset(seed=0)]
+    told += [env.step(env.action_space.sample()) for _ in range(3)]
+    plain = (bool, int, float, str, np.ndarray, np.generic)
+    held = {key: value for key, value in vars(env.unwrapped).items() if isinstance(value, plain)}
+    return [repr(one) for one in [*told, *sorted(held.items())] if "render" not in str(one)[:12]]
+
+
 def named_function(name: str) -> Callable[..., Any] | None:
     """What a name of polopt's own, or "module:function", stands for; None for a Gymnasium id."""
     where = place(name) or name

@@ -19,9 +19,10 @@ from polopt.core.state import find, gather, restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
+from polopt.tasks.described import NotHere
 from polopt.training import seeding
 from polopt.training.checkpoints import unneeded
-from polopt.training.folder import Run, check_free, new_folder, write_config
+from polopt.training.folder import Run, check_free, new_folder, write_config, write_spaces
 from polopt.training.loggers import make_loggers
 from polopt.training.loop import MODEL, Row, Trainer
 from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
@@ -98,6 +99,7 @@ def start(planned: Plan, folder: Path, *, again: bool = False) -> Iterator[Row]:
                 owner.enter_context(owned(folder))
                 check_free(folder)  # somebody else may have begun there in the meantime
             write_config(folder, planned.record())
+            write_spaces(folder, method.task)
         except BaseException:
             owner.close()
             with suppress(OSError):
@@ -240,25 +242,38 @@ def load(
 ) -> Actor:
     """The trained actor of a run; `actor.predict(obs)` serves one numpy observation.
 
+    The run folder is enough: the environment, its package, reward functions, judges and criteria need not be here.
+    Policies of tasks that say more than their spaces, such as their model, and of runs of earlier versions are built
+    with the task again.
+
     Args:
         device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
         checkpoint: "latest" or "best" (by the method's score, evaluated while training).
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
-            (`OwnCode`).
+        own: `network`, `tables` and `trust_remote_code` again, where the policy itself is code of your own, and `task`,
+            `rewards`, `judge`, `criterion` where the task is needed (`OwnCode`).
     """
-    method, _ = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
-    return method.policy
+    place, again = Path(folder), OwnCode.of(own)
+    with suppress(NotHere):
+        if again.task is None and Run(place).task is not None:
+            return load_method(place, checkpoint, again, device, alone=True)[0].policy
+    return load_method(place, checkpoint, again, device)[0].policy
 
 
 def load_method(
-    folder: Path, checkpoint: str = "latest", own: OwnCode | None = None, device: str | None = None
+    folder: Path,
+    checkpoint: str = "latest",
+    own: OwnCode | None = None,
+    device: str | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Method, Plan]:
     """Builds a run's method and loads what it has learned, without optimizers and without where the run stood.
 
-    What only training needs, such as the data, is not opened.
+    What only training needs, such as the data, is not opened. `alone`: of the spaces in the folder in place of the
+    task; raises NotHere where that is not enough.
     """
     run = Run(folder)
-    planned = read_plan(run, own or OwnCode())
+    planned = read_plan(run, own or OwnCode(), alone=alone)
     planned.options = replace(planned.options, device=device_here(planned.options.device, device))
     kinds = {"latest": "step", "best": "best"}
     if checkpoint not in kinds:
@@ -268,11 +283,11 @@ def load_method(
         raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
     with runtime(planned.options):
-        method = planned.build(prepare=False, kept=run.folder / MODEL)
+        method = planned.build(prepare=False, kept=run.folder / MODEL, task=run.task if alone else None)
         _close(method)
         try:
             restore(method, state, "method", skip=unneeded)
-        except DamagedError:
+        except (DamagedError, NotHere):
             raise
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
             where = run.checkpoints.path(steps[-1], kinds[checkpoint])

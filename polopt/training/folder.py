@@ -1,6 +1,7 @@
 """The run folder: what a run writes, and reading it back.
 
 config.json   resolved config, versions, git hash, command line, seed        metrics.csv   one line a row
+spaces.json   what the policy must know of its task
 checkpoints/  latest two and best        tensorboard/  events        videos/        report.html
 """
 
@@ -20,9 +21,12 @@ from typing import Any
 from polopt.core import files
 from polopt.core.errors import RunError, UsageError
 from polopt.evaluation.score import Score
+from polopt.tasks.base import Task
+from polopt.tasks.described import Described, describe
 from polopt.training.checkpoints import Checkpoints
 from polopt.training.loggers import read_metrics
 
+SPACES = "spaces.json"
 PACKAGES = ("polopt", "torch", "tensordict", "gymnasium", "mujoco", "numpy")
 
 
@@ -45,6 +49,17 @@ class Run:
         if not isinstance(record, dict):
             raise RunError(f"{path} is damaged: it does not hold the record of a run")
         return record
+
+    @property
+    def task(self) -> Described | None:
+        """The task as spaces.json describes it, to build a policy with; None in folders without one."""
+        path = self.folder / SPACES
+        if not path.is_file():
+            return None
+        try:
+            return Described(json.loads(path.read_text()))
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -110,6 +125,13 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     }
     files.make_folder(folder)
     files.replace(folder / "config.json", json.dumps(record, indent=2).encode())
+
+
+def write_spaces(folder: Path, task: Task) -> None:
+    """Writes spaces.json, unless the task says what cannot be written: such a policy is loaded with its task."""
+    record = describe(task)
+    if record is not None:
+        files.replace(folder / SPACES, json.dumps(record, indent=1).encode())
 
 
 def versions() -> dict[str, str]:

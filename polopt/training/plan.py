@@ -22,8 +22,9 @@ from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
+from polopt.tasks.described import NotHere
 from polopt.tasks.gym import GymTask
-from polopt.tasks.making import Maker
+from polopt.tasks.making import Maker, registered_id
 from polopt.tasks.named import is_text, own_class
 from polopt.tasks.rewards import own_code
 from polopt.training import seeding
@@ -163,15 +164,16 @@ class Plan:
         preset = options.pop("preset", None)
         return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
 
-    def build(self, *, prepare: bool = True, kept: Path | None = None) -> Method:
+    def build(self, *, prepare: bool = True, kept: Path | None = None, task: Task | None = None) -> Method:
         """Builds task and method from the seed, on the device; `prepare` also opens what only training needs.
 
+        `task` takes the place of the one that would be made.
         `kept` is the folder in which a run that is read back keeps all of its language model but the weights: a
         checkpoint is to be loaded then. Where a method has several models, each is read from where it came.
         """
         device = _device(self.options.device)
         seeding.seed_everything(self.options.seed)
-        task = self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
+        task = task or self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
         try:
             with kept_model(kept if len(_models(to_dict(self.config))) == 1 else None):
                 method = self.cls(self.config, task)
@@ -249,6 +251,8 @@ def task_name(task: TaskLike) -> str:
     if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
         return f"{task.__module__}:{task.__qualname__}"
     if isinstance(task, gymnasium.Env):  # wrappers and arguments are its own: the id alone would be another task
+        if (known := registered_id(task)) is not None:
+            return known
         return f"<{task.spec.id if task.spec else type(task.unwrapped).__name__}>"
     return f"<{getattr(task, '__qualname__', type(task).__name__)}>"
 
@@ -265,8 +269,12 @@ def rewards_of(task: TaskLike, options: Mapping[str, Any]) -> Any:
     return options.get("rewards") if is_text(task) else None
 
 
-def read_plan(run: Run, own: OwnCode) -> Plan:
-    """The plan that a run folder records. Raises UsageError when it needs code that `own` does not give again."""
+def read_plan(run: Run, own: OwnCode, *, alone: bool = False) -> Plan:
+    """The plan that a run folder records. Raises UsageError when it needs code that `own` does not give again.
+
+    `alone`: it is to build the policy only, of the spaces that the folder keeps. The environment, reward functions,
+    judges and criteria are not asked for then.
+    """
     record = run.config
     texts, tables = ("method", "task"), ("config", "run", "task_options")
     wrong = [key for key in texts if not isinstance(record.get(key), str)]
@@ -274,7 +282,7 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
     if wrong:
         raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
     name = record["task"]
-    if own.task is None and (":" in name or name.startswith("<")):
+    if not alone and own.task is None and (":" in name or name.startswith("<")):
         how = f"--task {name}" if ":" in name else "task="
         raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {how}")
     chosen, options = name if own.task is None else own.task, record["task_options"]
@@ -282,7 +290,7 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         if not is_text(chosen):
             raise UsageError(f"{task_name(chosen)} is no text task: it takes no rewards")
         options = options | {"rewards": own.rewards}
-    elif own_code(named := rewards_of(chosen, options)):
+    elif not alone and own_code(named := rewards_of(chosen, options)):
         names = ",".join(map(str, named)) if isinstance(named, list) else str(named)
         how = "rewards=" if "<" in names else f"--rewards {names}"
         raise UsageError(f"{run.folder} was trained with rewards of yours, {names}: say them again with {how}")
@@ -291,6 +299,8 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
     cls = registry.load(record["method"])
     codes = {"network.make": own.network} | {last: getattr(own, name) for last, name in AGAIN.items()}
     again = {path: code for path, code in codes.items() if code is not None}
+    if alone:
+        again = _placeholders(record["config"]) | again
     return Plan(
         record["method"],
         chosen,
@@ -300,6 +310,25 @@ def read_plan(run: Run, own: OwnCode) -> Plan:
         record.get("preset"),
         record.get("init"),
     )
+
+
+def _placeholders(config: Any, path: str = "") -> dict[str, Callable[..., Any]]:
+    """For every judge and criterion of one's own in a recorded config, by its path, one that only says what it was."""
+    if not isinstance(config, dict):
+        return {}
+    if config.keys() == {"callable"} and path.rpartition(".")[2] in ("judge", "criterion"):
+        return {path: _Placeholder(path, config["callable"])}
+    parts = (_placeholders(part, f"{path}.{key}" if path else key) for key, part in config.items())
+    return {where: code for part in parts for where, code in part.items()}
+
+
+@dataclass(frozen=True)
+class _Placeholder:
+    path: str
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotHere(f"{self.path} was {self.name}, which is not here: only the policy was loaded")
 
 
 def _trusts(config: Any) -> bool:

@@ -215,6 +215,7 @@ def test_a_criterion_is_given_again_where_the_run_is_read(tmp_path):
     polopt.train("adora", "vowels", out=tmp_path / "run", criterion=by_difficulty, **settings, **sizes)
     with pytest.raises(UsageError, match=rf"^criterion was {name}, .* say it again with --criterion {name}$"):
         polopt.evaluate(tmp_path / "run", episodes=1)
+    assert isinstance(polopt.load(tmp_path / "run").predict("bc:"), str)
     polopt.resume(tmp_path / "run", criterion=by_difficulty)
     assert main(["eval", str(tmp_path / "run"), "--episodes", "1", "--criterion", name]) == 0
 

@@ -185,6 +185,7 @@ def test_a_judge_is_given_again_where_the_run_is_read(tmp_path):
     with pytest.raises(UsageError, match=rf"^judge was {name}, .* say it again with --judge {name}$"):
         polopt.evaluate(tmp_path / "run", episodes=1)
     assert "return" in polopt.evaluate(tmp_path / "run", episodes=1, judge=first)
+    assert isinstance(polopt.load(tmp_path / "run").predict("bc:"), str)  # which asks nobody
     polopt.resume(tmp_path / "run", judge=first)
     assert main(["eval", str(tmp_path / "run"), "--episodes", "1", "--judge", name]) == 0
 

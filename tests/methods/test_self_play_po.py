@@ -352,6 +352,7 @@ def test_a_judge_trains_and_is_given_again(tmp_path):
     with pytest.raises(UsageError, match=r"^judge was .*: say it again with --judge"):
         polopt.evaluate(tmp_path / "run", episodes=1)
     assert "win_rate" in polopt.evaluate(tmp_path / "run", episodes=1, judge=first_wins)
+    assert polopt.load(tmp_path / "run").spec == polopt.load(tmp_path / "run", judge=first_wins).spec
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,11 @@ def spoken(tmp_path: Path) -> Any:
     return train("rec", tmp_path / "spoken", steps=8)
 
 
-def refusals(folder: Path, tmp_path: Path, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every verb that reads a run folder refuses with a sentence, from the command line and from Python."""
+def refusals(
+    folder: Path, tmp_path: Path, said: str, capsys: pytest.CaptureFixture[str], *, loads: bool = False
+) -> None:
+    """Every verb that reads a run folder refuses with a sentence, from the command line and from Python; but where the
+    policy `loads` without what is missing, `load`."""
     folders, demonstrations = str(folder), tmp_path / "demonstrations.safetensors"
     verbs: list[list[str]] = [["resume"], ["resume", "--extend", "16"], ["eval"], ["eval", "--episodes", "2"]]
     for verb, *options in [*verbs, ["eval", "--record", str(demonstrations)]]:
@@ -150,14 +153,17 @@ def refusals(folder: Path, tmp_path: Path, said: str, capsys: pytest.CaptureFixt
         assert said in error
         assert error.count("\n") == 0
     calls: list[Callable[[], Any]] = [
-        lambda: polopt.load(folder),
-        lambda: polopt.load(folder, checkpoint="best"),
         lambda: load_method(folder),
         lambda: polopt.evaluate(folder, episodes=2),
         lambda: polopt.resume(folder),
         lambda: polopt.resume(folder, extend=16),
         lambda: polopt.demonstrate(folder, demonstrations),
     ]
+    for checkpoint in ("latest", "best"):
+        if loads:
+            assert isinstance(polopt.load(folder, checkpoint=checkpoint).predict("bc:"), str)
+        else:
+            calls.append(lambda checkpoint=checkpoint: polopt.load(folder, checkpoint=checkpoint))  # type: ignore[misc]
     for call in calls:
         with pytest.raises(UsageError, match=re.escape(said)):
             call()
@@ -174,7 +180,8 @@ def test_rewards_that_are_code_must_be_said_again(named, spoken, planted, tmp_pa
     edit(spoken.folder, lambda record: record["task_options"].update(rewards=named))
     names = named if isinstance(named, str) else ",".join(map(str, named))
     assert main(["report", str(spoken.folder)]) == 0
-    refusals(spoken.folder, tmp_path, f"with rewards of yours, {names}: say them again with --rewards {names}", capsys)
+    said = f"with rewards of yours, {names}: say them again with --rewards {names}"
+    refusals(spoken.folder, tmp_path, said, capsys, loads=True)
     assert not planted.exists()
 
 
