@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polopt.core.batch import Batch, pieces
 from polopt.core.random import paired
 from polopt.data.base import to_env
 from polopt.data.components import means, tally
@@ -17,6 +18,7 @@ from polopt.tasks.base import Task
 
 SHOWN = 8  # transcripts that are kept of an evaluation
 LEVELS = 10  # most levels of difficulty that are told apart
+ROWS = 32  # completions whose entropies are computed at once
 
 
 def pass_at(correct: Tensor, k: int) -> Tensor:
@@ -42,19 +44,28 @@ def majority(answer: Tensor, correct: Tensor) -> Tensor:
     return (winning * correct.double()).sum(1) / winning.sum(1).clamp_min(1.0)
 
 
+@torch.no_grad()
+def token_entropy(actor: Any, batch: Batch) -> dict[str, float]:
+    """`entropy`: that of the policy, in nats, mean over the tokens that it decided; empty for one without a density."""
+    tokens = int(batch["mask"].sum())
+    if not hasattr(actor, "entropy") or not tokens:
+        return {}
+    return {"entropy": sum(actor.entropy(part).double().sum().item() for part in pieces(batch, ROWS)) / tokens}
+
+
 def evaluate_completions(
     actor: Any, task: Task, prompts: int = 64, *, samples: int = 1, greedy: bool = True, intervals: bool = False
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Completes the same `prompts` problems at every call, `samples` times each; (scores, transcripts).
 
     Scores: `return` (mean reward), `return_std` (over completions), `accuracy` (share that the task's verifier calls
-    correct), `accuracy/level_N` where there are several levels of difficulty, `length` (mean number of sampled tokens)
-    and `truncated` (share cut at the token limit). With several samples of tasks that verify, also `pass@k` (the
-    chance that one of k is correct) for k = 1, 2, 4, ... and `maj@n` (that the answer given most often is). With
-    `intervals`, `NAME/low` and `NAME/high`: 95 % percentile bootstrap over prompts. Completions whose reward could not
-    be computed are left out, and count as wrong in pass@k and maj@n. With reward functions, each by itself
-    (`polopt.data.components.means`), over the completions that it gave a number. The global random state is put back
-    afterwards.
+    correct), `accuracy/level_N` where there are several levels of difficulty, `length` (mean number of sampled tokens),
+    `truncated` (share cut at the token limit) and `entropy` (of the policy at these tokens, in nats). With several
+    samples of tasks that verify, also `pass@k` (the chance that one of k is correct) for k = 1, 2, 4, ... and `maj@n`
+    (that the answer given most often is). With `intervals`, `NAME/low` and `NAME/high`: 95 % percentile bootstrap over
+    prompts. Completions whose reward could not be computed are left out, and count as wrong in pass@k and maj@n. With
+    reward functions, each by itself (`polopt.data.components.means`), over the completions that it gave a number. The
+    global random state is put back afterwards.
     """
     with paired():
         batch = PromptGroups(task, prompts, samples, starts=range(prompts), greedy=greedy).next(actor)
@@ -70,6 +81,7 @@ def evaluate_completions(
     each["truncated"] = per_prompt("truncated")
     scores = {name: float(value.sum() / count.sum()) for name, value in each.items()}
     scores["return_std"] = rows["reward"].double()[scored.bool()].std(correction=0).item()
+    scores |= token_entropy(actor, batch)
     names = task.spec.info.get("components", ())
     scores |= means(tally(batch, names))
     level = batch["level"].reshape(-1, samples)[:, 0].cpu()

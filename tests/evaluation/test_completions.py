@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polopt
-from polopt.evaluation.completions import evaluate_completions, majority, pass_at
+from polopt.data.prompt_groups import PromptGroups
+from polopt.evaluation.completions import evaluate_completions, majority, pass_at, token_entropy
 from polopt.tasks import make_task
 from polopt.tasks.problem import code_of
 from tests.policies.language_models import tiny_policy
@@ -87,6 +89,18 @@ def test_intervals_and_levels():
     assert scores["length/low"] <= scores["length"] <= scores["length/high"]
     assert not any("@" in name for name in scores)
     assert "length/low" not in scores_of()
+
+
+def test_entropy_is_that_of_the_policy_at_its_tokens():
+    policy = tiny_policy(max_tokens=3)
+    task = make_task("addition", evaluation=True, score_truncated=True)
+    scores, _ = evaluate_completions(policy, task, 40)
+    batch = PromptGroups(task, 40, 1, starts=range(40), greedy=True).next(policy)
+    with torch.no_grad():
+        expected = policy.entropy(batch).sum() / batch["mask"].sum()
+    assert scores["entropy"] == pytest.approx(expected.item(), rel=1e-5)
+    assert 0 < scores["entropy"] < math.log(200)
+    assert token_entropy(object(), batch) == {}
 
 
 def test_several_samples(monkeypatch):
