@@ -87,15 +87,25 @@ def checker(space: spaces.Space) -> Check:
         low, high = int(space.start), int(space.start + space.n)
 
         def check_discrete(obs: Any) -> str:
-            if np.ndim(obs) == 0 and low <= obs < high and int(obs) == obs:
-                return ""
+            try:
+                if np.ndim(obs) == 0 and low <= obs < high and int(obs) == obs:
+                    return ""
+            except (ValueError, TypeError):  # no number
+                pass
             return f"the observation {obs!r}, which is not in {space}"
 
         return check_discrete
     if isinstance(space, spaces.MultiDiscrete):
-        return lambda obs: (
-            "" if space.contains(np.asarray(obs)) else f"the observation {obs!r}, which is not in {space}"
-        )
+
+        def check_discretes(obs: Any) -> str:
+            try:
+                if space.contains(np.asarray(obs)):
+                    return ""
+            except (ValueError, TypeError):  # no array of numbers
+                pass
+            return f"the observation {obs!r}, which is not in {space}"
+
+        return check_discretes
     shape, dtype = space.shape, space.dtype
 
     def check_array(obs: Any) -> str:
@@ -103,7 +113,7 @@ def checker(space: spaces.Space) -> Check:
             return ""
         try:
             array = np.asarray(obs)
-        except ValueError:
+        except (ValueError, TypeError, RuntimeError):
             return "an observation that is not an array"
         if array.dtype == object or array.dtype.kind in "USV":
             return f"an observation of type {type(obs).__name__}, not an array of numbers"
@@ -124,6 +134,44 @@ def misfit(array: np.ndarray, dtype: Any) -> str:
             if not limits.min <= value <= limits.max:
                 return f"the number {value} for a space of {np.dtype(dtype)}, which cannot hold it"
     return ""
+
+
+def rows_in(space: spaces.Space, obs: Any) -> int | None:
+    """How many rows a batch of raw observations has, None where `obs` is one observation, or neither."""
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
+            return None
+        counts = {rows_in(part, many) for part, many in zip(space.spaces, obs)}
+        return counts.pop() if len(counts) == 1 else None
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, dict) or set(obs) != set(space.spaces):
+            return None
+        counts = {rows_in(part, obs[key]) for key, part in space.spaces.items()}
+        return counts.pop() if len(counts) == 1 else None
+    shape = space.shape or ()
+    try:
+        found = np.shape(obs)
+    except (ValueError, TypeError, RuntimeError):  # no array
+        return None
+    return found[0] if len(found) == len(shape) + 1 and found[1:] == shape else None
+
+
+def row_of(space: spaces.Space, obs: Any, row: int) -> Any:
+    """One observation out of a batch of raw ones."""
+    if isinstance(space, spaces.Dict):
+        return {key: row_of(part, obs[key], row) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(row_of(part, many, row) for part, many in zip(space.spaces, obs))
+    return obs[row]
+
+
+def stacked(space: spaces.Space, obs: Any) -> Any:
+    """A batch of raw observations, of any memory layout, in the types of its space."""
+    if isinstance(space, spaces.Dict):
+        return {key: stacked(part, obs[key]) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(stacked(part, many) for part, many in zip(space.spaces, obs))
+    return np.asarray(obs, dtype=space.dtype)
 
 
 def lifted(space: spaces.Space, obs: Any) -> Any:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from polopt.core.batch import Batch
 from polopt.core.modules import default_dtype, device_of, dtype_of
 from polopt.data.base import Acts, Carry, put
+from polopt.networks.encoders import first_leaf
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.base import Task
-from polopt.tasks.spaces import read_one, writer
+from polopt.tasks.spaces import check_followed, read_given, writer
 
 
 class Together(nn.Module):
@@ -34,14 +35,17 @@ class Together(nn.Module):
         return self.actor.env_action(action)
 
     def predict(self, obs: Any) -> np.ndarray:
-        """Acts greedily on one NumPy observation of a team; the actions [V, ...] for its environment. Raises UsageError
-        for an observation that is not in its space or not finite."""
+        """Acts greedily on one NumPy observation of a team, or a batch of N; the actions [V, ...] or [N, V, ...] for
+        its environment. Raises UsageError for an observation that is not in its space or not finite."""
         spec = self.rows.joint.spec
         with default_dtype(dtype_of(self)):
-            record, carry = self.act(put(read_one(spec, obs), device_of(self)), self._carry, greedy=True)
+            seen, single = read_given(spec, obs)
+            check_followed(self._carry, len(first_leaf(seen)), "team")
+            record, carry = self.act(put(seen, device_of(self)), self._carry, greedy=True)
             action = self.env_action(record["action"])
         self._carry = carry or None
-        return writer(spec.action)(action)[0]
+        written = writer(spec.action)(action)
+        return written[0] if single else written
 
     def reset(self) -> None:
         """Forgets the episode that `predict` has followed."""

@@ -20,10 +20,10 @@ from polopt.core.errors import UsageError
 from polopt.core.modules import default_dtype, device_of, dtype_of
 from polopt.core.observations import MASK_KEY
 from polopt.core.spec import Spec
-from polopt.networks.encoders import Obs, is_dict
+from polopt.networks.encoders import Obs, first_leaf, is_dict
 from polopt.networks.normalizer import Normalizer
 from polopt.policies.fields import Path
-from polopt.tasks.spaces import read_one, without_choice, writer
+from polopt.tasks.spaces import check_followed, read_given, without_choice, writer
 
 Record = dict[str, Tensor]
 
@@ -69,27 +69,31 @@ class Actor(nn.Module, ABC):
         """
 
     def predict(self, obs: Any, *, greedy: bool = True) -> Any:
-        """Acts on one numpy observation (no batch dimension) and returns the action for `env.step`.
+        """Acts on one numpy observation and returns the action for `env.step`; or on a batch of N, with one more
+        dimension in front of every array, and returns N actions, as vector environments take them.
 
-        The observation is read as that of a training environment is, and the parameters say in which precision.
-        Recurrent policies remember the episode so far; call `reset` when a new one begins. Raises UsageError for an
+        Observations are read as those of a training environment are, and the parameters say in which precision.
+        Recurrent policies remember the episodes so far; call `reset` when new ones begin. Raises UsageError for an
         observation that is not in the environment's space or not finite, or that allows no action.
         """
         spec = self.spec
         with default_dtype(dtype_of(self)):
-            seen = self._read(obs)
+            seen, single = self._read(obs)
+            check_followed(self._carry, len(first_leaf(seen)))
             record, carry = self.act(seen, self._carry, greedy=greedy)
             action = self.env_action(record["action"])
         self._carry = carry if carry else None
-        return writer(spec.action)(action)[0]
+        written = writer(spec.action)(action)
+        return written[0] if single else written
 
-    def _read(self, obs: Any) -> Any:
-        """One observation of the environment as a batch of one row, on the device of the policy."""
-        seen = read_one(self.spec, obs)
+    def _read(self, obs: Any) -> tuple[Any, bool]:
+        """What `predict` was given as a batch on the device of the policy, and whether it is one observation."""
+        seen, single = read_given(self.spec, obs)
         mask = legal_actions(seen)
-        if mask is not None and without_choice(mask, self.spec.action).any():
-            raise UsageError(f"predict was given an observation whose {MASK_KEY} forbids every action")
-        return seen.to(device_of(self))
+        if mask is not None and (none := without_choice(mask, self.spec.action)).any():
+            place = "" if single else f" (row {int(none.int().argmax())})"
+            raise UsageError(f"predict was given an observation whose {MASK_KEY} forbids every action{place}")
+        return seen.to(device_of(self)), single
 
     def reset(self) -> None:
         """Forgets the episode that `predict` has followed."""

@@ -19,6 +19,7 @@ from polopt.data.templates import continues
 from polopt.data.tokenizing import Prompt, Tokens, need, pad_left, pad_right, quiet
 from polopt.policies.base import Imitates, Record
 from polopt.policies.pretrained import load_pretrained, write_folder
+from polopt.tasks.spaces import check_followed
 
 
 class TextPolicy(Imitates):
@@ -97,16 +98,23 @@ class TextPolicy(Imitates):
         completions, whose first space counts."""
         return self.tokens.texts([row[real].tolist() for row, real in zip(tokens, mask)], behind)
 
-    def predict(self, obs: Prompt, *, greedy: bool = True) -> str:
-        """The answer to a text or to messages. The conversation is remembered until `reset`, by policies that can.
+    def predict(self, obs: Prompt | Sequence[Prompt], *, greedy: bool = True) -> Any:
+        """The answer to a text or to messages; of a list of N such prompts, a list of N answers. The conversations are
+        remembered until `reset`, by policies that can.
 
-        Raises UsageError when the conversation has filled the context.
+        Raises UsageError for what is no prompt, and when a conversation has filled the context.
         """
-        record, carry = self.act([obs], self._carry, greedy=greedy)
-        if not record["mask"].any():
+        prompts, single = _given(obs)
+        check_followed(self._carry, len(prompts), "conversation")
+        record, carry = self.act(prompts, self._carry, greedy=greedy)
+        if not record["mask"].any(1).all():
             raise UsageError(f"the conversation has filled the context of {self.context} tokens: call reset() first")
         self._carry = carry or None
-        return self.tokens.decode(record["action"], chat=not isinstance(obs, str), begun=continues(obs))[0]
+        answers = [
+            self.tokens.decode(turn, chat=not isinstance(prompt, str), begun=continues(prompt))[0]
+            for prompt, turn in zip(prompts, record["action"].split(1))
+        ]
+        return answers[0] if single else answers
 
     def tokenize(
         self, prompts: Sequence[Prompt], completions: Sequence[str] | None = None, eos: bool = True
@@ -197,6 +205,21 @@ class TextPolicy(Imitates):
         unknown = torch.ones(size, dtype=torch.bool)
         unknown[torch.tensor(known, dtype=torch.int64)] = False
         return unknown
+
+
+def _given(obs: Any) -> tuple[list[Prompt], bool]:
+    """What `predict` was given as a list of prompts, and whether it is one prompt. Raises UsageError for neither."""
+    single = isinstance(obs, str) or (isinstance(obs, list) and bool(obs) and all(isinstance(m, dict) for m in obs))
+    prompts = [obs] if single else list(obs) if isinstance(obs, (list, tuple)) else [obs]
+    for row, prompt in enumerate(prompts):
+        messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "content" in m for m in prompt)
+        if not isinstance(prompt, str) and not messages:
+            place = "" if single or not isinstance(obs, (list, tuple)) else f" (row {row})"
+            said = f"a text, a list of messages with role and content, or a list of these, and was given {prompt!r:.40}"
+            raise UsageError(f"predict takes {said}{place}")
+    if not prompts:
+        raise UsageError("predict was given a list without a prompt")
+    return prompts, single
 
 
 def no_conversation(count: int, device: torch.device | None) -> Record:

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.errors import UsageError
-from polopt.core.observations import MASK_KEY, check_observed, checker, lifted
+from polopt.core.observations import MASK_KEY, check_observed, checker, lifted, row_of, rows_in, stacked
 from polopt.core.spec import Spec
 from polopt.tasks.facts import Shapes
 
@@ -84,16 +84,32 @@ def reader(space: spaces.Space, name: str, mask: bool = False) -> Callable[[Any]
     return read_box
 
 
-def read_one(spec: Spec, obs: Any) -> Any:
-    """One observation, as the environment gives it, as a batch of one row. Raises UsageError for what is none."""
+def read_given(spec: Spec, obs: Any) -> tuple[Any, bool]:
+    """One observation as the environment gives it, as a batch of one row, and True; or a batch of them, with one more
+    dimension in front of every array, and False. Raises UsageError, one sentence, for what is neither."""
     space = spec.raw_obs
-    if problem := checker(space)(obs):
-        batched = isinstance(obs, np.ndarray) and obs.ndim > 0 and obs.shape[1:] == space.shape
-        raise UsageError(f"predict was given {problem}{': it takes one, without a batch dimension' if batched else ''}")
+    rows = rows_in(space, obs)
+    if rows == 0:
+        raise UsageError("predict was given a batch without an observation")
+    check = checker(space)
+    each = [obs] if rows is None else (row_of(space, obs, row) for row in range(rows))
+    for row, one in enumerate(each):
+        if problem := check(one):
+            many = ": it takes one, or a batch of them with one more dimension in front" if "shape" in problem else ""
+            raise UsageError(f"predict was given {problem}{many if rows is None else f' (row {row})'}")
     try:
-        return reader(space, spec.name)(lifted(space, obs))
+        return reader(space, spec.name)(lifted(space, obs) if rows is None else stacked(space, obs)), rows is None
     except NonFinite as error:
-        raise UsageError(f"predict was given an observation{error.where} that is not finite") from None
+        place = "" if rows is None else f" (row {error.row})"
+        raise UsageError(f"predict was given an observation{error.where} that is not finite{place}") from None
+
+
+def check_followed(followed: Any, rows: int, what: str = "episode") -> None:
+    """Raises UsageError where a carry of other many rows than are given now is to go on."""
+    before = len(next(iter(followed.values()))) if followed else rows
+    if before != rows:
+        now = f"{rows} observation{'s' * (rows > 1)}"
+        raise UsageError(f"predict follows {before} {what}{'s' * (before > 1)} and was given {now}: call reset() first")
 
 
 def as_given(space: spaces.Space, seen: Any) -> Any:

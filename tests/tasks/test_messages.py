@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -65,8 +67,11 @@ def test_a_module_that_fails_says_where(tmp_path, monkeypatch):
     )
 
 
-def test_predict_takes_one_observation():
+def test_predict_says_what_it_takes():
     policy = Auto().build(make_task("CartPole-v1").spec, network=Network((4,)))
-    said = r"of shape \(1, 4\), but its observation space has shape \(4,\): it takes one, without a batch dimension"
-    with pytest.raises(UsageError, match=said):
-        policy.predict(np.zeros((1, 4), np.float32))
+    said = (
+        "predict was given an observation of shape (2, 5), but its observation space has shape (4,): it takes one, or "
+        "a batch of them with one more dimension in front"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
+        policy.predict(np.zeros((2, 5), np.float32))
