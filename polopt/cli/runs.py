@@ -81,12 +81,14 @@ def resume_verb(argv: list[str]) -> int:
     parser.add_argument("dir", type=Path)
     parser.add_argument("--extend", type=int, metavar="N", help="new total budget; schedules run over the new total")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="continue from this checkpoint, not the latest")
+    parser.add_argument("--until", metavar="STOP", help="another early stop, e.g. 'return>=475', or none")
     parser.add_argument("--device", help="continue on another device: its last bits will differ")
     add_own_code(parser)
     args = parser.parse_args(argv)
     from polopt.training import api
 
-    how = {"extend": args.extend, "checkpoint": args.checkpoint, "device": args.device, **own_code(args)}
+    how = {"extend": args.extend, "checkpoint": args.checkpoint, "until": args.until, "device": args.device}
+    how |= own_code(args)
     return _trained(lambda: api.resume(args.dir, progress=True, **how), args.dir)
 
 

@@ -20,6 +20,7 @@ from polopt.report.tables import compare_table
 from polopt.report.video import record_video
 from polopt.training import seeding
 from polopt.training.api import load_method, train_or_resume
+from polopt.training.beginning import check
 from polopt.training.folder import Run
 from polopt.training.plan import OwnCode, TaskLike, check_picture, plan, runtime, task_name
 
@@ -62,8 +63,10 @@ def compare(
         if out is not None
         else Path("runs") / f"compare-{task_name(task)}".replace(":", "_").replace("/", "_")
     )
-    for method in methods:
-        plan(method, task, **settings)  # wrong names are found before hours are spent
+    plans = [plan(method, task, **settings) for method in methods]
+    for planned in plans:  # what is wrong is found before hours are spent
+        if not all((folder / f"{planned.method}-s{seed}" / "config.json").exists() for seed in range(seeds)):
+            check(planned)
     todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
     if jobs == 1:
         for method, seed, place in todo:

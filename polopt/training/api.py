@@ -9,22 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polopt import registry
 from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
 from polopt.core.locks import owned
-from polopt.core.state import find, gather, restore
+from polopt.core.state import restore
 from polopt.data import demonstrations
 from polopt.policies.base import Actor
-from polopt.tasks.base import Task
 from polopt.tasks.described import NotHere
-from polopt.training import seeding
+from polopt.training import beginning, seeding
 from polopt.training.checkpoints import unneeded
 from polopt.training.folder import Run, check_free, new_folder, write_config, write_spaces
-from polopt.training.loggers import make_loggers
+from polopt.training.loggers import check_installed, make_loggers
 from polopt.training.loop import MODEL, Row, Trainer
+from polopt.training.options import Until
 from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
 
 
@@ -88,12 +87,10 @@ def start(planned: Plan, folder: Path, *, again: bool = False) -> Iterator[Row]:
 
     `again`: the folder's run was stopped before its first checkpoint, and the caller owns it already.
     """
+    before = set(folder.iterdir()) if folder.is_dir() else None
     with runtime(planned.options), ExitStack() as owner:
         try:
-            method = planned.build()
-            _check_budget(method, planned.steps)
-            if planned.init is not None:
-                _initialize(method, Path(planned.init))
+            method = beginning.build(planned)
             files.make_folder(folder)
             if not again:
                 owner.enter_context(owned(folder))
@@ -105,7 +102,15 @@ def start(planned: Plan, folder: Path, *, again: bool = False) -> Iterator[Row]:
             with suppress(OSError):
                 folder.rmdir()  # if it is still empty: nothing is left of a run that never began
             raise
-        yield from _rows(planned, method, folder, None)
+        begun = False
+        try:
+            for row in _rows(planned, method, folder, None):
+                begun = True
+                yield row
+        except UsageError:
+            if not begun and not again:  # the first evaluation has refused a setting: the run never began
+                beginning.forget(folder, before)
+            raise
 
 
 def resume(
@@ -113,6 +118,7 @@ def resume(
     *,
     extend: int | None = None,
     checkpoint: int | None = None,
+    until: str | None = None,
     device: str | None = None,
     progress: bool = False,
     **own: Any,
@@ -125,6 +131,7 @@ def resume(
         folder: the run folder.
         extend: a new, larger total budget; schedules then run over the new total.
         checkpoint: continue from this older checkpoint instead of the latest.
+        until: another early stop, such as "return>=475", or "none" for none.
         device: continue on this device; another one than before computes other last bits.
         own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
             (`OwnCode`).
@@ -141,6 +148,10 @@ def resume(
             if extend <= planned.steps:
                 raise UsageError(f"--extend {extend} is not more than the {planned.steps:,} steps of this run")
             planned.options = replace(planned.options, steps=extend)
+        if until is not None:
+            planned.options = replace(planned.options, until=None if until == "none" else until)
+            if planned.options.until is not None:
+                Until.parse(planned.options.until)
         before = planned.options.device
         planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
         moved = planned.options.device != before
@@ -152,11 +163,13 @@ def resume(
         if not steps:
             return finish(start(planned, run.folder, again=True), run.folder, progress=progress)
         chosen = steps[-1] if checkpoint is None else checkpoint
-        rows = _resumed(planned, run.folder, chosen, extended=extend is not None, changed=extend is not None or moved)
+        anew = extend is not None or until is not None
+        rows = _resumed(planned, run.folder, chosen, extended=anew, changed=anew or moved)
         return finish(rows, run.folder, progress=progress)
 
 
 def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:
+    check_installed(planned.options.loggers)
     with runtime(planned.options):
         method = planned.build(kept=folder / MODEL)
         yield from _rows(planned, method, folder, step, extended=extended, changed=changed)
@@ -187,14 +200,8 @@ def _rows(
     finally:
         for logger in trainer._loggers:
             logger.close()
-        _close(method)
+        beginning.close(method)
         eval_task.close()
-
-
-def _close(method: Method) -> None:
-    """Closes its task, and those of its learners and sources."""
-    for _, task in find(method, Task):
-        task.close()
 
 
 def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
@@ -284,7 +291,7 @@ def load_method(
     state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
     with runtime(planned.options):
         method = planned.build(prepare=False, kept=run.folder / MODEL, task=run.task if alone else None)
-        _close(method)
+        beginning.close(method)
         try:
             restore(method, state, "method", skip=unneeded)
         except (DamagedError, NotHere):
@@ -293,10 +300,6 @@ def load_method(
             where = run.checkpoints.path(steps[-1], kinds[checkpoint])
             raise CheckpointError(f"checkpoint {where} does not fit {run.folder / 'config.json'}: {error}") from error
     return method, planned
-
-
-def _method_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("method."): leaf for name, leaf in state.items() if name.startswith("method.")}
 
 
 def evaluate(
@@ -352,41 +355,3 @@ def demonstrate(
     files.make_folder(file.parent)
     demonstrations.save_demonstrations(file, data, method.spec)
     return file
-
-
-def _check_budget(method: Method, steps: int) -> None:
-    warmup = max((getattr(source, "warmup", 0) for _, source in method.sources()), default=0)
-    if method.unit == "env_steps" and warmup >= steps:
-        raise UsageError(
-            f"--steps {steps:,} ends within the {warmup:,} random steps of the warm-up: nothing would be learned; "
-            f"raise --steps or lower --warmup"
-        )
-
-
-def _initialize(method: Method, folder: Path) -> None:
-    run = Run(folder)
-    steps = run.checkpoints.steps() if run.config else []
-    if not steps:
-        raise UsageError(f"--init {folder} has no checkpoint")
-    state = _renamed(_method_state(run.checkpoints.load(steps[-1])), _learns(run.config["method"]), method.learns)
-    used = restore(method, state, strict=False)
-    theirs, own = ({path for path in each if path.startswith(f"{method.learns}.")} for each in (state, gather(method)))
-    # A bias or two fits almost anywhere, but a whole policy may be no more than that.
-    if not any(state[path].dim() > 1 for path in used) and not (own and theirs == own == own.intersection(used)):
-        raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
-    for path in state:
-        if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:
-            raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
-    for _, learner in method.learners():
-        learner.initialized()
-
-
-def _learns(method: str) -> str:
-    """Under which name a method keeps the actor that it trains; "policy" of one that this polopt does not know."""
-    return registry.load(method).learns if method in registry.locations() else Method.learns
-
-
-def _renamed(state: dict[str, Any], name: str, new: str) -> dict[str, Any]:
-    """The state with the policy, which one method calls `name`, under the name that another one has for it."""
-    prefix = f"{name}."
-    return {f"{new}.{path[len(prefix) :]}" if path.startswith(prefix) else path: leaf for path, leaf in state.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 from collections.abc import Iterator
@@ -122,10 +123,8 @@ class WandbLogger:
     """Weights & Biases, for who installed the extra `polopt[wandb]`."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--loggers wandb needs the package: pip install 'polopt[wandb]'") from None
+        import wandb  # `check_installed` has found it
+
         self.run = wandb.init(project="polopt", dir=str(folder), name=folder.name, config=config, resume="allow")
 
     def log(self, row: dict[str, Any], step: int) -> None:
@@ -143,6 +142,12 @@ def check_names(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in NAMES:
             raise UsageError(f"there is no logger '{name}'{nearest(name, NAMES)}")
+
+
+def check_installed(names: tuple[str, ...]) -> None:
+    """Raises UsageError for a logger whose package is not there."""
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise UsageError("--loggers wandb needs the package: pip install 'polopt[wandb]'")
 
 
 def make_loggers(

@@ -200,6 +200,7 @@ class Trainer(Stateful):
         row |= self._components()
         if evaluate:
             scores = method.evaluate(self._eval_task, self.eval_episodes)
+            self.stopped = self.stopped or (self.until is not None and self.until.met(scores))
             row |= {f"eval/{name}": value for name, value in scores.items()}
             self._keep_figures()
             self._keep_samples()
@@ -207,8 +208,6 @@ class Trainer(Stateful):
             if math.isfinite(value) and (self.best is None or value > self.best):
                 self.best = value
                 self.checkpoints.save(self.count, gather(method, "method", skip=unneeded), kind="best", keep=1)
-            if self.until is not None and self.until.met(scores):
-                self.stopped = True
             self._tick()
             row["seconds"] = round(self.seconds, 3)
         self.rows += 1

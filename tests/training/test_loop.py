@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -16,8 +17,9 @@ from gymnasium import spaces
 import polopt
 from polopt.cli import main
 from polopt.core.errors import RunError, UsageError
-from polopt.training.folder import Run
+from polopt.training.folder import Run, write_config
 from polopt.training.options import Until
+from polopt.training.plan import Plan, plan
 from tests.training.runs import TINY, command, settings, train
 
 
@@ -247,6 +249,59 @@ def test_until(tmp_path):
     assert run.rows[-1]["env_steps"] == 0  # the first evaluation was enough
     with pytest.raises(UsageError, match="--until: evaluations have no 'retrun', only length, return, return_std"):
         train("ppo", tmp_path / "other", until="retrun>=1")
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError, match="evaluations have no 'retrun'"):
+        train("ppo", tmp_path / "notes", until="retrun>=1", loggers=("tensorboard",))
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_whose_stop_named_no_metric_is_resumed_with_another(tmp_path, capsys):
+    """As older versions left it: a folder without a checkpoint to go on from."""
+    planned = plan("ppo", TINY["ppo"][0], **settings("ppo", until="retrun>=1"))
+    write_config(tmp_path / "run", planned.record())
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert "evaluations have no 'retrun'" in capsys.readouterr().err
+    for wrong in ("return", ""):
+        assert main(["resume", str(tmp_path / "run"), "--until", wrong]) == 2
+    run = polopt.resume(tmp_path / "run", until="return>=1")
+    assert run.config["run"]["until"] == "return>=1"
+    assert run.rows[-1]["env_steps"] == 0
+    run = polopt.resume(tmp_path / "run", until="none")
+    assert run.rows[-1]["env_steps"] == 96
+    assert run.config["run"]["until"] is None
+
+
+def test_a_logger_that_is_not_installed_is_told_before_anything_is_built(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    done = train("ppo", tmp_path / "done")
+    monkeypatch.setattr(Plan, "build", lambda *args, **kwargs: pytest.fail("built"))
+    with pytest.raises(UsageError, match="--loggers wandb needs the package"):
+        train("ppo", tmp_path / "run", loggers=("wandb",))
+    assert not (tmp_path / "run").exists()
+    record = done.config | {"run": done.config["run"] | {"loggers": ["wandb"]}}
+    write_config(done.folder, record)
+    with pytest.raises(UsageError, match="--loggers wandb needs the package"):
+        polopt.resume(done.folder)
+
+
+def test_compare_checks_every_plan_before_the_first_begins(tmp_path):
+    settings = {"steps": 96, "seeds": 1, "out": tmp_path / "both", "loggers": (), "eval_episodes": 1}
+    with pytest.raises(UsageError, match="needs a Box action space"):
+        polopt.compare(["ppo", "sac"], "CartPole-v1", **settings)
+    with pytest.raises(UsageError, match="evaluations have no 'retrun'"):
+        polopt.compare(["ppo", "reinforce"], "CartPole-v1", until="retrun>=1", **settings)
+    assert not (tmp_path / "both").exists()
+
+
+def test_data_without_what_the_method_needs_leave_no_folder(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n')
+    with pytest.raises(UsageError, match="has no 'chosen' and 'rejected' texts"):
+        polopt.train("dpo", str(data), steps=4, model="tiny", out=tmp_path / "run", loggers=())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

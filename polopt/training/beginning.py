@@ -1,0 +1,102 @@
+"""Before the first step of a run: what can be wrong is found, and nothing is left of a run that never began."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from polopt import registry
+from polopt.bases.method import Method
+from polopt.core import files
+from polopt.core.errors import UsageError
+from polopt.core.locks import OWNER
+from polopt.core.state import find, gather, restore
+from polopt.tasks.base import Task
+from polopt.training import seeding
+from polopt.training.folder import Run
+from polopt.training.loggers import check_installed
+from polopt.training.options import Until
+from polopt.training.plan import Plan, runtime
+
+
+def build(planned: Plan) -> Method:
+    """The method of a new run, with all found that can be wrong before it begins. Raises UsageError."""
+    check_installed(planned.options.loggers)
+    method = planned.build()
+    try:
+        _check_budget(method, planned.steps)
+        if planned.init is not None:
+            _initialize(method, Path(planned.init))
+    except BaseException:
+        close(method)
+        raise
+    return method
+
+
+def check(planned: Plan) -> None:
+    """Builds a new run and evaluates it once where `until` names a metric; nothing is written. Raises UsageError."""
+    with runtime(planned.options):
+        method = build(planned)
+        try:
+            if planned.options.until is not None:
+                with closing(planned.make_task(seeding.EVAL_TASK, 1)) as task:
+                    Until.parse(planned.options.until).met(method.evaluate(task, 1))
+        finally:
+            close(method)
+
+
+def forget(folder: Path, before: set[Path] | None) -> None:
+    """Removes what a run has written to its folder, and the folder unless it was there `before`."""
+    for path in set(folder.iterdir()) - (before or set()) - {folder / OWNER}:
+        files.remove(path)
+    if before is None:
+        files.remove(folder)
+
+
+def close(method: Method) -> None:
+    """Closes its task, and those of its learners and sources."""
+    for _, task in find(method, Task):
+        task.close()
+
+
+def _check_budget(method: Method, steps: int) -> None:
+    warmup = max((getattr(source, "warmup", 0) for _, source in method.sources()), default=0)
+    if method.unit == "env_steps" and warmup >= steps:
+        raise UsageError(
+            f"--steps {steps:,} ends within the {warmup:,} random steps of the warm-up: nothing would be learned; "
+            f"raise --steps or lower --warmup"
+        )
+
+
+def _initialize(method: Method, folder: Path) -> None:
+    run = Run(folder)
+    steps = run.checkpoints.steps() if run.config else []
+    if not steps:
+        raise UsageError(f"--init {folder} has no checkpoint")
+    state = _renamed(_method_state(run.checkpoints.load(steps[-1])), _learns(run.config["method"]), method.learns)
+    used = restore(method, state, strict=False)
+    theirs, own = ({path for path in each if path.startswith(f"{method.learns}.")} for each in (state, gather(method)))
+    # A bias or two fits almost anywhere, but a whole policy may be no more than that.
+    if not any(state[path].dim() > 1 for path in used) and not (own and theirs == own == own.intersection(used)):
+        raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
+    for path in state:
+        if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:
+            raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
+    for _, learner in method.learners():
+        learner.initialized()
+
+
+def _learns(method: str) -> str:
+    """Under which name a method keeps the actor that it trains; "policy" of one that this polopt does not know."""
+    return registry.load(method).learns if method in registry.locations() else Method.learns
+
+
+def _renamed(state: dict[str, Any], name: str, new: str) -> dict[str, Any]:
+    """The state with the policy, which one method calls `name`, under the name that another one has for it."""
+    prefix = f"{name}."
+    return {f"{new}.{path[len(prefix) :]}" if path.startswith(prefix) else path: leaf for path, leaf in state.items()}
+
+
+def _method_state(state: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("method."): leaf for name, leaf in state.items() if name.startswith("method.")}
