@@ -34,7 +34,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt show METHOD                                    what it is, its options with their sources, its claim
   polopt train METHOD --task TASK [--steps N] [...]     train; every option of 'polopt show METHOD' is a flag
   polopt resume DIR [--extend N] [--checkpoint N]       continue a stopped run exactly
-  polopt eval DIR [--episodes N] [--checkpoint latest|best] [--stochastic] [--json]
+  polopt eval DIR [--episodes N] [--checkpoint latest|best|N] [--stochastic] [--json]
   polopt compare METHOD METHOD ... --task TASK --seeds N [--jobs J] [...]
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
   polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods

@@ -55,7 +55,8 @@ def train_verb(argv: list[str]) -> int:
     planned = api.Plan(method, task, configs["method"], options, task_options, preset, args.init)
     folder = new_folder(Path(args.out) if args.out else None, method, task, options.seed)
     print(planned.summary(folder), file=sys.stderr)
-    return _trained(lambda: api.finish(api.start(planned, folder), folder, progress=True), folder)
+    rows = api.start(planned, folder, say=lambda said: print(said, file=sys.stderr))
+    return _trained(lambda: api.finish(rows, folder, progress=True), folder)
 
 
 def _trained(work: Callable[[], Any], folder: Path) -> int:
@@ -96,7 +97,7 @@ def eval_verb(argv: list[str]) -> int:
     parser = make_parser("eval", "Returns of a saved policy, in environments that training never saw.")
     parser.add_argument("dir", type=Path)
     parser.add_argument("--episodes", type=int, help="default: 10, and 64 prompts for language models")
-    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best, or the step of one that is there")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="sampled completions of each prompt: pass@k and maj@K"

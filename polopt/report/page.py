@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,9 @@ def write_report(run_dirs: Iterable[Path | str | RunData], out: Path, score: str
     runs = read_runs(run_dirs, score)
     if not runs:
         raise UsageError("a report needs at least one run folder")
+    for run in runs:
+        if run.damage:
+            warnings.warn(f"{run.folder}: {run.damage}", stacklevel=2)
     page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
     out = Path(out)
     partial = out.with_name(f".{out.name}.new")
@@ -154,9 +158,9 @@ def _subtitle(run: RunData) -> list[str]:
 
 
 def _notices(run: RunData) -> list[str]:
-    if not run.rows:
+    if not run.rows and not run.damage:
         return ["metrics.csv holds no rows yet: this run has recorded nothing."]
-    found = [run.cut] if run.cut else []
+    found = [said for said in (run.damage, run.cut) if said]
     if not run.finished:
         unit = run.unit.replace("_", " ")
         found.append(f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {unit}.")

@@ -29,6 +29,7 @@ class RunData:
     config: dict[str, Any]
     columns: dict[str, Array]
     stages: list[str] = field(default_factory=list)
+    faults: tuple[str, ...] = ()  # of metrics.csv: see `damage`
 
     @property
     def method(self) -> str:
@@ -101,6 +102,15 @@ class RunData:
         said = f"In {len(counts)} evaluations episodes had not ended and were cut{after}"
         return f"{said} (at most {counts.max():,.0f} at once): returns are of that part."
 
+    @property
+    def damage(self) -> str:
+        """One sentence where metrics.csv cannot be what the run has written, or nothing."""
+        found = list(self.faults)
+        steps = self.steps[np.isfinite(self.steps)]
+        if backwards := int((np.diff(steps) < 0).sum()):
+            found.append(f"its count goes backwards {_times(backwards)}, as when two processes write it")
+        return f"metrics.csv is damaged: {'; '.join(found)}. What is drawn here may be wrong." if found else ""
+
     @cached_property
     def figures(self) -> dict[str, Figure]:
         """What the method showed at its last evaluation; nothing where the file is absent or damaged."""
@@ -129,8 +139,8 @@ def read_run(folder: Path) -> RunData:
         config = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise RunError(f"{path} cannot be read ({error})") from error
-    columns, stages = _read_metrics(folder / "metrics.csv")
-    return RunData(folder, config, columns, stages)
+    columns, stages, faults = _read_metrics(folder / "metrics.csv")
+    return RunData(folder, config, columns, stages, faults)
 
 
 def read_runs(runs: Iterable[Path | str | RunData], score: str | None = None) -> list[RunData]:
@@ -149,19 +159,45 @@ def _judge(run: RunData, score: Score) -> RunData:
     return replace(run, config=run.config | {"score": score.name})
 
 
-def _read_metrics(path: Path) -> tuple[dict[str, Array], list[str]]:
+def _read_metrics(path: Path) -> tuple[dict[str, Array], list[str], tuple[str, ...]]:
+    """Columns, stages, and what is wrong with the lines. A torn last one is no fault: killed runs leave it."""
     if not path.is_file():
-        return {}, []
-    with open(path, newline="", errors="replace") as file:
-        lines = [line for line in csv.reader(file) if line]
+        return {}, [], ()
+    text = path.read_text(errors="replace")
+    lines = [line for line in csv.reader(text.replace("\0", "\ufffd").splitlines()) if line]
     if not lines:
-        return {}, []
-    head, body = lines[0], [line for line in lines[1:] if len(line) == len(lines[0])]  # a torn last line is dropped
-    table = {name: [line[index] for line in body] for index, name in enumerate(head) if name}
+        return {}, [], ()
+    torn = not text.endswith("\n")
+    head, body = lines[0], lines[1 : -1 if torn and len(lines) > 1 and len(lines[-1]) != len(lines[0]) else None]
+    whole = [line for line in body if len(line) == len(head)]
+    table = {name: [line[index] for line in whole] for index, name in enumerate(head) if name}
     stages = table.pop("stage", [])
-    return {
-        name: np.array([_number(cell) for cell in cells], dtype=np.float64) for name, cells in table.items()
-    }, stages
+    faults = (
+        ["it has bytes that are no text"] if any("\ufffd" in cell for line in (head, *body) for cell in line) else []
+    )
+    if len(table) + ("stage" in head) != len(head):
+        faults.append("its head names a column twice or not at all")
+    if len(whole) != len(body):
+        faults.append(
+            f"{len(body) - len(whole)} of {len(body)} lines have another length than its head and are left out"
+        )
+    if wrong := sum(_unreadable(cell) for cells in table.values() for cell in cells):
+        faults.append(f"{wrong} cells are no numbers and are left out")
+    columns = {name: np.array([_number(cell) for cell in cells], dtype=np.float64) for name, cells in table.items()}
+    return columns, stages, tuple(faults)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _unreadable(cell: str) -> bool:
+    """Whether a cell is neither empty nor a number, "nan" and "inf" among them."""
+    try:
+        float(cell or 0)
+    except ValueError:
+        return cell not in ("True", "False")
+    return False
 
 
 def _number(cell: str) -> float:

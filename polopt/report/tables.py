@@ -94,6 +94,8 @@ def _warnings(groups: dict[str, list[RunData]], scores: dict[str, dict[Any, floa
         if missing:
             found.append(f"{label}: no evaluation for seed {', '.join(map(str, missing))}.")
         for run in runs:
+            if run.damage:
+                found.append(f"{label}, seed {run.seed}: {run.damage}")
             if run.cut:
                 found.append(f"{label}, seed {run.seed}: {run.cut[0].lower()}{run.cut[1:]}")
             if not run.finished:

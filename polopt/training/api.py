@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,15 +82,17 @@ def train(
     return finish(start(planned, folder), folder, progress=progress)
 
 
-def start(planned: Plan, folder: Path, *, again: bool = False) -> Iterator[Row]:
-    """Runs a new plan in its folder, as the only one that writes there.
+def start(
+    planned: Plan, folder: Path, *, again: bool = False, say: Callable[[str], None] = lambda said: None
+) -> Iterator[Row]:
+    """Runs a new plan in its folder, as the only one that writes there; `say` is told what `--init` took.
 
     `again`: the folder's run was stopped before its first checkpoint, and the caller owns it already.
     """
     before = set(folder.iterdir()) if folder.is_dir() else None
     with runtime(planned.options), ExitStack() as owner:
         try:
-            method = beginning.build(planned)
+            method = beginning.build(planned, say)
             files.make_folder(folder)
             if not again:
                 owner.enter_context(owned(folder))
@@ -243,7 +245,7 @@ def train_or_resume(
 def load(
     folder: str | Path,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     device: str | None = None,
     **own: Any,
 ) -> Actor:
@@ -255,7 +257,7 @@ def load(
 
     Args:
         device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
-        checkpoint: "latest" or "best" (by the method's score, evaluated while training).
+        checkpoint: "latest", "best" (by the method's score, evaluated while training), or the step of one.
         own: `network`, `tables` and `trust_remote_code` again, where the policy itself is code of your own, and `task`,
             `rewards`, `judge`, `criterion` where the task is needed (`OwnCode`).
     """
@@ -268,7 +270,7 @@ def load(
 
 def load_method(
     folder: Path,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     own: OwnCode | None = None,
     device: str | None = None,
     *,
@@ -282,13 +284,8 @@ def load_method(
     run = Run(folder)
     planned = read_plan(run, own or OwnCode(), alone=alone)
     planned.options = replace(planned.options, device=device_here(planned.options.device, device))
-    kinds = {"latest": "step", "best": "best"}
-    if checkpoint not in kinds:
-        raise UsageError(f"there is no checkpoint '{checkpoint}'; choose latest or best")
-    steps = run.checkpoints.steps(kinds[checkpoint])
-    if not steps:
-        raise UsageError(f"{folder} has no {checkpoint} checkpoint yet")
-    state = run.checkpoints.load(steps[-1], kinds[checkpoint], blobs=False)
+    step, kind = _chosen(run, checkpoint)
+    state = run.checkpoints.load(step, kind, blobs=False)
     with runtime(planned.options):
         method = planned.build(prepare=False, kept=run.folder / MODEL, task=run.task if alone else None)
         beginning.close(method)
@@ -297,16 +294,32 @@ def load_method(
         except (DamagedError, NotHere):
             raise
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
-            where = run.checkpoints.path(steps[-1], kinds[checkpoint])
+            where = run.checkpoints.path(step, kind)
             raise CheckpointError(f"checkpoint {where} does not fit {run.folder / 'config.json'}: {error}") from error
     return method, planned
+
+
+def _chosen(run: Run, checkpoint: str | int) -> tuple[int, str]:
+    """Step and kind of the "latest" or "best" checkpoint, or of the one at a step. Raises UsageError without it."""
+    kinds = {"latest": "step", "best": "best"}
+    there = {name: run.checkpoints.steps(kind) for name, kind in kinds.items()}
+    if checkpoint in kinds:
+        if not there[str(checkpoint)]:
+            raise UsageError(f"{run.folder} has no {checkpoint} checkpoint yet")
+        return there[str(checkpoint)][-1], kinds[str(checkpoint)]
+    for name, steps in there.items():
+        for step in steps:
+            if str(checkpoint) == str(step):
+                return step, kinds[name]
+    known = ", ".join(map(str, sorted(set().union(*there.values())))) or "none yet"
+    raise UsageError(f"{run.folder} has no checkpoint '{checkpoint}': choose latest, best or a step, here {known}")
 
 
 def evaluate(
     folder: str | Path,
     *,
     episodes: int | None = None,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     stochastic: bool = False,
     samples: int = 1,
     device: str | None = None,
@@ -338,7 +351,7 @@ def demonstrate(
     file: str | Path,
     *,
     episodes: int = 10,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     stochastic: bool = False,
     device: str | None = None,
     **own: Any,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,14 @@ from polopt.training.options import Until
 from polopt.training.plan import Plan, runtime
 
 
-def build(planned: Plan) -> Method:
+def build(planned: Plan, say: Callable[[str], None]) -> Method:
     """The method of a new run, with all found that can be wrong before it begins. Raises UsageError."""
     check_installed(planned.options.loggers)
     method = planned.build()
     try:
         _check_budget(method, planned.steps)
         if planned.init is not None:
-            _initialize(method, Path(planned.init))
+            _initialize(method, Path(planned.init), say)
     except BaseException:
         close(method)
         raise
@@ -37,7 +39,7 @@ def build(planned: Plan) -> Method:
 def check(planned: Plan) -> None:
     """Builds a new run and evaluates it once where `until` names a metric; nothing is written. Raises UsageError."""
     with runtime(planned.options):
-        method = build(planned)
+        method = build(planned, say=lambda said: None)
         try:
             if planned.options.until is not None:
                 with closing(planned.make_task(seeding.EVAL_TASK, 1)) as task:
@@ -69,7 +71,9 @@ def _check_budget(method: Method, steps: int) -> None:
         )
 
 
-def _initialize(method: Method, folder: Path) -> None:
+def _initialize(method: Method, folder: Path, say: Callable[[str], None]) -> None:
+    """Gives the method what fits of another run and says how much that was: in a warning, where the policy has more.
+    Raises UsageError where next to nothing fits."""
     run = Run(folder)
     steps = run.checkpoints.steps() if run.config else []
     if not steps:
@@ -85,6 +89,13 @@ def _initialize(method: Method, folder: Path) -> None:
             raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
     for _, learner in method.learners():
         learner.initialized()
+    policy = own.intersection(used)
+    others = f", and {len(used) - len(policy)} others" if len(used) > len(policy) else ""
+    said = f"--init {folder}: took {len(policy)} of the {len(own)} tensors of the policy{others}"
+    if len(policy) < len(own):
+        warnings.warn(f"{said}; the rest of the policy begins anew", stacklevel=2)
+    else:
+        say(said)
 
 
 def _learns(method: str) -> str:

@@ -94,7 +94,19 @@ def test_short_runs(tmp_path, rows):
     assert ("This run stopped at" in page) == (rows > 0)
 
 
-def test_damaged_metrics_are_a_short_run(tmp_path):
+def test_a_torn_last_line_is_a_short_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run / "metrics.csv", "a") as file:
+        file.write("1200,1")
+    data = read_run(run)
+    assert (data.rows, data.damage) == (11, "")
+    check_page(write_report([run], tmp_path / "page.html"))
+    (run / "metrics.csv").unlink()
+    assert read_run(run).damage == ""
+    check_page(write_report([run], tmp_path / "page.html"))
+
+
+def test_damaged_metrics_are_told_and_drawn_as_far_as_they_go(tmp_path):
     run = make_run(tmp_path / "run")
     with open(run / "metrics.csv", "a") as file:
         file.write("1100,11,11,1.1,,nan,inf,words,\n1200,1")
@@ -102,11 +114,39 @@ def test_damaged_metrics_are_a_short_run(tmp_path):
     assert data.rows == 12
     assert np.isnan(data.columns["eval/return"][-1])
     assert data.score == 80  # (60 + 80 + 100) / 3
-    check_page(write_report([run], tmp_path / "page.html"))
-    (run / "metrics.csv").unlink()
-    check_page(write_report([run], tmp_path / "page.html"))
-    (run / "metrics.csv").write_bytes(b"\xff\x00\n")
-    check_page(write_report([run], tmp_path / "page.html"))
+    told = "metrics.csv is damaged: 1 cells are no numbers and are left out. What is drawn here may be wrong."
+    assert data.damage == told
+    with pytest.warns(UserWarning, match=re.escape(f"{run}: {told}")):
+        page = check_page(write_report([run], tmp_path / "page.html"))
+    assert told in page
+    other = make_run(tmp_path / "other", seed=1)
+    with pytest.warns(UserWarning, match="is damaged"):
+        page = check_page(write_report([run, other], tmp_path / "page.html"))
+    assert f"seed 0: {told}" in page
+    assert page.count("is damaged") == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda lines: [*lines[:3], "5,5\n", *lines[3:]], "1 of 12 lines have another length than its head"),
+        (
+            lambda lines: [*lines[:-1], "5,5\n"],
+            "1 of 11 lines have another length",
+        ),  # whole, as no killed run leaves it
+        (lambda lines: lines + lines[1:], "its count goes backwards once, as when two processes write it"),
+        (lambda lines: [lines[0].replace("episodes", "env_steps"), *lines[1:]], "its head names a column twice"),
+        (lambda lines: ["\xff\x00\n"], "damaged"),
+        (lambda lines: lines, ""),
+    ],
+)
+def test_what_a_run_cannot_have_written(tmp_path, spoil, told):
+    run = make_run(tmp_path / "run")
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    assert len(lines) == 12
+    (run / "metrics.csv").write_bytes("".join(spoil(lines)).encode("latin-1"))
+    assert told in read_run(run).damage
+    assert bool(told) == bool(read_run(run).damage)
 
 
 def test_what_is_no_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 
 import polopt
+from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.training import api, seeding
 from polopt.training.folder import Run
-from tests.training.runs import TINY, settings, train
+from tests.training.runs import TINY, command, final_state, settings, train
 
 
 def trunk(inputs: int, outputs: int) -> nn.Module:
@@ -193,11 +195,25 @@ def test_a_policy_without_matrices_starts_another_run_when_all_of_it_fits(tmp_pa
             polopt.train("programmable-vi", task, guide=guide, out=tmp_path / guide, init=first.folder, **common)
 
 
+def test_the_command_line_says_how_much_it_took_of_another_run(tmp_path, capsys):
+    first = train("ppo", tmp_path / "first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert main([*command("ppo", tmp_path / "second", steps=16), "--init", str(first.folder)]) == 0
+    policy = [path for path in final_state(first.folder) if path.startswith("method.policy.")]
+    told = f"--init {first.folder}: took {len(policy)} of the {len(policy)} tensors of the policy"
+    assert told in capsys.readouterr().err
+
+
 def test_starting_from_another_run(tmp_path):
     first = train("ppo", tmp_path / "first")
     second = train("ppo", tmp_path / "second", seed=9, steps=16, lr=1e-12, init=first.folder)
     torch.testing.assert_close(weights(second.folder), weights(first.folder), rtol=0, atol=1e-6)
     assert second.config["init"] == str(first.folder)
+    # The first layer, and mean, variance and count of the normalizer; of the critic the first layer too.
+    told = "took 5 of the 9 tensors of the policy, and 2 others; the rest of the policy begins anew"
+    with pytest.warns(UserWarning, match=told):
+        train("ppo", tmp_path / "deeper", steps=16, init=first.folder, **{"network.sizes": (8, 8)})
     with pytest.raises(UsageError, match="nothing there has the names and shapes of this run"):
         polopt.train(
             "sac", "Pendulum-v1", out=tmp_path / "third", init=first.folder, **settings("sac") | {"network.sizes": (9,)}

@@ -20,7 +20,7 @@ from polopt.data import replay
 from polopt.training import api, loop
 from polopt.training.folder import Run
 from polopt.training.plan import plan
-from tests.training.runs import TINY, command, differing, final_state, settings, train
+from tests.training.runs import TINY, command, differing, final_state, same, settings, train
 
 
 def start(name: str, folder: Path, **changes: Any) -> subprocess.Popen:
@@ -246,5 +246,21 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, monkeypatc
     best, latest = (polopt.load(run.folder, checkpoint=kind) for kind in ("best", "latest"))
     pairs = list(zip(best.parameters(), latest.parameters()))
     assert any(not (one == other).all() for one, other in pairs)
-    with pytest.raises(UsageError, match="choose latest or best"):
+    with pytest.raises(UsageError, match="no checkpoint 'first': choose latest, best or a step, here 3, 10, 12"):
         polopt.load(run.folder, checkpoint="first")
+
+
+def test_a_checkpoint_is_chosen_by_its_step(tmp_path, capsys):
+    run = train("bc", tmp_path / "run")
+    assert run.checkpoints.steps() == [10, 12]
+    state = run.checkpoints.load(10)
+    for name in (10, "10"):
+        policy = polopt.load(run.folder, checkpoint=name)
+        for path, tensor in policy.state_dict().items():
+            assert same(tensor, state[f"method.policy.{path}"])
+    latest = polopt.load(run.folder).state_dict()
+    assert any(not same(tensor, latest[path]) for path, tensor in policy.state_dict().items())
+    assert main(["eval", str(run.folder), "--episodes", "1", "--checkpoint", "10", "--json"]) == 0
+    assert '"checkpoint": "10"' in capsys.readouterr().out
+    assert main(["eval", str(run.folder), "--episodes", "1", "--checkpoint", "11"]) == 2
+    assert "has no checkpoint '11': choose latest, best or a step, here " in capsys.readouterr().err
