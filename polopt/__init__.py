@@ -20,6 +20,7 @@ _WHERE = {
     "load": "polopt.training.api",
     "evaluate": "polopt.training.api",
     "demonstrate": "polopt.training.api",
+    "export": "polopt.training.export",
     "record": "polopt.report.compare",
     "compare": "polopt.report.compare",
     "report": "polopt.report.compare",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from polopt.registry import methods
     from polopt.report.compare import compare, record, report
     from polopt.training.api import demonstrate, evaluate, iterate, load, resume, train
+    from polopt.training.export import export
     from polopt.training.folder import Run
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "compare",
     "demonstrate",
     "evaluate",
+    "export",
     "iterate",
     "load",
     "methods",

@@ -20,6 +20,7 @@ VERBS = {  # verb -> the module of its group; its function there has the verb's 
     "train": "runs",
     "resume": "runs",
     "eval": "runs",
+    "export": "results",
     "compare": "results",
     "report": "results",
     "claim": "results",
@@ -35,6 +36,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt train METHOD --task TASK [--steps N] [...]     train; every option of 'polopt show METHOD' is a flag
   polopt resume DIR [--extend N] [--checkpoint N]       continue a stopped run exactly
   polopt eval DIR [--episodes N] [--checkpoint latest|best|N] [--stochastic] [--json]
+  polopt export DIR [--format onnx|torchscript|pt2]     a feed-forward policy as one file that runs without polopt
   polopt compare METHOD METHOD ... --task TASK --seeds N [--jobs J] [...]
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
   polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods

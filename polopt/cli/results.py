@@ -1,4 +1,4 @@
-"""`polopt compare | report | claim`: what is made of many runs. Imports no torch until it must."""
+"""`polopt export | compare | report | claim`: what is made of runs. Imports no torch until it must."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def compare_verb(argv: list[str]) -> int:
     )
     print(comparison.table)
     print(comparison.page)
+    return 0
+
+
+def export_verb(argv: list[str]) -> int:
+    parser = make_parser("export", "The greedy policy of a run as one file that runs without polopt.")
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--format", default="onnx", help="onnx, torchscript or pt2")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: policy.onnx, .pt or .pt2 in the run folder")
+    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    add_own_code(parser)
+    args = parser.parse_args(argv)
+
+    from polopt.training.export import export
+
+    print(export(args.dir, args.out, format=args.format, checkpoint=args.checkpoint, **own_code(args)))
     return 0
 
 

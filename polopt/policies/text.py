@@ -21,6 +21,8 @@ from polopt.policies.base import Imitates, Record
 from polopt.policies.pretrained import load_pretrained, write_folder
 from polopt.tasks.spaces import check_followed
 
+ADAPTER = "adapter"  # in a model folder: LoRA's own weights, as PEFT reads them
+
 
 class TextPolicy(Imitates):
     """Writes turns of a conversation: an act is one turn, `env_action` turns its tokens into text.
@@ -146,14 +148,18 @@ class TextPolicy(Imitates):
 
     def export(self, folder: Path | str, *, weights: bool = True) -> Path:
         """Writes what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, adapters
-        merged; generation from it ends where a turn ends here. Without `weights`, all else: what a checkpoint lacks.
-        The folder appears when it is complete. Raises UsageError and RunError as `write_folder` does."""
+        merged; generation from it ends where a turn ends here. The adapters by themselves are in `adapter/`, for
+        `peft.PeftModel.from_pretrained` on the model that the run began with. Without `weights`, all else: what a
+        checkpoint lacks. The folder appears when it is complete. Raises UsageError and RunError as `write_folder`
+        does."""
 
         def write(into: Path) -> None:
             with quiet():
                 if weights:
                     model = self.model
                     if self.config.lora is not None:
+                        # A model folder that has adapters beside its weights would be read as adapters alone.
+                        model.save_pretrained(into / ADAPTER, save_embedding_layers=False)
                         model = copy.deepcopy(model).merge_and_unload()
                     model.save_pretrained(into)
                 else:

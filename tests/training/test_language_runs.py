@@ -109,6 +109,25 @@ def test_a_run_needs_its_first_model_only_to_begin(name, options, tmp_path, monk
         torch.testing.assert_close(model(ids).logits, last.model(ids).logits)
 
 
+def test_adapters_load_with_peft(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first = own_model(tmp_path)
+    run = train("sft", tmp_path / "run", model=str(first), lr=1e-2, **{"policy.lora": "lo-ra"})
+    policy: Any = polopt.load(run.folder)
+    base = AutoModelForCausalLM.from_pretrained(first)
+    ids = AutoTokenizer.from_pretrained(first)("12+3=", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        before = base(ids).logits
+        found = PeftModel.from_pretrained(base, run.folder / "model" / "adapter")(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(run.folder / "model")(ids).logits
+        torch.testing.assert_close(found, policy.model(ids).logits)
+        torch.testing.assert_close(merged, found, rtol=1e-3, atol=1e-4)
+    assert (found - before).abs().max() > 1e-3  # they say something
+    assert not (train("sft", tmp_path / "whole", model=str(first), steps=2).folder / "model" / "adapter").exists()
+
+
 def test_a_run_that_has_not_ended_is_no_model(tmp_path):
     run = train("sft", tmp_path / "run", model=str(own_model(tmp_path)))
     assert {"config.json", "tokenizer.json", "generation_config.json"} <= set(os.listdir(run.folder / "model"))
