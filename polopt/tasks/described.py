@@ -17,6 +17,7 @@ from gymnasium import spaces
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
+from polopt.tasks.problem import Ladder
 
 SAID = ("num", "environments", "size", "pool", "count", "scores", "verifiable", "turns", "conversational")
 """What methods ask of a task while they are built, besides its spec."""
@@ -79,6 +80,12 @@ class Described(Task):
     def _twin(self, rows: int, seed: int) -> Task:
         each = {"num": rows, "environments": rows}
         return Described({**self._record, "said": {**self._said, **each}})
+
+    def with_ladder(self, ladder: Ladder) -> Described:
+        """As `TextTask.with_ladder`: ids of every problem with every help."""
+        count = self._said["count"]
+        size = None if count is None else count * (ladder.levels + 1)
+        return Described({**self._record, "said": {**self._said, "size": size}})
 
     def _absent(self) -> NotHere:
         return NotHere(f"of {self.spec.name} only the spaces are here, and this needs the task itself")

@@ -18,6 +18,7 @@ from polopt.core.spec import Spec
 from polopt.tasks import make_task
 from polopt.tasks.base import Task
 from polopt.tasks.described import Described, NotHere, describe
+from polopt.tasks.ladders import Cuts
 from polopt.tasks.making import registered_id
 from polopt.training.folder import Run
 from tests.training.runs import settings, train
@@ -147,6 +148,8 @@ def test_a_described_task_plays_nothing():
     found = Described(json.loads(json.dumps(describe(make_task("addition", num=2, pool=7)))))
     assert (found.size, found.scores, found.num) == (7, True, 2)
     assert found.twin(5).num == 5
+    ladder = Cuts((0.25, 0.5))
+    assert found.with_ladder(ladder).size == make_task("addition", pool=7).with_ladder(ladder).size == 21
     for ask in (found.reset, lambda: found.step({}), lambda: found.problems([0])):
         with pytest.raises(NotHere, match=r"^of addition only the spaces are here, and this needs the task itself$"):
             ask()
