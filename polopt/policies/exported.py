@@ -124,7 +124,7 @@ def _onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str]) -> 
 
 
 def _torchscript(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str]) -> tuple[bytes, Any]:
-    traced = torch.jit.trace(module, example, check_trace=False)
+    traced = torch.jit.freeze(torch.jit.trace(module, example, check_trace=False))  # no parameters: nor gradients
     file = io.BytesIO()
     torch.jit.save(traced, file)
     again = torch.jit.load(io.BytesIO(file.getvalue()))
