@@ -147,7 +147,7 @@ def test_train_eval_report(tmp_path, capsys):
     assert main(["eval", str(folder), "--episodes", "2", "--checkpoint", "best", "--stochastic"]) == 0
     assert "sampled episodes" in said(capsys)[0]
     assert main(["eval", str(folder), "--checkpoint", "worst"]) == 2
-    assert "choose latest or best" in said(capsys)[1]
+    assert "choose latest, best or a step" in said(capsys)[1]
     page = tmp_path / "page.html"
     assert main(["report", str(folder), "--out", str(page), "--no-video"]) == 0
     assert said(capsys)[0].strip() == str(page)
