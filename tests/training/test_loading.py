@@ -54,7 +54,6 @@ def test_a_tracker_comes_back_for_an_evaluation_and_not_for_another_run(tmp_path
     alpha = saved(run.folder)["method.tracker@alpha"]
     assert torch.equal(method.tracker.alpha, alpha)
     assert not torch.equal(alpha, torch.full((8,), 0.5))
-    assert method.initial_source.left == 0
     assert method.visits.known(torch.arange(8)).any()
     rows = polopt.iterate("single-stream-po", "vowels", out=tmp_path / "other", init=run.folder, **options)
     fresh = next(rows)["method"]
