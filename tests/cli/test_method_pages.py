@@ -29,7 +29,7 @@ def test_the_commands_of_the_pages_are_plans(monkeypatch, tmp_path):
     """They are not run here: the smoke runs of all methods are."""
     plans = []
 
-    def start(plan, folder):
+    def start(plan, folder, **options):
         plans.append(plan.method)
         raise UsageError("enough")
 

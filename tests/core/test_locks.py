@@ -22,9 +22,9 @@ from polopt.core.locks import owned
 with owned(Path(sys.argv[1])):
     child = os.fork()
     if not child:
+        print(os.getpid(), flush=True)  # by now it has let go of what it shares
         time.sleep(100)
         os._exit(0)
-    print(child, flush=True)
     time.sleep(100)
 """
 

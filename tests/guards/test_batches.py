@@ -37,8 +37,11 @@ def test_micro_batches_change_nothing(name, float64):
             assert {learner.config.micro_batch for _, learner in method.learners()} == {micro_batch}
             advance(method, half(name))
             results.append({path: value.detach().clone() for path, value in parameters(method).items()})
+    exact = not hasattr(load(name).Config, "micro_tokens")  # layers of transformers compute norms in float32
     for path, value in results[0].items():
-        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-9, msg=lambda text, path=path: path + text)
+        torch.testing.assert_close(
+            value, results[1][path], rtol=0, atol=1e-9 if exact else 1e-5, msg=lambda text, path=path: path + text
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_LOSSES if hasattr(load(name).Config, "micro_tokens")])
@@ -50,7 +53,7 @@ def test_pieces_of_like_lengths_change_nothing(name, float64):
             advance(method, half(name))
             results.append({path: value.detach().clone() for path, value in parameters(method).items()})
     for path, value in results[0].items():  # a step moves by 1e-2; layers of transformers compute norms in float32
-        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-5, msg=lambda text, path=path: path + text)
+        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
 
 
 @pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))

@@ -71,10 +71,10 @@ def test_predict_reads_what_training_reads(name, dtype):
         policy = policy_for(task)
         action = policy.env_action(policy.act(seen, greedy=True)[0]["action"])
         outputs = policy.net(seen)
-    read = policy._read(env.shown[0])
+    read = policy._read(env.shown[0])[0]
     assert policy.predict(env.shown[0]) == action.item()  # in whatever precision the caller computes
     with default_dtype(dtype):
-        torch.testing.assert_close(policy.net(policy._read(env.shown[0])), outputs, rtol=0, atol=0)
+        torch.testing.assert_close(policy.net(policy._read(env.shown[0])[0]), outputs, rtol=0, atol=0)
     if not isinstance(read, TensorDict) and not read.is_floating_point():
         assert torch.equal(read, seen)
 

@@ -84,7 +84,6 @@ class COPO(GRPO):
                 self.refuse("shaping", "global_scale", because="where there is no global loss")
 
     slug = "copo"
-    facts = ("answer",)
     headline = ("reward", "accuracy", "answer_entropy", "local_share", "degenerate")
     metrics = {
         "answer_entropy": "of the final answers of a group, mean over prompts, in bits | falls as they agree more",
