@@ -81,7 +81,8 @@ def group_advantage(config: GroupBaseline, reward: Tensor, group: Tensor, valid:
         case _:
             baseline = group_mean(reward, over, valid)
     if config.baseline != "none":  # exactly, so that a deviation of 0 does not blow up what rounding leaves
-        baseline = torch.where(group_equal(reward, over, valid), reward, baseline)
+        exact = baseline + (reward - baseline).detach()  # the reward, with the gradient of the baseline
+        baseline = torch.where(group_equal(reward, over, valid), exact, baseline)
     baseline, alone = baseline + config.shift, count <= 1
     advantage = reward - (baseline if config.baseline == "none" else torch.where(alone, 0.0, baseline))
     if config.std != "none":

@@ -208,3 +208,13 @@ def test_options_without_effect_are_refused():
         GroupBaseline(ddof=0)
     with pytest.raises(UsageError, match="single has no effect on the baseline 'none': no row has a group"):
         GroupBaseline(baseline="none", single="zero")
+
+
+def test_equal_rewards_have_no_advantage_and_keep_its_gradient():
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    for value in (0.0, 0.1, 0.7):
+        reward = torch.full((6,), value, requires_grad=True)
+        advantage = GroupBaseline(baseline="leave-one-out").advantage(reward, group)
+        assert not advantage.any()
+        (gradient,) = torch.autograd.grad(advantage[0], reward)
+        assert gradient.tolist() == pytest.approx([1.0, -0.5, -0.5, 0.0, 0.0, 0.0])
