@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polopt.bases.method import Limit, Smoke, Study
+from polopt.bases.method import Limit, Study
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.losses import Surrogate
@@ -104,19 +104,7 @@ class LitePPO(GRPO):
             because="where a batch is one group, so are their deviations",
         ),
     )
-    smoke = Smoke(
-        "vowels",
-        96,
-        {
-            "model": "tiny",
-            "batch_prompts": 4,
-            "samples_per_prompt": 4,
-            "updates_per_batch": 2,
-            "lr": 1e-2,
-            "policy.max_tokens": 4,
-        },
-        {"pool": 64, "score_truncated": True},
-    )
+    smoke = GRPO.smoke
 
     def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
         """Those of GRPO, and the largest absolute advantage."""
