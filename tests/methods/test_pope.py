@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polopt.config import apply
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import gather, restore
 from polopt.methods.language.pope import INSTRUCTION, POPE, PrefixSearch, grid
@@ -382,3 +383,9 @@ def test_the_papers_settings():
     assert (config.reference_kl, config.aggregate) == (None, "sequence")
     assert POPE.presets["paper"]["policy.max_tokens"] == 16_384
     assert planned.build().search.queue == [[0, 0], [1, 0]]
+
+
+def test_groups_are_not_left_out_of_a_mixture():
+    with pytest.raises(UsageError, match="dynamic_sampling has no effect where guided prompts have a share"):
+        apply(POPE.Config, {"dynamic_sampling": 4})
+    assert apply(POPE.Config, {"dynamic_sampling": 4, "guided_share": 0.0}).dynamic_sampling == 4

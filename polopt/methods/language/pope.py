@@ -136,7 +136,9 @@ class POPE(POPESettings, GRPO):
                 raise UsageError(
                     f"guided_share {self.guided_share:g} of {self.batch_prompts} prompts is no whole number of prompts"
                 )
-            if not self.guided_share:
+            if self.guided_share:
+                self.refuse("dynamic_sampling", because="where guided prompts have a share of every batch")
+            else:
                 help_ = ("prefix", "cuts", "max_fraction", "piece", "words")
                 self.refuse(*help_, because="without guided prompts")
             if self.prefix == "longest":
