@@ -60,13 +60,14 @@ class QEnsemble(nn.Module):
         )
 
     def forward(self, obs: Obs, action: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        outputs = self.network(obs, self._inputs(action))
+        outputs = self.network(obs, self.inputs(action))
         if self.head == "scalar":
             return outputs.squeeze(-1)
         mean, raw = outputs.unbind(-1)
         return mean, functional.softplus(raw)
 
-    def _inputs(self, action: Tensor) -> Tensor:
+    def inputs(self, action: Tensor) -> Tensor:
+        """What the network reads of actions: one-hot vectors of discrete ones, [..., inputs]."""
         if not self.counts:
             return action
         parts = action.unbind(-1) if self.factors else (action,)
