@@ -12,7 +12,7 @@ from polopt.core.modules import device_of
 from polopt.core.random import paired
 from polopt.data.base import put
 from polopt.data.datasets import episode_returns, load_dataset
-from polopt.data.demonstrations import Samples, load_demonstrations, record
+from polopt.data.demonstrations import KEYS, Samples, load_demonstrations, record
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.policies.wrappers import Uniform
@@ -114,7 +114,7 @@ class Offline(Method):
         return batch
 
 
-def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | None:
+def recorded_data(name: str, task: Task, *, random_episodes: int, facts: tuple[str, ...] = ()) -> Batch | None:
     """Recorded decisions [B] for a task, with `KEYS`, its facts as far as they were recorded, and
     actions as its environment gets them.
 
@@ -122,6 +122,7 @@ def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | Non
         name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
             same each time), or "": the dataset that the task stands for, and None when it stands for none.
         random_episodes: how many episodes "random" has.
+        facts: further columns to read where they were recorded.
 
     Raises UsageError: nothing there, damaged, empty, or of other spaces than the task's.
     """
@@ -132,8 +133,9 @@ def recorded_data(name: str, task: Task, *, random_episodes: int) -> Batch | Non
         with paired():
             return record(Uniform(task.spec), task, random_episodes, greedy=False)
     if DATASET_ID.fullmatch(name) and not Path(name).exists():
-        return load_dataset(name, facts=task.spec.facts).check(task.spec).data
-    return load_demonstrations(name, task.spec)
+        return load_dataset(name, facts=(*task.spec.facts, *facts)).check(task.spec).data
+    data = load_demonstrations(name, task.spec)
+    return data.select(*KEYS, *task.spec.facts, *facts, strict=False)
 
 
 def reward_scaling(data: Batch, kind: str) -> tuple[float, float]:

@@ -104,6 +104,15 @@ def eval_verb(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", help="default: that of the run, or the CPU where there is none such")
+    parser.add_argument(
+        "--ope",
+        nargs="?",
+        const="",
+        metavar="DATA",
+        help="estimates from recorded data (default: the run's), no playing",
+    )
+    parser.add_argument("--ope-discount", type=float, metavar="G", help="default: that of the run's method")
+    parser.add_argument("--ope-updates", type=int, default=20_000, metavar="N", help="steps of fitted Q evaluation")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the episodes as demonstrations, for bc")
     add_own_code(parser)
     args = parser.parse_args(argv)
@@ -111,11 +120,13 @@ def eval_verb(argv: list[str]) -> int:
         raise UsageError(f"--episodes {args.episodes}: at least 1")
     if args.samples < 1:
         raise UsageError(f"--samples {args.samples}: at least 1")
+    own = own_code(args)
+    if args.ope is not None:
+        return _off_policy(args, own)
     from polopt.training import api
     from polopt.training.folder import Run
     from polopt.training.plan import OwnCode, read_plan
 
-    own = own_code(args)
     episodes = args.episodes or read_plan(Run(args.dir), OwnCode.of(own)).cls.eval_episodes
     how = {"episodes": episodes, "checkpoint": args.checkpoint, "stochastic": args.stochastic} | own
     how["device"] = args.device
@@ -132,6 +143,43 @@ def eval_verb(argv: list[str]) -> int:
         played = f"{episodes} {kind} episodes{times}" + (f", {cut:.0f} of them cut before their end" if cut else "")
         print(f"{named} ({played})" if "length" in scores else f"{named} (exact)")
     return 0
+
+
+def _off_policy(args: Any, own: Mapping[str, Any]) -> int:
+    """`polopt eval RUN --ope`: estimates from recorded data, each with its interval, and what could not be had."""
+    for flag, given in (("--record", args.record is not None), ("--samples", args.samples > 1)):
+        if given:
+            raise UsageError(f"{flag} plays episodes, and --ope plays none")
+    if args.episodes is not None:
+        raise UsageError("--episodes are played, and --ope plays none: it judges the recorded ones that are held out")
+    if args.ope_updates < 1:
+        raise UsageError(f"--ope-updates {args.ope_updates}: at least 1")
+    if args.ope_discount is not None and not 0 <= args.ope_discount <= 1:
+        raise UsageError(f"--ope-discount {args.ope_discount:g}: within 0 and 1")
+    from polopt.training.off_policy import off_policy
+
+    how: dict[str, Any] = {"checkpoint": args.checkpoint, "stochastic": args.stochastic, "device": args.device}
+    how |= {"discount": args.ope_discount, "updates": args.ope_updates}
+    estimates, numbers, missing = off_policy(args.dir, args.ope, **how, **own)
+    if args.json:
+        flat = {f"{name}{end}": value for name, each in estimates.items() for end, value in _ends(each)}
+        print(json.dumps(flat | numbers | {"missing": missing, "checkpoint": args.checkpoint}))
+        return 0
+    kind = "sampled" if args.stochastic else "greedy"
+    count = numbers["held_out_episodes"]
+    print(f"{kind} policy, discount {numbers['discount']:g}, on {count:.0f} held-out episodes:")
+    for name, each in estimates.items():
+        size = numbers.get(f"{name.removesuffix(' importance sampling')} effective size")
+        of = "decisions" if name.startswith("ncis") else "episodes"
+        print(f"  {name:40} {each}" + ("" if size is None else f" (effectively {size:.1f} {of})"))
+    for said in missing:
+        print(f"  not estimated: {said}")
+    return 0
+
+
+def _ends(interval: Any) -> Iterator[tuple[str, float | None]]:
+    yield "", interval.estimate
+    yield from (("/low", interval.low), ("/high", interval.high))
 
 
 def _with_intervals(scores: Mapping[str, float]) -> Iterator[str]:

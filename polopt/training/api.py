@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
 from polopt.core import files
 from polopt.core.errors import CheckpointError, DamagedError, UsageError
 from polopt.core.locks import owned
+from polopt.core.modules import device_of
 from polopt.core.state import restore
 from polopt.data import demonstrations
+from polopt.evaluation.ope import BEHAVIOR, environment_log_prob
 from polopt.policies.base import Actor
 from polopt.tasks.described import NotHere
 from polopt.training import beginning, seeding
@@ -356,12 +360,19 @@ def demonstrate(
     device: str | None = None,
     **own: Any,
 ) -> Path:
-    """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from."""
+    """Records the episodes that `evaluate` scores to one safetensors file of demonstrations, which `bc` learns from.
+
+    With sampled actions it holds their densities too, `behavior_log_prob`, where the policy has some: for `polopt eval
+    --ope` (`polopt.evaluation.ope`).
+    """
     method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
             data = demonstrations.record(method.policy, fresh, episodes, greedy=not stochastic)
+            if stochastic:
+                with suppress(UsageError), torch.no_grad():  # a policy without a density has nothing to keep
+                    data[BEHAVIOR] = environment_log_prob(method.policy, data.to(device_of(method.policy))).cpu()
         finally:
             fresh.close()
     file = Path(file)
