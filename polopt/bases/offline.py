@@ -15,6 +15,7 @@ from polopt.data.datasets import episode_returns, load_dataset
 from polopt.data.demonstrations import KEYS, Samples, load_demonstrations, record
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
+from polopt.data.trajectories import Trajectories
 from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task
 from polopt.tasks.recorded import DATASET_ID
@@ -162,7 +163,9 @@ class OfflineThenOnline(ReplaySource):
 
     saved = ("offline_served",)  # type: ignore[assignment]
 
-    def __init__(self, rollouts: Rollouts, replay: Replay, batch_size: int, offline: int, ratio: float) -> None:
+    def __init__(
+        self, rollouts: Rollouts | Trajectories, replay: Replay, batch_size: int, offline: int, ratio: float
+    ) -> None:
         super().__init__(rollouts, replay, batch_size, warmup=0, ratio=ratio)
         self.offline = offline
         self.offline_served = 0
