@@ -18,6 +18,7 @@ from polopt.core.modules import device_of
 from polopt.core.state import Blob, Stateful, content_key
 from polopt.data.base import Acts, Source, put
 from polopt.data.priority import Priority, SumTree
+from polopt.data.relabel import Delayed, Weights
 from polopt.data.rollouts import Rollouts
 from polopt.data.successors import successors
 from polopt.data.trajectories import Trajectories
@@ -40,7 +41,10 @@ class Replay(Stateful):
         summed: the keys that are summed so, of those that are stored; every other one is that of the first decision.
         discount: needed for n_step > 1; when given, samples carry `discount` (not zeroed at termination). A stored
             key "discount" (of chunks) takes its place.
+        steps: with n_step > 1, samples also carry these keys of each transition summed: "steps" [B, n], beside which
+            "factor" is what its reward counts with, for rewards that are computed at sampling (`polopt.data.relabel`).
         priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
+        weights: how often each is drawn, by its age; uniformly without.
         directory: keep the tensors in (deleted) files there, mapped into memory: for more than memory holds.
         name: of its blocks in a checkpoint.
 
@@ -59,7 +63,9 @@ class Replay(Stateful):
         n_step: int = 1,
         discount: float | None = None,
         summed: tuple[str, ...] = ("reward", "rewards"),
+        steps: tuple[str, ...] = (),
         priority: Priority | None = None,
+        weights: Weights | None = None,
         directory: str | Path | None = None,
         name: str = "replay",
         shard: int = SHARD,
@@ -68,11 +74,15 @@ class Replay(Stateful):
             raise UsageError(f"a replay needs a capacity and n_step of at least 1, not {capacity} and {n_step}")
         if n_step > 1 and discount is None:
             raise UsageError("n-step returns need a discount")
+        if priority is not None and weights is not None:
+            raise UsageError("a replay draws by priority or by age, not by both")
         self.capacity = capacity
         self.n_step = n_step
         self.discount = discount
         self.summed = summed
+        self.steps = steps
         self.priority = priority
+        self.weights = weights
         self.name = name
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         self.added = 0  # transitions ever added; the newest is added - 1, in slot (added - 1) % capacity
@@ -149,7 +159,10 @@ class Replay(Stateful):
         if not self.added:
             raise RunError("the replay is empty")
         importance = None
-        if self._tree is None or self._tree.total == 0:  # where all have priority 0, each is as good as another
+        if self.weights is not None:
+            oldest = self.added - len(self)
+            slots = self.weights.draw(oldest, len(self), batch_size, self.generator) % self.capacity
+        elif self._tree is None or self._tree.total == 0:  # where all have priority 0, each is as good as another
             slots = torch.randint(len(self), (batch_size,), generator=self.generator)
             importance = None if self._tree is None else torch.ones(batch_size)
         else:
@@ -161,6 +174,23 @@ class Replay(Stateful):
         if importance is not None:
             batch["importance"] = importance
         return TensorDict(batch, batch_size=[batch_size])
+
+    def whole(self) -> Batch:
+        """Every transition [B] as a sample has it, oldest first."""
+        index = torch.arange(self.added - len(self), self.added)
+        return TensorDict(self._take(index % self.capacity), batch_size=[len(self)])
+
+    def become(self, other: Replay) -> None:
+        """Holds a copy of what `other` holds and nothing else, without priorities; numbers count from its oldest."""
+        index = torch.arange(other.added - len(other), other.added) % other.capacity
+        kept = {path: column.index_select(0, index) for path, column in other._columns.items()}
+        if len(index) > self.capacity:
+            raise RunError(f"a replay of {self.capacity:,} transitions cannot hold the {len(index):,} of another")
+        if not self._columns:
+            self._build(kept)
+        for path, column in self._columns.items():
+            column[: len(index)] = kept[path]
+        self.added, self.rows, self._keys = len(index), other.rows, {}
 
     def update_priorities(self, index: Tensor, priority: Tensor) -> None:
         """Sets the priorities (absolute TD errors) of the transitions `index`; those that are gone are ignored.
@@ -182,7 +212,7 @@ class Replay(Stateful):
         newest = self.added - 1
         index = newest - (newest - slots) % self.capacity  # the number of the transition in each slot
         ends = slots
-        overrides: dict[str, Tensor] = {}
+        overrides: dict[str, Any] = {}
         if self.n_step > 1:
             overrides, ends = self._n_step(index)
         elif self.discount is not None and "discount" not in self._columns:
@@ -193,7 +223,7 @@ class Replay(Stateful):
             taken[path] = storage.index_select(0, ends if last else slots)
         return {**nested(taken), **overrides, "index": index}
 
-    def _n_step(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _n_step(self, index: Tensor) -> tuple[dict[str, Any], Tensor]:
         """The sums of discounted rewards [B, ...] and the product of the discounts [B], and the slot [B] of the last
         transition summed."""
         steps = index.unsqueeze(1) + self.rows * torch.arange(self.n_step)  # [B, n]
@@ -210,7 +240,13 @@ class Replay(Stateful):
             discount = torch.full_like(self._columns["reward"][slots], 1.0 if self.discount is None else self.discount)
         discount = discount.cumprod(1)
         before = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], 1)
-        sums = {"discount": discount.gather(1, last).squeeze(1)}
+        sums: dict[str, Any] = {"discount": discount.gather(1, last).squeeze(1)}
+        if self.steps:
+            whole = {
+                path: value[slots] for path, value in self._columns.items() if path.partition("/")[0] in self.steps
+            }
+            factor = torch.where(counts, before, 0.0)
+            sums["steps"] = TensorDict(nested(whole) | {"factor": factor}, batch_size=list(slots.shape))
         for name in self.summed:
             if name in self._columns:
                 value = self._columns[name][slots]  # [B, n, ...]
@@ -303,19 +339,21 @@ class ReplaySource(Source):
     The first call collects `warmup` environment steps with the actor that `warmup_actor` makes of the given one (random
     actions: `partial(Uniform, task.spec)`), or with the given one itself.
     Then every call returns one sample, and collects windows as needed to keep `ratio` samples per environment step:
-    with one row, `steps=1` and ratio 1, that is one step and one sample a call.
+    with one row, `steps=1` and ratio 1, that is one step and one sample a call. `store` makes of a window what is
+    stored of it; by default all is.
     """
 
     saved = ("served", "collected", "warm")
 
     def __init__(
         self,
-        rollouts: Rollouts | Trajectories,
+        rollouts: Rollouts | Trajectories | Delayed,
         replay: Replay,
         batch_size: int,
         warmup: int,
         ratio: float = 1.0,
         warmup_actor: Callable[[Any], Acts] | None = None,
+        store: Callable[[Batch], Batch] = lambda window: window,
     ) -> None:
         if ratio <= 0 or batch_size < 1 or warmup < 0:
             raise UsageError(
@@ -330,6 +368,7 @@ class ReplaySource(Source):
         self.warmup = warmup
         self.ratio = ratio
         self.warmup_actor = warmup_actor
+        self.store = store
         self.served = 0  # samples returned
         self.collected = 0  # environment steps after the warm-up
         self.warm = False
@@ -356,5 +395,5 @@ class ReplaySource(Source):
     def _collect(self, actor: Acts) -> int:
         """Environment steps taken: of a team one, whatever its size."""
         before = self.rollouts.ledger.env_steps
-        self.replay.add(self.rollouts.next(actor))
+        self.replay.add(self.store(self.rollouts.next(actor)))
         return self.rollouts.ledger.env_steps - before

@@ -43,6 +43,7 @@ from polopt.policies import AnyPolicy, SquashedGaussian
 from polopt.policies.base import Density, Reparameterized
 from polopt.policies.wrappers import Uniform
 from polopt.regularizers import Fixed, Learned
+from polopt.regularizers.entropy import EntropyTemperature
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble
 from polopt.values.targets import reduce_members, soft_value, td_target
@@ -103,12 +104,16 @@ class SAC(Method):
         self.policy = self.make_policy(config.policy, network=config.network)
         self.critic = self.part("critic", self.make_critic)
         self.target_critic = frozen_copy(self.critic)
-        self.temperature = config.entropy.build(self.spec)
+        self.temperature = self.make_temperature()
         self.policy_optimizer = self.make_optimizer(self.policy, lr=config.lr)
         self.critic_optimizer = self.make_optimizer(self.critic, lr=config.lr)
         if self.temperature.learned:
             self.temperature_optimizer = self.make_optimizer(self.temperature, lr=config.entropy.lr or config.lr)
-        self.source = ReplaySource(
+        self.source = self.make_source(task)
+
+    def make_source(self, task: Task) -> ReplaySource:
+        config = self.config
+        return ReplaySource(
             Rollouts(task, config.steps_per_update, self.ledger),
             Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
             batch_size=config.batch_size,
@@ -119,6 +124,9 @@ class SAC(Method):
 
     def make_critic(self) -> QEnsemble:
         return QEnsemble(self.spec, self.config.network, members=self.config.critics)
+
+    def make_temperature(self) -> EntropyTemperature:
+        return self.config.entropy.build(self.spec)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         target = self.target(batch)
