@@ -276,7 +276,7 @@ def ratios(side: Line, other: Line) -> list[float]:
 
 def is_world(line: Line) -> bool:
     """Whether a line is of the cases that have a table of their own."""
-    return str(line["case"]).startswith("world-")
+    return str(line["case"]).startswith(("world-", "points-"))
 
 
 # Tables
@@ -494,7 +494,8 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
         shown = picture("speed", "How many times as fast as each peer", draw_speed, speed)
         tables = {"speed": f"{shown}\n\n{speed_table(speed)}", "speed-parts": parts_table(speed)}
         tables["speed-machine"] = machine_table(measured)
-    tables["worlds"] = worlds_table([line for line in measured if is_world(line)])
+    for name, begin in (("worlds", "world-"), ("points", "points-")):
+        tables[name] = worlds_table([line for line in measured if line["case"].startswith(begin)])
     for comparison in COMPARISONS:
         name, titled = comparison.name, panels(comparison, lines)
         tables[f"returns-{name}"] = EMPTY

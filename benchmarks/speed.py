@@ -30,7 +30,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,17 +177,22 @@ def world(rows: int) -> Case:
         Side("numpy", "gymnasium", job={"how": "numpy"}),
         Side("python", "gymnasium", job={"how": "python"}),
     ]
+    return steps_of("world", rows, sides[: 4 if rows <= 4096 else 3])
+
+
+def points(rows: int) -> Case:
+    """One point and a strip of lava."""
+    sides = [
+        Side("polopt", job={"through": "tensors"}),
+        Side("polopt, vector environment", job={"through": "gymnasium"}),
+    ]
+    return steps_of("points", rows, sides)
+
+
+def steps_of(case: str, rows: int, sides: Sequence[Side]) -> Case:
     slice = min(max(rows * 40, 2_000), 1_000_000)
-    job = {"case": "world", "rows": rows}
-    return Case(
-        f"world-{rows}",
-        "environment steps",
-        tuple(sides[: 4 if rows <= 4096 else 3]),
-        job,
-        slice,
-        slice // 4,
-        clock="processor",
-    )
+    job = {"case": case, "rows": rows}
+    return Case(f"{case}-{rows}", "environment steps", (*sides,), job, slice, slice // 4, clock="processor")
 
 
 def grpo(length: int, slice: int) -> Case:
@@ -258,6 +263,7 @@ CASES = [
     Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("startup", "processes", STARTUP),
     *map(world, WORLDS),
+    *map(points, WORLDS),
 ]
 
 
@@ -467,7 +473,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=(__doc__ or "").split("\n\n")[0])
     names = [case.name for case in CASES]
     parser.add_argument(
-        "cases", nargs="*", metavar="CASE", help=f"{', '.join(names)}; grpo is both of its lengths, world all its rows"
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help=f"{', '.join(names)}; grpo is both of its lengths, world and points all rows",
     )
     parser.add_argument("--rounds", type=int, default=7, help="of slices; each gives one ratio (7)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Steps of the grid "grid/four-rooms": rows of a world, as polopt's sources step them, or as a vector environment.
+"""Steps of a grid or of points: rows of a world, as polopt's sources step them, or as a vector environment.
 
 A step is that of one row. Actions are random and drawn before. Rows that have ended begin anew: in the same call of
 `run` for the world itself, in the next step for the vector environment, which is Gymnasium's default. The part
@@ -7,18 +7,32 @@ A step is that of one row. Actions are random and drawn before. Rows that have e
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from protocol import Job, Run
 
-TASK = "grid/four-rooms"
+Actions = Callable[[int], torch.Tensor]
 
 
 def world(job: Job) -> Run:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return stepped(job, "grid/four-rooms", lambda rows: torch.randint(4, (100, rows), generator=seeded()))
+
+
+def points(job: Job) -> Run:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return stepped(job, "point/lava", lambda rows: 2 * torch.rand(100, rows, 2, generator=seeded()) - 1)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def stepped(job: Job, task: str, actions: Actions) -> Run:
     through: dict[str, Any] = {"tensors": tensors, "gymnasium": through_gymnasium}
-    run: Run = through[job["through"]](job["rows"])
+    run: Run = through[job["through"]](task, job["rows"], actions(job["rows"]))
     return run
 
 
@@ -33,12 +47,11 @@ def timed(run: Run) -> Run:
     return clocked
 
 
-def tensors(rows: int) -> Run:
+def tensors(name: str, rows: int, actions: torch.Tensor) -> Run:
     from polopt.tasks import make_task
 
-    task = make_task(TASK, rows)
+    task = make_task(name, rows)
     task.reset()
-    actions = torch.randint(4, (100, rows), generator=torch.Generator().manual_seed(0))
 
     def run(units: int) -> None:
         for step in range(-(-units // rows)):
@@ -51,23 +64,20 @@ def tensors(rows: int) -> Run:
     return timed(run)
 
 
-def through_gymnasium(rows: int) -> Run:
+def through_gymnasium(name: str, rows: int, actions: torch.Tensor) -> Run:
+    """Random actions in a vector environment."""
     from polopt.tasks.as_gymnasium import WorldVectorEnv
 
-    return stepping(WorldVectorEnv(TASK, rows), rows)
-
-
-def stepping(env: Any, rows: int) -> Run:
-    """Random actions in a vector environment."""
+    env = WorldVectorEnv(name, rows)
     env.reset(seed=0)
-    actions = torch.randint(4, (100, rows), generator=torch.Generator().manual_seed(0)).numpy()
+    arrays = actions.numpy()
 
     def run(units: int) -> None:
         for step in range(-(-units // rows)):
-            env.step(actions[step % 100])
+            env.step(arrays[step % 100])
 
     run(5 * rows)
     return timed(run)
 
 
-CASES = {"world": world}
+CASES = {"world": world, "points": points}

@@ -39,6 +39,11 @@ def uniform(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
     return _shifted(bits, 40).to(torch.get_default_dtype()) * 2.0**-24
 
 
+def even(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
+    """Numbers in [-1, 1), [N, count], as `uniform` gives them."""
+    return 2.0 * uniform(key, time, count, use) - 1.0
+
+
 def normal(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
     """Standard normal numbers [N, count] as `uniform` gives uniform ones: the 65,536 quantiles in the middle of equal
     shares, so none is beyond 4.2. Taken from a table, to the bit the same whatever other rows there are."""

@@ -22,6 +22,7 @@ NAMED: dict[str, str] = {
     "exit-mdp": "polopt.tasks.tabular_sets:ExitMDP",
     "off-dynamics": "polopt.tasks.tabular_sets:OffDynamics",
     "grid": "polopt.tasks.grid:Grid",
+    "point": "polopt.tasks.point:Point",
     "lock": "polopt.tasks.lock:Lock",
     "lock/continuous": "polopt.tasks.lock:Lock",
     "layers": "polopt.tasks.lock:Layers",
@@ -42,6 +43,7 @@ NAMED: dict[str, str] = {
 
 BEGINS: dict[str, str] = {
     "grid/": "polopt.tasks.grid:Grid",
+    "point/": "polopt.tasks.point:Point",
     "reasoning-gym/": "polopt.tasks.reasoning:ReasoningGym",
     "datasets/": "polopt.tasks.prompts:Prompts",
     "envpool/": "polopt.tasks.pooled:PooledTask",

@@ -128,7 +128,9 @@ def test_the_page_is_made_from_raw_lines_alone(tmp_path):
     text = written.read_text()
     assert "| Toy-v0, 20 environment steps | polopt | 2 | 200 [200, 201] at 20 |" in text
     assert "above; above" in text
-    assert text.count(page.EMPTY) == len(page.COMPARISONS) + 1, "all but this one; the pilots and the worlds"
+    assert text.count(page.EMPTY) == len(page.COMPARISONS) + 2, (
+        "all but this one; the pilots, the worlds and the points"
+    )
 
 
 def test_the_page_that_is_kept_is_what_its_lines_give(tmp_path):

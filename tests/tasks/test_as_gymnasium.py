@@ -19,7 +19,14 @@ from polopt.tasks.as_gymnasium import WorldEnv, WorldVectorEnv, env_spec
 from .worlds import Errands, Toll
 
 WORLDS = ["grid/5x5", "grid/darkroom", "grid/gems", "grid/random", "lock", "lock/continuous", "layers", Toll, Errands]
-short = {"grid/5x5": {"horizon": 3}, "lock": {"horizon": 3}, "grid/gems": {"horizon": 4}, Toll: {"horizon": 4}}
+WORLDS += ["point/risky", "point/lava", "point/regulation", "point/front"]
+short = {
+    "point/lava": {"horizon": 3},
+    "grid/5x5": {"horizon": 3},
+    "lock": {"horizon": 3},
+    "grid/gems": {"horizon": 4},
+    Toll: {"horizon": 4},
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # of infinite bounds
