@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from polopt.bases.method import Method
 from polopt.config import param
 from polopt.core.batch import Batch
@@ -16,10 +19,18 @@ from polopt.data.demonstrations import KEYS, Samples, load_demonstrations, recor
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.data.trajectories import Trajectories
+from polopt.evaluation.measures import neighbor_distance
 from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task
 from polopt.tasks.recorded import DATASET_ID
 
+DISTANCES = {
+    "action_gap": "at evaluations: mean distance per coordinate (of discrete actions the share) of the greedy action "
+    "from the recorded one, at states of the data | far above that of cloning: the policy has left the data",
+    "data_distance": "at evaluations: mean distance of (state, greedy action) from the nearest decision of the data, "
+    "in deviations of the columns | while it is small, the critic has seen the like",
+}
+SAMPLE, ASKED = 5_000, 500  # recorded decisions that evaluations look at, and states at which the policy is asked
 SCALES = ("none", "return-range", "minus-one", "antmaze")
 
 
@@ -69,8 +80,10 @@ class Offline(Method):
     unit = "updates"
     probes = {"replay_size": {"replay_size": 401}}
     default_steps = 1_000_000
+    metrics = DISTANCES
     reward_scale: float = 1.0
     reward_shift: float = 0.0
+    _sample: Batch | None = None  # of the data, for evaluations
 
     @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:
@@ -84,6 +97,7 @@ class Offline(Method):
         self.reward_scale, self.reward_shift = reward_scaling(data, config.rewards)
         data = data.clone(False).set("action", self.policy.own_action(data["action"]))
         self.policy.update_normalizer(data)
+        self._sample = sample_of(data)
         if config.offline_updates is None:
             self.source = Samples(data, config.batch_size, self.generator)
             return
@@ -113,6 +127,44 @@ class Offline(Method):
         if self.policy.unit:  # what was sampled beyond the bounds had the effect of the bound
             batch["action"] = batch["action"].clamp(-1.0, 1.0)
         return batch
+
+    def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
+        """As `Method.evaluate`; while there are data also how far the policy is from them: `distance_from`."""
+        scores = super().evaluate(task, episodes, greedy=greedy)
+        return scores if self._sample is None else scores | distance_from(self._sample, self.policy)
+
+
+def sample_of(data: Batch) -> Batch:
+    """At most `SAMPLE` of recorded decisions [B], the same ones at every call: for `distance_from`."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return data[order[:SAMPLE]].select("obs", "action")
+
+
+@torch.no_grad()
+def distance_from(data: Batch, policy: Any) -> dict[str, float]:
+    """How far the greedy actions of a policy are from recorded decisions [B], at the states of at most `ASKED` of them.
+
+    `action_gap` is the mean distance per coordinate from the action that was recorded there, in the policy's units; of
+    discrete actions the share of states where it is another one. `data_distance`, where observations are vectors and
+    actions a Box, is the mean distance of (s, a) from the nearest (s', a') of the data, all columns in units of their
+    deviation: it stays small where some decision near by did the same. A policy with a memory has neither.
+    """
+    if policy.recurrent:
+        return {}
+    rows, device = data[:ASKED], device_of(policy)
+    with paired():
+        record, _ = policy.act(put(rows["obs"], device), greedy=True)
+    action = policy.own_action(policy.env_action(record["action"])).cpu()
+    if not action.is_floating_point():
+        return {"action_gap": float((action != rows["action"]).double().mean())}
+    scores = {"action_gap": float((action - rows["action"]).abs().double().mean())}
+    if isinstance(data["obs"], Tensor) and data["obs"].is_floating_point():
+        seen, asked = (
+            torch.cat([part["obs"].flatten(1), act], 1) for part, act in ((data, data["action"]), (rows, action))
+        )
+        scale = seen.std(0).clamp_min(1e-6)
+        scores["data_distance"] = float(neighbor_distance(asked / scale, seen / scale).mean())
+    return scores
 
 
 def recorded_data(name: str, task: Task, *, random_episodes: int, facts: tuple[str, ...] = ()) -> Batch | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from polopt.bases.method import Method, Smoke
-from polopt.bases.offline import recorded_data
+from polopt.bases.offline import DISTANCES, distance_from, recorded_data, sample_of
 from polopt.config import Constant, Cosine, Linear, param
 from polopt.core.batch import Batch, decision_mean, weigh
 from polopt.core.errors import UsageError
@@ -78,7 +78,9 @@ class BC(Method):
         "imitation_loss": "per decision, -log pi(a|s) of the demonstrated action (in nats), or the squared error of a "
         "deterministic policy; on the data that it learns from | whether the clone acts well is `eval/return`",
         "entropy": "of the policy, in nats, where it has a bonus",
+        **DISTANCES,
     }
+    _sample: Batch | None = None  # of the demonstrations, for evaluations
     default_steps = 10_000
     presets = {"dql": {"policy": "diffusion", "policy.min_std": 0.0} | DQL, "ofql": {"policy": "mean-flow"} | DQL}
     presets |= {"pa-rl": PA_RL}
@@ -104,7 +106,12 @@ class BC(Method):
         data = self.demonstrations()
         data["action"] = self.policy.own_action(data["action"])
         self.policy.update_normalizer(data)
+        self._sample = sample_of(data)
         self.source = Samples(data, self.config.batch_size, self.generator)
+
+    def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
+        scores = super().evaluate(task, episodes, greedy=greedy)
+        return scores if self._sample is None else scores | distance_from(self._sample, self.policy)
 
     def demonstrations(self) -> Batch:
         """The demonstrations [B], with actions in the environment's units; "random" ones are the same at a resume."""
