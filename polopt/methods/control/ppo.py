@@ -181,13 +181,17 @@ class PPO(PPOSettings, Method):
             if self.adaptive_lr is not None:
                 with torch.no_grad():
                     self.optimizer.lr = self.adaptive_lr.update(self.kl_from_old(minibatch))
-            steps.append(self.optimizer.minimize(self.total_loss, minibatch))
+            steps.append(self.step(minibatch))
             if config.target_kl is not None and steps[-1]["approx_kl"] > 1.5 * config.target_kl:
                 break  # the one look at a number
         if self.kl_penalty is not None:
             with torch.no_grad():
                 self.kl_penalty.update(self.kl_from_old(batch))
         return average(steps)
+
+    def step(self, minibatch: Batch) -> dict[str, Tensor]:
+        """What is learned of one minibatch."""
+        return self.optimizer.minimize(self.total_loss, minibatch)
 
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
         """The minibatches of one update, each with weights that sum to 1 and advantages standardized."""
