@@ -3,10 +3,10 @@
 One decision in a plane with four equal goals around the start (`point/goals-once`): the reward is -3 times the distance
 of the action to the nearest goal, 0 at best and -1.3 for uniform actions. All arms are SAC with critics of 64 x 64 that
 learn from their own decisions, and the entropy held at -4 nats, where a Gaussian's spread costs about a tenth of what
-there is to win. `sac` has one squashed Gaussian, the others four and a router: `all` and `max` train the router by which
-component proposes the best action and send the policy's gradient through all components' values or the winner's alone;
-`gumbel` goes through the choice by a straight-through Gumbel-softmax. Each arm has the rate of three that earned most on
-a tuning seed.
+there is to win. `sac` has one squashed Gaussian, the others four and a router: `all` and `max` train the router by
+which component proposes the best action and send the policy's gradient through all components' values or the winner's
+alone; `gumbel` goes through the choice by a straight-through Gumbel-softmax. Each arm has the rate of three that earned
+most on a tuning seed.
 
 Of 1,000 actions drawn as while training: `goals` is how many goals are the nearest of more than a tenth of them,
 `reward` their mean reward, `used` how many components have a weight above a tenth; each the mean of ten evaluations over
