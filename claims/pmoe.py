@@ -9,8 +9,8 @@ alone; `gumbel` goes through the choice by a straight-through Gumbel-softmax. Ea
 most on a tuning seed.
 
 Of 1,000 actions drawn as while training: `goals` is how many goals are the nearest of more than a tenth of them,
-`reward` their mean reward, `used` how many components have a weight above a tenth; each the mean of ten evaluations over
-the second half of the run.
+`reward` their mean reward, `used` how many components have a weight above a tenth; each the mean of ten evaluations
+over the second half of the run.
 
 What perfect code gets: nothing in the objective asks for more than one goal once the entropy is met, so that even with
 all components trained the count is between 1 and 4, by where they began. A mixture that draws its components alike and
