@@ -30,9 +30,11 @@ from polopt.core.state import Stateful, held
 from polopt.data.base import Source
 from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
+from polopt.evaluation.score import BY_DATA, Score
 from polopt.optim import Optimizer, copies, renew
 from polopt.policies.base import Actor, require, require_legal
 from polopt.tasks.base import Task
+from polopt.tasks.unplayed import Unplayed
 
 M = TypeVar("M", bound="Method")
 P = TypeVar("P")
@@ -105,6 +107,8 @@ class Method(Settings, Stateful):
     learns: ClassVar[str] = "policy"  # the attribute with the actor that is trained; `policy` may be made of it
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
+    imitates: ClassVar[bool] = False  # to repeat its data is all that it is for
+
     policy: Any  # an Actor; what it promises is in `requires`
     source: Source
     stage_name: str = ""
@@ -158,6 +162,11 @@ class Method(Settings, Stateful):
     def collect(self) -> Batch:
         """The next batch of experience."""
         return self.source.next(self.behavior)
+
+    @property
+    def judged_by(self) -> Score:
+        """The number that says how good it is: `score`, and what there is on recorded data without an environment."""
+        return Score(BY_DATA if isinstance(self.task, Unplayed) else self.score)
 
     @property
     def behavior(self) -> Actor:

@@ -13,6 +13,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.core.random import paired
+from polopt.data.arrays import load_arrays, training_data
 from polopt.data.base import put
 from polopt.data.datasets import episode_returns, load_dataset
 from polopt.data.demonstrations import KEYS, Samples, load_demonstrations, record
@@ -21,8 +22,10 @@ from polopt.data.rollouts import Rollouts
 from polopt.data.trajectories import Trajectories
 from polopt.evaluation.measures import neighbor_distance
 from polopt.policies.wrappers import Uniform
+from polopt.tasks.arrays import is_arrays
 from polopt.tasks.base import Task
 from polopt.tasks.recorded import DATASET_ID
+from polopt.tasks.unplayed import Unplayed
 
 DISTANCES = {
     "action_gap": "at evaluations: mean distance per coordinate (of discrete actions the share) of the greedy action "
@@ -50,8 +53,8 @@ class Offline(Method):
         dataset: str = param(
             "",
             "polopt",
-            help="a dataset such as pendulum/medium-v0, a file of 'polopt eval RUN --record FILE', or random; default: "
-            "the dataset that --task names",
+            help="a dataset such as pendulum/medium-v0, a file (.hdf5 or .npz of D4RL's shape, or of 'polopt eval RUN "
+            "--record FILE'), or random; default: the dataset that --task names",
         )
         random_episodes: int = param(10, "polopt", low=1, help="how many episodes 'random' records")
         batch_size: int = param(256, "polopt", low=1)
@@ -172,13 +175,16 @@ def recorded_data(name: str, task: Task, *, random_episodes: int, facts: tuple[s
     actions as its environment gets them.
 
     Args:
-        name: a file of `save_demonstrations`, the id of a dataset, "random" (episodes of uniform random actions, the
-            same each time), or "": the dataset that the task stands for, and None when it stands for none.
+        name: a file of `save_demonstrations` or of arrays under D4RL's names (`polopt.data.arrays`), the id of a
+            dataset, "random" (episodes of uniform random actions, the same each time), or "": the dataset that the task
+            stands for (without an environment, what is not held out), and None when it stands for none.
         random_episodes: how many episodes "random" has.
         facts: further columns to read where they were recorded.
 
     Raises UsageError: nothing there, damaged, empty, or of other spaces than the task's.
     """
+    if not name and isinstance(task, Unplayed):
+        return training_data(task)
     name = name or task.spec.info.get("dataset", "")
     if not name:
         return None
@@ -187,6 +193,8 @@ def recorded_data(name: str, task: Task, *, random_episodes: int, facts: tuple[s
             return record(Uniform(task.spec), task, random_episodes, greedy=False)
     if DATASET_ID.fullmatch(name) and not Path(name).exists():
         return load_dataset(name, facts=(*task.spec.facts, *facts)).check(task.spec).data
+    if is_arrays(name):
+        return load_arrays(name, task.spec, facts=(*task.spec.facts, *facts)).data
     data = load_demonstrations(name, task.spec)
     return data.select(*KEYS, *task.spec.facts, *facts, strict=False)
 

@@ -13,7 +13,7 @@ from polopt.core.errors import UsageError, nearest
 from polopt.tasks import recorded
 
 HELP = """polopt dataset make TASK [--kinds KIND ...] [--steps N] [--transitions N] [...]   record what a policy does
-polopt dataset info [NAME] [--json]                                             statistics; no name: which there are
+polopt dataset info [NAME|FILE] [--json]                  statistics, and what breaks learning; no name: which there are
 polopt dataset measure NAME [--expert RUN|DATASET] [--episodes N] [--json]      references for normalized scores"""
 
 
@@ -70,7 +70,7 @@ def _make(argv: list[str]) -> int:
 
 def _info(argv: list[str]) -> int:
     parser = make_parser("dataset info", "What is in a dataset; without a name, which datasets are here.")
-    parser.add_argument("name", nargs="?")
+    parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="an id, or an .hdf5 or .npz of D4RL's shape")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.name is None:
@@ -79,7 +79,11 @@ def _info(argv: list[str]) -> int:
         return 0
     from polopt.training.dataset_facts import info
 
-    _show(info(args.name), args.json)
+    facts = info(args.name)
+    said = [] if args.json else facts.pop("warnings")
+    _show(facts, args.json)
+    for sentence in said:
+        print(f"warning: {sentence}")
     return 0
 
 

@@ -21,8 +21,9 @@ def train_verb(argv: list[str]) -> int:
         print(
             "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]\n"
             "             [--device D] [any option of the method]\n\n"
-            "--task is a Gymnasium id, a tabular task, a text task (addition, reasoning-gym/NAME, FILE.jsonl ...), or\n"
-            "module:function; --task.NAME VALUE is for the environment.\n"
+            "--task is a Gymnasium id, a tabular task, a text task (addition, reasoning-gym/NAME, FILE.jsonl ...),\n"
+            "recorded data (a Minari id, FILE.hdf5, FILE.npz), or module:function; --task.NAME VALUE is for the\n"
+            "environment.\n"
             "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
         )
         return 0
@@ -67,10 +68,13 @@ def _trained(work: Callable[[], Any], folder: Path) -> int:
         said = f"interrupted; saved: continue with 'polopt resume {folder}'" if started else "interrupted"
         raise KeyboardInterrupt(said) from error
 
+    from polopt.evaluation.score import NO_RETURN
     from polopt.report.compare import report
 
     page = report([folder], video=run.config["run"]["video"])
     final = f"{run.score.key} {run.final[run.score.column]:.6g} at the end; " if run.evaluations else ""
+    if run.score.by_data:
+        final += f"{NO_RETURN}; "
     if run.evaluations and run.final.get("eval/cut"):
         final += f"{run.final['eval/cut']:.0f} episodes of that evaluation were cut; "
     print(f"{final}report {page}")
@@ -141,6 +145,9 @@ def eval_verb(argv: list[str]) -> int:
         named = ", ".join(_with_intervals(scores))
         times = f", {args.samples} of each prompt" if args.samples > 1 else ""
         played = f"{episodes} {kind} episodes{times}" + (f", {cut:.0f} of them cut before their end" if cut else "")
+        if "held_out" in scores:
+            print(_by_data(scores))
+            return 0
         print(f"{named} ({played})" if "length" in scores else f"{named} (exact)")
     return 0
 
@@ -180,6 +187,15 @@ def _off_policy(args: Any, own: Mapping[str, Any]) -> int:
 def _ends(interval: Any) -> Iterator[tuple[str, float | None]]:
     yield "", interval.estimate
     yield from (("/low", interval.low), ("/high", interval.high))
+
+
+def _by_data(scores: dict[str, float]) -> str:
+    """What an evaluation on recorded decisions found, and what it is not."""
+    from polopt.evaluation.score import NO_RETURN
+
+    episodes, count = int(scores.pop("held_out")), scores.pop("decisions")
+    of = f"{episodes} held-out episodes" if episodes else "episodes that it has learned from: none was held out"
+    return f"{', '.join(_with_intervals(scores))} ({count:,.0f} recorded decisions of {of}; {NO_RETURN})"
 
 
 def _with_intervals(scores: Mapping[str, float]) -> Iterator[str]:

@@ -5,7 +5,6 @@ Younis et al., "Minari", 2024. They live where Minari keeps them (`polopt.tasks.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +114,7 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     Raises UsageError, one sentence: an unknown id (with the nearest one that is here), no network, or what is there is
     not Minari's, damaged or empty.
     """
-    minari = recorded.minari_package()
+    recorded.minari_package()
     if not recorded.is_local(name):
         recorded.download(name)
     metadata = recorded.metadata(name)
@@ -124,11 +123,9 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     ids: list[int] = []
     kept: dict[str, list[np.ndarray]] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = minari.MinariDataset(recorded.dataset_folder(name) / "data")
+        stored = recorded.stored(name)
         obs_space, action_space = stored.observation_space, stored.action_space
-        read_obs, read_action = reader(obs_space, name), _action_reader(action_space, name)
+        read_obs, read_action = reader(obs_space, name), action_reader(action_space, name)
         for episode in stored.iterate_episodes():
             count = len(episode.rewards)
             if not count:
@@ -182,7 +179,7 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     data["reward"] = torch.from_numpy(_join(columns["reward"])).to(torch.get_default_dtype())
     check("the reward", torch.isfinite(data["reward"]), "is not finite")
     check("the action", torch.isfinite(data["action"]), "is not finite")
-    check("the action", _within(data["action"], action_space), f"is not in {action_space}")
+    check("the action", within(data["action"], action_space), f"is not in {action_space}")
     for fact, parts in kept.items():
         values = torch.from_numpy(_join(parts))
         data[fact] = values if values.dtype == torch.bool else values.to(torch.get_default_dtype())
@@ -228,7 +225,7 @@ def _after(values: Any, count: int, told: str, needs: str) -> np.ndarray:
     return array[len(array) - count :]
 
 
-def _within(action: Tensor, space: gymnasium.Space) -> Tensor:
+def within(action: Tensor, space: gymnasium.Space) -> Tensor:
     """Which of discrete actions [B, ...] are in their space; all of others are, since policies clamp them."""
     if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return torch.ones(len(action), dtype=torch.bool)
@@ -245,7 +242,7 @@ def _join(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts)
 
 
-def _action_reader(space: gymnasium.Space, name: str) -> Any:
+def action_reader(space: gymnasium.Space, name: str) -> Any:
     """Stored actions as a task takes them: floats in the default dtype, discrete ones int64."""
     if isinstance(space, spaces.Box):
         return lambda raw: torch.from_numpy(np.array(raw)).to(torch.get_default_dtype())

@@ -117,6 +117,7 @@ class Episodes(Source):
     ) -> None:
         if starts is not None and sampler is not None:
             raise UsageError("episodes begin at given starts or at those of a sampler, not both")
+        task.check_played()
         self.task = task
         self.count = episodes if starts is None else len(starts)
         self.starts = None if starts is None else list(starts)

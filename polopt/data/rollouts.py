@@ -33,6 +33,7 @@ class Rollouts(Source):
     """
 
     def __init__(self, task: Task, steps: int, ledger: Ledger | None = None) -> None:
+        task.check_played()
         self.task = task
         self.steps = steps
         self.ledger = ledger if ledger is not None else Ledger()

@@ -8,8 +8,10 @@ from polopt.core.batch import Batch
 from polopt.core.random import paired
 from polopt.data.episodes import Episodes
 from polopt.data.teams import playing
+from polopt.evaluation.recorded import evaluate_recorded
 from polopt.policies.base import Actor
 from polopt.tasks.base import Task
+from polopt.tasks.unplayed import Unplayed
 
 
 def scores_of(batch: Batch) -> dict[str, float]:
@@ -31,8 +33,11 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     Episodes that have not ended after `task.longest` decisions are cut, their returns are those of that part, and `cut`
     says how many they are; there is no `cut` where all have ended.
     Of a team (`AgentRows`) the return is that of the team, and its decisions count as one.
+    Of recorded data without an environment there is no return: see `evaluate_recorded`, which is what this gives then.
     The global random state is put back afterwards, so that evaluating more often trains the same policy.
     """
+    if isinstance(task, Unplayed):
+        return evaluate_recorded(actor, task, episodes, greedy=greedy)
     with paired():
         joint, player = playing(task, actor)
         names = joint.spec.objectives

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from polopt.core.errors import UsageError, nearest
 
+BY_DATA = "-action_error"
+"""What runs are judged by that have recorded data and no environment: how close they are to held-out decisions."""
+
+NO_RETURN = "there was no environment, so no return was measured ('polopt eval RUN --ope' estimates it)"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -30,6 +35,11 @@ class Score:
     @property
     def sign(self) -> float:
         return -1.0 if self.name.startswith("-") else 1.0
+
+    @property
+    def by_data(self) -> bool:
+        """Whether it is of recorded decisions, of which no policy is better than its data."""
+        return self.name == BY_DATA
 
     @property
     def text(self) -> str:

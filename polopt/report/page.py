@@ -160,7 +160,7 @@ def _subtitle(run: RunData) -> list[str]:
 def _notices(run: RunData) -> list[str]:
     if not run.rows and not run.damage:
         return ["metrics.csv holds no rows yet: this run has recorded nothing."]
-    found = [said for said in (run.damage, run.cut) if said]
+    found = [said for said in (run.damage, run.cut, run.by_data) if said]
     if not run.finished:
         unit = run.unit.replace("_", " ")
         found.append(f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {unit}.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.evaluation.figures import Figure, from_json
-from polopt.evaluation.score import Score
+from polopt.evaluation.score import NO_RETURN, Score
 from polopt.evaluation.statistics import Array
 
 COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates")
@@ -101,6 +101,16 @@ class RunData:
         after = f" after {length:,} decisions" if length else ""
         said = f"In {len(counts)} evaluations episodes had not ended and were cut{after}"
         return f"{said} (at most {counts.max():,.0f} at once): returns are of that part."
+
+    @property
+    def by_data(self) -> str:
+        """One sentence where evaluations are of recorded decisions, or nothing."""
+        if not len(self.series("eval/held_out")[1]):
+            return ""
+        return (
+            f"Evaluations compare the policy with recorded decisions that it has not seen: {NO_RETURN}, and one that "
+            "is better than its data acts otherwise than they do."
+        )
 
     @property
     def damage(self) -> str:

@@ -100,6 +100,7 @@ def _warnings(groups: dict[str, list[RunData]], scores: dict[str, dict[Any, floa
                 found.append(f"{label}, seed {run.seed}: {run.cut[0].lower()}{run.cut[1:]}")
             if not run.finished:
                 found.append(f"{label}, seed {run.seed}: stopped at {run.spent:,.0f} of {run.config['steps']:,} steps.")
+    found += {run.by_data: "" for runs in groups.values() for run in runs if run.by_data}
     budgets = {(run.unit, run.config.get("steps")) for runs in groups.values() for run in runs}
     if len(budgets) > 1:
         texts = ", ".join(sorted(f"{steps:,} {unit}" if steps else unit for unit, steps in budgets))

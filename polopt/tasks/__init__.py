@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polopt.core.errors import UsageError
@@ -30,9 +30,11 @@ def make_task(
             "PATH.jsonl", ...), "module:function", a function or class that makes an environment, an environment (each
             row gets a copy), a Task or a class of them, a TabularMDP, a dataset of Minari such as "pendulum/medium-v0"
             (the environment that it was recorded on; `spec.info` then has its name as "dataset", and "references"), or
-            a Gymnasium specification. A Task is returned as it is. "envpool/ID" trains in EnvPool and evaluates in
-            Gymnasium's environment of the same id; "pz/ID" is a parallel environment of PettingZoo. Such an environment
-            gives a task of a team (`spec.agents`), whose rows `AgentRows` takes apart.
+            a Gymnasium specification. Recorded decisions without an environment ("PATH.hdf5", "PATH.npz", a dict of
+            arrays, see `polopt.tasks.arrays`) are a task that nothing can step. A Task is returned as it is.
+            "envpool/ID" trains in EnvPool and evaluates in Gymnasium's environment of the same id; "pz/ID" is a
+            parallel environment of PettingZoo. Such an environment gives a task of a team (`spec.agents`), whose rows
+            `AgentRows` takes apart.
         num: rows N.
         seed: every start of every row derives from it; `evaluation` derives others from the same seed.
         workers: 0 steps all rows in this process; otherwise each row has a process, at most `workers` run at once
@@ -67,17 +69,21 @@ def make_task(
     from polopt.tasks.making import Maker, is_dataset, may_be_remote, named_function
     from polopt.tasks.named import is_text
     from polopt.tasks.tabular import TabularMDP, TabularTask
+    from polopt.tasks.unplayed import Unplayed
 
     found = named_function(task) if isinstance(task, str) else task
+    given = {"workers": workers or None, "render_mode": render_mode, "preset": preset, "facts": facts or None}
+    given = {key: value for key, value in given.items() if value is not None}
     if isinstance(found, type) and issubclass(found, Task):
         name = task if isinstance(task, str) else found.__name__
-        given = {"workers": workers or None, "render_mode": render_mode, "preset": preset, "facts": facts or None}
-        given = {key: value for key, value in given.items() if value is not None}
         return found.make(name, num, seed, evaluation, **given, **kwargs)
     if isinstance(task, TabularMDP):
         if kwargs or workers or render_mode or preset or facts:
             raise UsageError("a tabular MDP is made already: it has no options, workers, presets or pictures")
         return TabularTask(task, num, seed, evaluation)
+
+    if isinstance(task, Mapping):
+        return Unplayed.of(task, num, seed, evaluation, **given, **kwargs)
 
     if isinstance(task, str) and may_be_remote(task):
         from polopt.tasks import recorded
@@ -86,6 +92,9 @@ def make_task(
     if isinstance(task, str) and is_dataset(task):
         from polopt.tasks import recorded
 
+        if kwargs.get("environment", 0) in (None, "none") or not recorded.names_environment(task):
+            kwargs.pop("environment", None)
+            return Unplayed.of(task, num, seed, evaluation, **given, **kwargs)
         source, options = recorded.environment(task)
         if is_text(source):  # its options could name reward functions, which are code
             raise UsageError(f"{task} names the text task {source}, which no dataset is recorded on")

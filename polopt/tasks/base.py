@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -68,20 +68,28 @@ class Task(Stateful):
 
         Raises UsageError, one sentence, for an option that is none of `options(name)`.
         """
+        cls.check_options(name, options)
+        made: Any = cls
+        return made(num=num, seed=seed, evaluation=evaluation, name=name, **options)
+
+    @classmethod
+    def check_options(cls, name: str, options: Iterable[str]) -> None:
+        """Raises UsageError, one sentence, for an option that is none of `options(name)`."""
         known = cls.options(name)
         for option in options:
             if option in ("workers", "render_mode", "preset", "facts") and option not in known:
                 raise UsageError(f"the task {name} makes and steps all its rows itself: leave out {option}")
             if option not in known:
                 raise UsageError(f"the task {name} has no option '{option}'{nearest(option, known)}")
-        made: Any = cls
-        return made(num=num, seed=seed, evaluation=evaluation, name=name, **options)
 
     @classmethod
     def options(cls, name: str) -> set[str]:
         """The options of the task of this name: what the constructors take as keywords only."""
         signatures = (inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
         return {key for one in signatures for key, item in one.parameters.items() if item.kind is item.KEYWORD_ONLY}
+
+    def check_played(self) -> None:
+        """Raises UsageError, one sentence, where there is nothing to step: what plays asks before a run begins."""
 
     @property
     def environments(self) -> int:

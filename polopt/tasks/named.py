@@ -50,7 +50,9 @@ BEGINS: dict[str, str] = {
 }
 """Whole families of tasks, by how their names begin; `ENDS` likewise."""
 
+ARRAYS = (".hdf5", ".h5", ".npz")  # files of recorded decisions
 ENDS: dict[str, str] = dict.fromkeys((".jsonl", ".parquet"), "polopt.tasks.prompts:Prompts")
+ENDS |= dict.fromkeys(ARRAYS, "polopt.tasks.unplayed:Unplayed")
 
 
 def place(name: str) -> str | None:

@@ -11,6 +11,8 @@ import json
 import os
 import re
 import socket
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
@@ -21,6 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 from polopt.core.errors import UsageError, nearest
 
 DATASET_ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+")
+ALONE = " (--task.environment none learns from the data alone)"
 KNOWN_PACKAGES = ("gymnasium", "gymnasium_robotics", "minigrid", "miniworld", "ale_py", "polopt")
 """Packages whose environments a dataset may name; what else it names is not imported."""
 
@@ -63,6 +66,36 @@ def metadata(name: str) -> dict[str, Any]:
     return read
 
 
+def names_environment(name: str) -> bool:
+    """Whether a local dataset says at all which environment it was recorded on."""
+    found = metadata(name)
+    return isinstance(found.get("polopt_task"), dict) or isinstance(found.get("env_spec"), str)
+
+
+def stored(name: str) -> Any:
+    """A local dataset as Minari opens it. Raises UsageError when it is damaged."""
+    minari, folder = minari_package(), dataset_folder(name)
+    metadata(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return minari.MinariDataset(folder / "data")
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"the dataset {name} is damaged: {said.rstrip('.')}") from None
+
+
+def fact_shapes(name: str, facts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The shape of each of `facts` beside a decision, of Minari's `infos`. Raises UsageError for one that it lacks."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    infos = next(stored(name).iterate_episodes([0])).infos or {} if (facts := tuple(facts)) else {}
+    for fact in facts:
+        if fact not in infos:
+            raise UsageError(f"{name} stores no '{fact}', which --facts names{nearest(fact, infos)}")
+        shapes[fact] = infos[fact].shape[1:]
+    return shapes
+
+
 def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
     """The task that a local dataset was recorded on, and its options: a name, or a Gymnasium specification.
 
@@ -72,7 +105,9 @@ def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
     task = found.get("polopt_task")
     if isinstance(task, dict) and isinstance(task.get("name"), str) and isinstance(task.get("options"), dict):
         if ":" in task["name"] or task["name"].startswith("<"):
-            raise UsageError(f"{name} was recorded on code of yours, {task['name']}: say both, --task and --dataset")
+            raise UsageError(
+                f"{name} was recorded on code of yours, {task['name']}: say both, --task and --dataset{ALONE}"
+            )
         return task["name"], task["options"]
     text = found.get("env_spec")
     if not isinstance(text, str):
@@ -90,13 +125,13 @@ def environment(name: str) -> tuple[str | EnvSpec, dict[str, Any]]:
     elif not _is_known(spec.entry_point, gymnasium.Env):
         raise UsageError(
             f"{name} was recorded on {spec.id} of '{spec.entry_point}', which is not known here: say both, --task and "
-            "--dataset"
+            f"--dataset{ALONE}"
         )
     for wrapper in spec.additional_wrappers:
         if not _is_known(wrapper.entry_point, gymnasium.Wrapper):
             raise UsageError(
                 f"{name} was recorded with the wrapper '{wrapper.entry_point}', which is not known here: say both, "
-                "--task and --dataset"
+                f"--task and --dataset{ALONE}"
             )
     return spec, {}
 

@@ -20,15 +20,17 @@ from polopt.core.modules import device_of
 from polopt.core.state import restore
 from polopt.data import demonstrations
 from polopt.evaluation.ope import BEHAVIOR, environment_log_prob
+from polopt.evaluation.score import NO_RETURN
 from polopt.policies.base import Actor
 from polopt.tasks.described import NotHere
 from polopt.training import beginning, seeding
 from polopt.training.checkpoints import unneeded
+from polopt.training.devices import device_here
 from polopt.training.folder import Run, check_free, new_folder, write_config, write_spaces
 from polopt.training.loggers import check_installed, make_loggers
 from polopt.training.loop import MODEL, Row, Trainer
 from polopt.training.options import Until
-from polopt.training.plan import OwnCode, Plan, TaskLike, device_here, plan, read_plan, rewards_of, runtime, task_name
+from polopt.training.plan import OwnCode, Plan, TaskLike, plan, read_plan, rewards_of, runtime, task_name
 
 
 def iterate(
@@ -65,7 +67,8 @@ def train(
     Args:
         method: a name of `polopt methods`.
         task: a Gymnasium id, a tabular task, "module:function", a callable that returns an environment, or an
-            environment, a parallel environment of PettingZoo among them. None: that of the preset's study.
+            environment, a parallel environment of PettingZoo among them. Recorded data without an environment:
+            "PATH.hdf5", "PATH.npz", or a dict of arrays (`polopt.tasks.arrays`). None: that of the preset's study.
         steps: budget in the method's unit. seed: everything random in the run follows from it.
         out: run folder; by default runs/METHOD-TASK-sSEED.
         init: a run folder whose weights to start from, wherever names and shapes agree.
@@ -101,7 +104,7 @@ def start(
             if not again:
                 owner.enter_context(owned(folder))
                 check_free(folder)  # somebody else may have begun there in the meantime
-            write_config(folder, planned.record())
+            write_config(folder, planned.record(method))
             write_spaces(folder, method.task)
         except BaseException:
             owner.close()
@@ -195,7 +198,7 @@ def _rows(
             if extended:
                 trainer.stopped = False
             if changed:
-                write_config(folder, planned.record())
+                write_config(folder, planned.record(method))
         if step is None or not trainer.finished:  # a finished run is left as it is
             purge = 0 if step is None else step + 1
             trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
@@ -308,6 +311,8 @@ def _chosen(run: Run, checkpoint: str | int) -> tuple[int, str]:
     kinds = {"latest": "step", "best": "best"}
     there = {name: run.checkpoints.steps(kind) for name, kind in kinds.items()}
     if checkpoint in kinds:
+        if not there[str(checkpoint)] and checkpoint == "best" and run.score.by_data:
+            raise UsageError(f"{run.folder} keeps no best checkpoint: {NO_RETURN}")
         if not there[str(checkpoint)]:
             raise UsageError(f"{run.folder} has no {checkpoint} checkpoint yet")
         return there[str(checkpoint)][-1], kinds[str(checkpoint)]
@@ -331,7 +336,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns of a saved policy over whole episodes, from starts that neither training nor its evaluations used.
 
-    `episodes` None takes the method's own number: 10 in control, 64 for language models. These give intervals over
+    `episodes` None takes the method's own number: 10 in control, 64 for language models. Of a run on recorded data
+    without an environment there are no returns: see `polopt.evaluation.recorded`. Language models give intervals over
     prompts as well, and with `samples` > 1 sampled completions of each also pass@k and maj@k: see
     `polopt.evaluation.completions`. Raises UsageError for other methods with several samples.
     """

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polopt.core.errors import RunError
+from polopt.data.arrays import load_arrays
 from polopt.data.datasets import Dataset, load_dataset
 from polopt.data.storing import write_references
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
+from polopt.tasks.arrays import is_arrays
 from polopt.training import api
+from polopt.training.concerns import at_bounds, concerns
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+MOST_COLUMNS = 1000  # of observation and action: the coverage of images means nothing
 ROWS = 10  # copies of the environment that play together
 
 
-def info(name: str) -> dict[str, Any]:
-    """Statistics of a dataset: sizes, returns, lengths, ends, spaces, references. Raises what `load_dataset` does."""
-    data = load_dataset(name)
+def info(source: Any) -> dict[str, Any]:
+    """What is in a dataset, by its id, or in arrays, as a file or a dict: sizes, returns, lengths, ends, spaces,
+    actions at and beyond the bounds, coverage, references; and `warnings`, sentences about what breaks learning.
+
+    Raises what `load_dataset` and `load_arrays` do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is to be said is said below
+        data = load_arrays(source) if is_arrays(source) else load_dataset(source)
+    at, beyond = at_bounds(data)
     returns, counts = data.returns, data.lengths.double()
     last = torch.cat([data.starts[1:] - 1, torch.tensor([len(data.data) - 1])])
     facts: dict[str, Any] = {
-        "dataset": name,
-        "task": data.spec.name,
+        "dataset": data.name,
+        "task": None if is_arrays(source) else data.spec.name,
         "episodes": len(counts),
         "transitions": len(data.data),
         "return": returns.mean().item(),
@@ -40,8 +53,14 @@ def info(name: str) -> dict[str, Any]:
         "length_min": int(counts.min()),
         "length_max": int(counts.max()),
         "terminated": data.data["terminated"][last].double().mean().item(),
+        "truncated": (data.data["truncated"] & ~data.data["terminated"])[last].double().mean().item(),
+        "reward_min": data.data["reward"].min().item(),
+        "reward_max": data.data["reward"].max().item(),
         "observations": str(data.spec.obs),
         "actions": str(data.spec.action),
+        "actions_at_bounds": at,
+        "actions_beyond_bounds": beyond,
+        "coverage": coverage(data) if _columns(data) <= MOST_COLUMNS else None,
         "random_return": None,
         "expert_return": None,
         "normalized_return": None,
@@ -50,7 +69,7 @@ def info(name: str) -> dict[str, Any]:
     if data.references is not None:
         facts |= dict(zip(("random_return", "expert_return"), data.references))
         facts["normalized_return"] = data.normalized(facts["return"])
-    return facts
+    return facts | {"warnings": concerns(data)}
 
 
 def measure(
@@ -67,9 +86,9 @@ def measure(
     Returns `random_return`, `expert_return` and `normalized_return` (None without an expert), `return_std` over the
     episodes of the dataset, and `coverage`, see there.
     """
-    data = load_dataset(name)
     with closing(make_task(name, num=ROWS, seed=seed, evaluation=True)) as task:
-        data.check(task.spec)
+        task.check_played()
+        data = load_dataset(name).check(task.spec)
         low = evaluate_returns(Uniform(task.spec), task, episodes, greedy=False)["return"]
         high = None if data.references is None else data.references[1]
         if expert is not None and (Path(expert) / "config.json").exists():
@@ -98,7 +117,12 @@ def coverage(data: Dataset, bins: int = 10) -> float:
     columns = torch.cat([*(leaf.flatten(1) for leaf in _leaves(data.data["obs"])), *_leaves(data.data["action"])], 1)
     low, high = columns.amin(0), columns.amax(0)
     cells = ((columns - low) / (high - low).clamp_min(1e-12) * bins).floor().clamp_max(bins - 1).to(torch.int16)
-    return len(torch.unique(cells, dim=0)) / len(cells)
+    rows = np.ascontiguousarray(cells.numpy()).view(np.dtype((np.void, 2 * cells.shape[1])))  # many times as fast
+    return len(np.unique(rows)) / len(cells)
+
+
+def _columns(data: Dataset) -> int:
+    return sum(leaf[0].numel() for leaf in data.data.select("obs", "action").values(True, True))
 
 
 def _leaves(value: Any) -> list[Tensor]:

@@ -304,6 +304,7 @@ def _namespace(task: str) -> str:
 
 def _spec(task: TaskLike, options: dict[str, Any]) -> Spec:
     with closing(make_task(task, **options)) as made:
+        made.check_played()
         return made.spec
 
 
@@ -311,6 +312,8 @@ def _env_spec(task: TaskLike, options: Mapping[str, Any]) -> Any:
     """Gymnasium's specification of the environment, where it has one that can be written down."""
     options = dict(options)
     preset = options.pop("preset", None)
+    if isinstance(task, Mapping):
+        return None
     with contextlib.suppress(Exception):
         with closing(Maker(task, options, preset)()) as env:
             spec = env.spec

@@ -23,7 +23,6 @@ from polopt.core.errors import CheckpointError, RunError
 from polopt.core.state import Stateful, gather, restore
 from polopt.data.components import Tally, added, means
 from polopt.evaluation.figures import to_json
-from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state, unneeded
 from polopt.training.loggers import Logger
@@ -74,7 +73,8 @@ class Trainer(Stateful):
         self.method = method
         self.steps = steps
         self.options = options
-        self.score = Score(method.score)
+        self.score = method.judged_by
+        self.keeps_best = method.imitates or not self.score.by_data
         self.until = Until.parse(options.until) if options.until else None
         self.checkpoints = checkpoints
         self._eval_task = eval_task  # the same starts at every evaluation: nothing to save
@@ -205,7 +205,7 @@ class Trainer(Stateful):
             self._keep_figures()
             self._keep_samples()
             value = self.score.of(scores, method.slug)
-            if math.isfinite(value) and (self.best is None or value > self.best):
+            if self.keeps_best and math.isfinite(value) and (self.best is None or value > self.best):
                 self.best = value
                 self.checkpoints.save(self.count, gather(method, "method", skip=unneeded), kind="best", keep=1)
             self._tick()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -21,6 +20,7 @@ from polopt.core.errors import RunError, UsageError, nearest
 from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
+from polopt.tasks.arrays import is_arrays
 from polopt.tasks.base import Task
 from polopt.tasks.described import NotHere
 from polopt.tasks.gym import GymTask
@@ -28,12 +28,14 @@ from polopt.tasks.making import Maker, registered_id
 from polopt.tasks.named import is_text, own_class
 from polopt.tasks.rewards import own_code
 from polopt.training import seeding
+from polopt.training.devices import named_device
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
 from polopt.training.options import RunOptions, Until
 
+ARRAYS = "<arrays>"  # the name of a task that is a dict of them
 RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
-TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env
+TaskLike = str | Callable[..., gymnasium.Env] | gymnasium.Env | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,23 @@ class Plan:
         """What is about to happen, in one line, before the first step."""
         options = self.options
         derived = "".join(f"; {n:,} {name}" for name, n in self.cls.derived(self.config, self.steps).items())
+        copies = f"{self.config.envs} environment{'s' * (self.config.envs > 1)}"
+        if is_arrays(self.task):
+            copies = "no environment: evaluated on held-out decisions, without a return"
         return (
             f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
-            f"{self.config.envs} environment{'s' * (self.config.envs > 1)}, {options.device}, {options.dtype}"
-            f"{derived} -> {folder}"
+            f"{copies}, {options.device}, {options.dtype}{derived} -> {folder}"
         )
 
-    def record(self) -> dict[str, Any]:
+    def record(self, method: Method | None = None) -> dict[str, Any]:
+        """What config.json says; of the `method` that was built, also what it is judged by where that is its task's."""
         return {
             "method": self.method,
             "task": task_name(self.task),
             "task_options": self.task_options | self._reward_names(),
             "steps": self.steps,
             "unit": self.cls.unit,
-            "score": self.cls.score,
+            "score": self.cls.score if method is None else method.judged_by.name,
             "seed": self.options.seed,
             "preset": self.preset,
             "init": self.init,
@@ -159,10 +164,12 @@ class Plan:
 
     def make_renderer(self) -> Callable[..., gymnasium.Env]:
         """A function that makes one environment with pictures, as the task has it. Raises UsageError without one."""
-        check_picture(self.task)
+        check_picture(task := self.task)
         options = dict(self.task_options)
         preset = options.pop("preset", None)
-        return lambda render_mode="rgb_array": Maker(self.task, options, preset, render_mode, evaluation=True)()
+        if isinstance(task, Mapping):
+            raise UsageError("recorded arrays have no picture")
+        return lambda render_mode="rgb_array": Maker(task, options, preset, render_mode, evaluation=True)()
 
     def build(self, *, prepare: bool = True, kept: Path | None = None, task: Task | None = None) -> Method:
         """Builds task and method from the seed, on the device; `prepare` also opens what only training needs.
@@ -171,7 +178,7 @@ class Plan:
         `kept` is the folder in which a run that is read back keeps all of its language model but the weights: a
         checkpoint is to be loaded then. Where a method has several models, each is read from where it came.
         """
-        device = _device(self.options.device)
+        device = named_device(self.options.device)
         seeding.seed_everything(self.options.seed)
         task = task or self.make_task(seeding.TRAIN_TASK, self.config.envs, self.options.workers)
         try:
@@ -248,6 +255,8 @@ def task_name(task: TaskLike) -> str:
     """
     if isinstance(task, str):
         return task
+    if isinstance(task, Mapping):
+        return ARRAYS
     if inspect.isfunction(task) and "<" not in task.__qualname__ and task.__module__ != "__main__":
         return f"{task.__module__}:{task.__qualname__}"
     if isinstance(task, gymnasium.Env):  # wrappers and arguments are its own: the id alone would be another task
@@ -282,6 +291,8 @@ def read_plan(run: Run, own: OwnCode, *, alone: bool = False) -> Plan:
     if wrong:
         raise RunError(f"{run.folder / 'config.json'} is damaged: it has no '{wrong[0]}'")
     name = record["task"]
+    if not alone and own.task is None and name == ARRAYS:
+        raise UsageError(f"{run.folder} was trained on a dict of arrays: give it again with task=")
     if not alone and own.task is None and (":" in name or name.startswith("<")):
         how = f"--task {name}" if ":" in name else "task="
         raise UsageError(f"{run.folder} was trained on code of yours, {name}: say it again with {how}")
@@ -358,38 +369,3 @@ def runtime(options: RunOptions) -> Iterator[None]:
     finally:
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])
-
-
-def _device(name: str) -> torch.device:
-    """The device of this name, "auto" the best there is. Raises UsageError when this machine has none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
-    return device
-
-
-def device_here(recorded: str, wanted: str | None, *, resuming: bool = False) -> str:
-    """Where a saved policy is loaded: on the device that is wanted, or else on that of its run, or else on the CPU.
-
-    The last comes with a warning: the machine that trained it had a device that this one lacks. Raises UsageError when
-    the wanted one is not there, and in place of that warning when the run is to be resumed.
-    """
-    if wanted is not None:
-        _device(wanted)
-        return wanted
-    try:
-        _device(recorded)
-    except UsageError:
-        if resuming:
-            raise UsageError(
-                f"this run was made on {recorded}, which is not here: continue elsewhere with --device cpu, with other "
-                f"last bits"
-            ) from None
-        warnings.warn(f"this run was made on {recorded}, which is not here: loading it on the CPU", stacklevel=4)
-        return "cpu"
-    return recorded

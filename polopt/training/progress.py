@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polopt.evaluation.score import Score
 from polopt.training.loop import Row
 
 
@@ -81,7 +80,7 @@ def _rate(row: Row, unit: str) -> str:
 
 def _metrics(row: Row, most: int) -> str:
     method = row["method"]
-    names = dict.fromkeys([Score(method.score).column, "train/return", *method.headline])
+    names = dict.fromkeys([method.judged_by.column, "train/return", *method.headline])
     shown = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
     cut = [f"{row['eval/cut']:.0f} episodes cut"] if row.get("eval/cut") else []
     return "  ".join(shown[:most] + cut)

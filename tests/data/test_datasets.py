@@ -345,7 +345,9 @@ def test_no_code_that_only_the_dataset_names_is_imported(folder):
             make_task(f"wrapped-{known:d}-v0")
     write_dataset("bare-v0", THREE, BOX)
     with pytest.raises(UsageError, match="bare-v0 does not say which environment it was recorded on"):
-        make_task("bare-v0")
+        recorded.environment("bare-v0")
+    with pytest.raises(UsageError, match="bare-v0 is recorded data without an environment, and this needs one"):
+        make_task("bare-v0").reset()
     write_dataset("words-v0", THREE, BOX, task="vowels", task_options={"rewards": "nowhere:f"})
     with pytest.raises(UsageError, match="words-v0 names the text task vowels, which no dataset is recorded on"):
         make_task("words-v0")

@@ -53,7 +53,8 @@ class BC(Method):
         demonstrations: str = param(
             "",
             "polopt",
-            help="a file of 'polopt eval RUN --record FILE', a dataset, or random; default: the dataset of --task",
+            help="a dataset, a file (.hdf5 or .npz of D4RL's shape, or of 'polopt eval RUN --record FILE'), or random; "
+            "default: the dataset of --task",
         )
         random_episodes: int = param(10, "polopt", low=1, help="how many episodes 'random' records")
         batch_size: int = param(256, "arXiv 2004.07219", low=1)
@@ -71,6 +72,7 @@ class BC(Method):
 
     slug = "bc"
     unit = "updates"
+    imitates = True
     requires = (Imitates,)
     headline = ("imitation_loss",)
     trains_on = "recorded data, any task"
