@@ -48,7 +48,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.npz"
 
 
-@pytest.mark.parametrize("method", ["iql", "bc", "dql", "ofql"])
+@pytest.mark.parametrize("method", ["iql", "bc", "dql"])
 def test_a_file_is_learned_from(method, file, capsys):
     words = ["train", method, "--task", file, "--steps", "8", "--out", "run", "--batch-size", "16"]
     assert cli.main([*words, "--network.sizes", "8", "--eval-every", "4"]) == 0
@@ -127,6 +127,14 @@ def test_no_checkpoint_is_the_best_without_a_return(file, capsys):
     polopt.train("iql", file, steps=4, out="run", **SMALL)
     assert cli.main(["eval", "run", "--checkpoint", "best"]) == 2
     assert f"run keeps no best checkpoint: {NO_RETURN}" in capsys.readouterr().err
+
+
+def test_the_return_is_estimated_where_nothing_was_played(file, capsys):
+    polopt.train("bc", file, steps=2, out="run", **SMALL)
+    capsys.readouterr()
+    assert cli.main(["eval", "run", "--ope", "--ope-updates", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"data", "fitted q", "model"} <= found.keys()
 
 
 def test_until_follows_what_there_is(file):
