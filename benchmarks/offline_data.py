@@ -41,12 +41,30 @@ IQL: dict[str, Any] = {  # the paper's for MuJoCo (arXiv 2110.06169, appendix B)
     "sizes": (256, 256),  # hidden layers of all networks, with ReLU
     "rewards": "return-range",  # times 1000 / (largest - smallest return of the data), or "none"
 }
+TD3_BC: dict[str, Any] = {  # the paper's (arXiv 2106.06860, table 3); a job may change each
+    "batch_size": 256,
+    "lr": 3e-4,
+    "discount": 0.99,
+    "tau": 0.005,
+    "alpha": 2.5,
+    "critics": 2,
+    "delay": 2,
+    "target_noise": 0.2,
+    "target_noise_clip": 0.5,
+    "normalize_obs": True,
+    "sizes": (256, 256),  # hidden layers of all networks, with ReLU
+}
 Data = dict[str, np.ndarray]
 
 
 def iql_settings(job: dict[str, Any]) -> dict[str, Any]:
     """`IQL`, with what the job says otherwise."""
     return {name: job.get(name, value) for name, value in IQL.items()}
+
+
+def td3_bc_settings(job: dict[str, Any]) -> dict[str, Any]:
+    """`TD3_BC`, with what the job says otherwise."""
+    return {name: job.get(name, value) for name, value in TD3_BC.items()}
 
 
 def random_data(transitions: int, seed: int) -> Data:

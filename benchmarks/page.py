@@ -45,11 +45,13 @@ SB3, IN_SB3 = "stable-baselines3", "Stable-Baselines3"
 COMPARISONS = (
     Comparison("sac", ("polopt", "sac", "ours"), (IN_SB3, "sac", SB3)),
     Comparison("sac-short", ("polopt", "sac-short", "ours"), (IN_SB3, "sac-short", SB3)),
+    Comparison("td3", ("polopt", "td3", "ours"), (IN_SB3, "td3", SB3)),
     Comparison("ppo", ("polopt", "ppo", "ours"), (IN_SB3, "ppo", SB3)),
     Comparison("dsac-t", ("DSAC-T", "dsac-t", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo-off", ("off-policy MDPO", "mdpo-off", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo", ("MDPO", "mdpo", "ours"), ("PPO", "ppo", "ours")),
     Comparison("iql", ("polopt", "iql", "ours"), ("d3rlpy", "iql", "d3rlpy")),
+    Comparison("td3-bc", ("polopt", "td3-bc", "ours"), ("d3rlpy", "td3-bc", "d3rlpy")),
     Comparison("iql-start", ("polopt, from d3rlpy's start", "iql-start", "ours"), ("d3rlpy", "iql", "d3rlpy")),
     Comparison("ofql", ("OFQL", "ofql", "ofql"), ("DQL, 5 steps", "ofql", "dql")),
     Comparison("grpo", ("polopt", "grpo", "ours"), ("TRL", "grpo", "trl")),

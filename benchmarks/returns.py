@@ -94,6 +94,15 @@ SAC = EVALUATION | {
 }
 # Small enough for as many seeds as tell whether the two sides differ, which three seeds cannot
 SAC_SHORT = SAC | {"steps": 15_000, "learning_starts": 1_000, "batch_size": 64, "net_arch": [64, 64]}
+# As short; noise and delays as in the paper
+TD3_SHORT = SAC_SHORT | {
+    "steps": 30_000,
+    "eval_every": 2_500,
+    "exploration_noise": 0.1,
+    "policy_delay": 2,
+    "target_policy_noise": 0.2,
+    "target_noise_clip": 0.5,
+}
 # PPO's own settings for MuJoCo (its paper, table 3) with 2048 steps of 8 environments; observations and rewards are
 # normalized and the learning rate falls linearly to 0 on both sides
 SHARED_WITH_PPO = EVALUATION | {
@@ -109,6 +118,7 @@ SHARED_WITH_PPO = EVALUATION | {
 }
 PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "ent_coef": 0.0, "vf_coef": 0.5}
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
+TD3_BC = EVALUATION | {"case": "td3-bc-curve", "updates": 20_000, "eval_every": 2_000}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
 # The weight of Q: with those of their presets (0.1 and 1) neither learns anything on this set. So each gets the same
 # tries on a seed of its own, and the one with the best `pilot_scores`. One more each, with the other's number of
@@ -132,6 +142,9 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"):
         for side in sides:
             yield Arm("sac-short", *side, task, SAC_SHORT | {"case": "sac-curve", "task": task}, 2, own=MANY)
+    for task in ("HalfCheetah-v5", "Hopper-v5"):
+        for side in sides:
+            yield Arm("td3", *side, task, TD3_SHORT | {"case": "td3-curve", "task": task}, 3, own=range(SEEDS))
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         for side, minutes in zip(sides, (5, 6)):
             yield _control("ppo", *side, task, PPO, minutes)
@@ -141,6 +154,9 @@ def _arms() -> Iterator[Arm]:
     for data in ("medium", "medium-replay"):
         for name, library, minutes in (("ours", "polopt", 10), ("d3rlpy", "d3rlpy", 20)):
             yield Arm("iql", name, library, data, IQL | {"dataset": data}, minutes, {"updates": 500_000}, "data")
+        for name, library, minutes in (("ours", "polopt", 4), ("d3rlpy", "d3rlpy", 6)):
+            job = TD3_BC | {"dataset": data}
+            yield Arm("td3-bc", name, library, data, job, minutes, {"updates": 500_000}, "data")
     start = IQL | {"dataset": "medium-replay", "start": "d3rlpy"}
     yield Arm("iql-start", "ours", "polopt", "medium-replay", start, 10, {"updates": 500_000}, "data")
     for name, minutes in (("ofql", 20), ("dql", 35)):

@@ -103,6 +103,7 @@ SAC = MUJOCO | {
     "warmup": 1_000,
     "log_every": 250,
 }
+TD3 = SAC | {"delay": 2, "exploration_noise": 0.1, "target_noise": 0.2, "target_noise_clip": 0.5}
 PPO: Job = MUJOCO | {  # Stable-Baselines3's own
     "envs": 8,
     "window": 2048,
@@ -205,6 +206,7 @@ def grpo(length: int, slice: int) -> Case:
 
 CASES = [
     Case("sac", "environment steps", (OURS, COMPILED, SB3, SBX), SAC, 1_000, 500, limit=MATRICES),
+    Case("td3", "environment steps", (OURS, COMPILED, SB3), TD3, 1_000, 500, limit=MATRICES),
     Case(
         "ppo",
         "environment steps",
@@ -236,6 +238,15 @@ CASES = [
     ),
     Case(
         "iql",
+        "updates",
+        (OURS, COMPILED, D3RLPY),
+        OFFLINE | {"sizes": [256, 256]},
+        500,
+        250,
+        limit=MATRICES,
+    ),
+    Case(
+        "td3-bc",
         "updates",
         (OURS, COMPILED, D3RLPY),
         OFFLINE | {"sizes": [256, 256]},

@@ -64,7 +64,20 @@ def test_the_catalogue_has_116_rows_and_the_bases():
         "theory": 18,
     }
     bases = {row.slug for row in rows if row.base_only}
-    assert bases >= {"ppo", "bc", "bc-ppo", "sft", "grpo", "dpo", "dql", "dsac-v1", "mdpo-off", "epsmix"}
+    assert bases >= {
+        "ppo",
+        "bc",
+        "bc-ppo",
+        "sft",
+        "grpo",
+        "dpo",
+        "dql",
+        "dsac-v1",
+        "mdpo-off",
+        "epsmix",
+        "td3",
+        "td3-bc",
+    }
     assert {row.slug: row.kind for row in rows if row.kind != "method"} == {
         "dataset-measures": "study",
         "rl-llm-survey": "survey",

@@ -67,9 +67,11 @@ def training(method: str, job: Job, log_every: int, warm: int, **settings: Any) 
     return run
 
 
-def off_policy(method: str, **own: Any) -> Callable[[Job], Run]:
+def off_policy(method: str, *names: str, **own: Any) -> Callable[[Job], Run]:
+    """`names` are further settings that the job has, `own` those that it does not have."""
+
     def case(job: Job) -> Run:
-        settings = {
+        settings = {name: job[name] for name in names} | {
             "lr": job["lr"],
             "batch_size": job["batch_size"],
             "replay_size": job["replay_size"],
@@ -80,7 +82,6 @@ def off_policy(method: str, **own: Any) -> Callable[[Job], Run]:
             "updates_per_step": 1,
             "network.sizes": tuple(job["sizes"]),
             "network.activation": job["activation"],
-            "entropy.form": "log-alpha",
         }
         return training(method, job, job["log_every"], job["warmup"] + 500, **settings, **own)
 
@@ -112,4 +113,10 @@ def ppo(job: Job) -> Run:
     return training("ppo", job, decisions, decisions, **settings)
 
 
-CASES = {"sac": off_policy("sac"), "dsac-t": off_policy("dsac-t"), "ppo": ppo}
+LOG_ALPHA = {"entropy.form": "log-alpha"}
+CASES = {
+    "sac": off_policy("sac", **LOG_ALPHA),
+    "dsac-t": off_policy("dsac-t", **LOG_ALPHA),
+    "td3": off_policy("td3", "delay", "exploration_noise", "target_noise", "target_noise_clip"),
+    "ppo": ppo,
+}

@@ -1,4 +1,4 @@
-"""polopt's learning curves on MuJoCo: SAC and PPO as Stable-Baselines3 is run beside them, and three methods on top.
+"""polopt's learning curves on MuJoCo: SAC, TD3 and PPO as Stable-Baselines3 is run beside them, and three on top.
 
 A job names settings as Stable-Baselines3 does (`net_arch`, `n_steps`, `vf_coef`, ...); `SETTINGS` and `translated` say
 what they are here. Training is the ordinary `Trainer`: losses eager, environments in this process, no logger, and no
@@ -48,6 +48,8 @@ NAMES = {
     "n_epochs": "epochs",
     "n_steps": "window",
     "net_arch": "network.sizes",
+    "policy_delay": "delay",
+    "target_policy_noise": "target_noise",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sac": {"entropy.form": "log-alpha"},
@@ -58,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "policy.log_std_high": 2.0,
     },
     "mdpo-off": {},
+    "td3": {},
     "ppo": {"preset": "mujoco", "value_clip": None},
     "mdpo": {},
 }

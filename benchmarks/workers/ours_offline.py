@@ -1,14 +1,15 @@
 """polopt's side of the offline cases.
 
-Rates: `iql`, `dql` (`job["steps"]` of denoising) and `ofql` are updates on `job["transitions"]` random transitions of
-HalfCheetah's sizes, `method.update(method.collect())`, with `job["compile"]` compiled; `dql-act` and `ofql-act` are
-actions at one observation each. `job["candidates"]` says how many samples compete for an action; without it each method
-has its own number, 50 and 1.
+Rates: `iql`, `td3-bc`, `dql` (`job["steps"]` of denoising) and `ofql` are updates on `job["transitions"]` random
+transitions of HalfCheetah's sizes, `method.update(method.collect())`, with `job["compile"]` compiled; `dql-act` and
+`ofql-act` are actions at one observation each. `job["candidates"]` says how many samples compete for an action; without
+it each method has its own number, 50 and 1.
 
-Curves: `iql-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or saved in
-between, on a set of `offline_data` and play it greedily. IQL has the settings of `offline_data.IQL`, as its peer has,
-and differs from it in what peer_d3rlpy.py lists; with `job["start"]` "d3rlpy" it begins with the peer's weights and
-standard deviation. The other two have their presets for this task, and the weight of Q that `job["eta"]` says.
+Curves: `iql-curve`, `td3-bc-curve`, `dql-curve` and `ofql-curve` run the library's own training loop, nothing logged or
+saved in between, on a set of `offline_data` and play it greedily. IQL and TD3+BC have the settings of `offline_data`,
+as their peer has, and differ from it in what peer_d3rlpy.py lists; with `job["start"]` "d3rlpy" IQL begins with the
+peer's weights and standard deviation. The last two have their presets for this task, and the weight of Q that
+`job["eta"]` says.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ def iql_config(job: Job) -> dict[str, Any]:
     if job.get("start") == "d3rlpy":  # PyTorch's weights; half way between the bounds of the log standard deviation
         config |= {"network.init": "default", "network.head_gain": 1.0, "policy.log_std_init": -1.5}
     return config
+
+
+def td3_bc_config(job: Job) -> dict[str, Any]:
+    """Likewise."""
+    settings = offline_data.td3_bc_settings(job)
+    return settings | {"network.sizes": settings.pop("sizes")}
 
 
 def generative_config(job: Job, method: str) -> dict[str, Any]:
@@ -92,6 +99,10 @@ def iql(job: Job) -> Run:
     return updates(on_random_data("iql", job, iql_config(job)), job)
 
 
+def td3_bc(job: Job) -> Run:
+    return updates(on_random_data("td3-bc", job, td3_bc_config(job)), job)
+
+
 def dql(job: Job) -> Run:
     return updates(on_random_data("dql", job, generative_config(job, "dql")), job)
 
@@ -134,6 +145,10 @@ def iql_curve(job: Job) -> Iterator[dict]:
     yield from curve("iql", job, iql_config(job))
 
 
+def td3_bc_curve(job: Job) -> Iterator[dict]:
+    yield from curve("td3-bc", job, td3_bc_config(job))
+
+
 RECORDED = {"preset": "halfcheetah", "lr_schedule": "cosine"}
 """With the schedule that was the default when the curves of dql and ofql were recorded."""
 
@@ -148,11 +163,13 @@ def ofql_curve(job: Job) -> Iterator[dict]:
 
 CASES = {
     "iql": iql,
+    "td3-bc": td3_bc,
     "dql": dql,
     "ofql": ofql,
     "dql-act": dql_act,
     "ofql-act": ofql_act,
     "iql-curve": iql_curve,
+    "td3-bc-curve": td3_bc_curve,
     "dql-curve": dql_curve,
     "ofql-curve": ofql_curve,
 }

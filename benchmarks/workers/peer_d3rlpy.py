@@ -1,19 +1,21 @@
-"""d3rlpy's side of the offline cases: `iql` (updates) and `iql-curve`, through its public names alone.
+"""d3rlpy's side of the offline cases: `iql` and `td3-bc` (updates), and their curves, through its public names alone.
 
 The rate takes `algo.update(buffer.sample_transition_batch(n))`, the body of its training loop `fitter`, which takes the
 same time but cannot be cut into rounds; the curve takes `fitter`, as users do, with neither logger nor progress bar. On
 a CPU d3rlpy has no compiled mode.
 
-Made equal: the data, down to the last transition of an episode, all of `offline_data.IQL` (the paper's settings), the
-cosine of the policy's learning rate, the factor on rewards, unscaled observations, seeds and starts of the evaluation,
-and single precision. d3rlpy drops the last transition of an episode that was cut off, because it keeps no observation
-after it; here such an episode has one more row, which holds that observation and is never drawn itself.
+Made equal: the data, down to the last transition of an episode, all of `offline_data.IQL` and `TD3_BC` (the papers'
+settings), the cosine of the learning rate of IQL's policy, the factor on its rewards, observations as they are for IQL
+and standardized for TD3+BC, seeds and starts of the evaluation, and single precision. d3rlpy drops the last transition
+of an episode that was cut off, because it keeps no observation after it; here such an episode has one more row, which
+holds that observation and is never drawn itself.
 
-Not to be made equal by options, and left as each library has it: ours starts from orthogonal weights and a standard
+Not to be made equal by options, and left as each library has it: d3rlpy turns its losses into Python numbers in each
+update, ours sums them as tensors, and each has its own random numbers. Of TD3+BC nothing else, but that d3rlpy's
+observations are standardized with those additional rows too. Of IQL: ours starts from orthogonal weights and a standard
 deviation of 1 (the official code), d3rlpy from PyTorch's weights and, by a sigmoid between its bounds, one of 0.22;
 ours has half the squared error in the critics, where Adam sees no difference; ours updates value, policy, critics in
-this order (the official code's), d3rlpy value and critics in one step, then the policy; d3rlpy turns its losses into
-Python numbers in each update, ours sums them as tensors; and each has its own random numbers.
+this order (the official code's), d3rlpy value and critics in one step, then the policy.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def replay(data: offline_data.Data) -> d3rlpy.dataset.ReplayBuffer:
     return d3rlpy.dataset.create_infinite_replay_buffer(episodes=episodes)
 
 
-def learner(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.IQL:
+def iql(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.IQL:
     """IQL with the settings that both sides share; `updates` is where the policy's learning rate ends."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     d3rlpy.seed(job["seed"])
@@ -74,16 +76,44 @@ def learner(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.IQL
     ).create(device="cpu")
 
 
-def iql(job: Job) -> Run:
+def td3_bc(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.TD3PlusBC:
+    """TD3+BC with the settings that both sides share; nothing depends on the data or on the number of updates."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    d3rlpy.seed(job["seed"])
+    settings = offline_data.td3_bc_settings(job)
+    encoder = d3rlpy.models.VectorEncoderFactory(list(settings["sizes"]), activation="relu")
+    scaler = d3rlpy.preprocessing.StandardObservationScaler(eps=1e-3)
+    return d3rlpy.algos.TD3PlusBCConfig(
+        batch_size=settings["batch_size"],
+        actor_learning_rate=settings["lr"],
+        critic_learning_rate=settings["lr"],
+        gamma=settings["discount"],
+        tau=settings["tau"],
+        alpha=settings["alpha"],
+        n_critics=settings["critics"],
+        update_actor_interval=settings["delay"],
+        target_smoothing_sigma=settings["target_noise"],
+        target_smoothing_clip=settings["target_noise_clip"],
+        actor_encoder_factory=encoder,
+        critic_encoder_factory=encoder,
+        observation_scaler=scaler if settings["normalize_obs"] else None,
+    ).create(device="cpu")
+
+
+LEARNERS = {"iql": iql, "td3-bc": td3_bc}
+
+
+def rate(job: Job) -> Run:
     data = offline_data.random_data(job["transitions"], job["seed"])
-    algo, buffer = learner(job, data, updates=1_000_000), replay(data)
+    algo, buffer = LEARNERS[job["case"]](job, data, updates=1_000_000), replay(data)
     algo.build_with_dataset(buffer)
     return offline_data.timed(lambda: buffer.sample_transition_batch(algo.batch_size), algo.update)
 
 
-def iql_curve(job: Job) -> Iterator[dict]:
+def curve(job: Job) -> Iterator[dict]:
     data = offline_data.load(job)
-    algo, buffer = learner(job, data, updates=job["updates"]), replay(data)
+    name = job["case"].removesuffix("-curve")
+    algo, buffer = LEARNERS[name](job, data, updates=job["updates"]), replay(data)
     algo.build_with_dataset(buffer)
     epochs = algo.fitter(
         buffer,
@@ -100,4 +130,5 @@ def iql_curve(job: Job) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    serve({"iql": iql, "iql-curve": iql_curve}, ("d3rlpy", "torch", "gymnasium", "mujoco"))
+    cases = dict.fromkeys(LEARNERS, rate) | dict.fromkeys((f"{name}-curve" for name in LEARNERS), curve)
+    serve(cases, ("d3rlpy", "torch", "gymnasium", "mujoco"))

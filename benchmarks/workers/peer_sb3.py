@@ -10,8 +10,8 @@ import gymnasium
 import torch
 from protocol import Job, Run, serve
 from sb3_curves import CASES as CURVES
-from sb3_shared import learning, sac_settings
-from stable_baselines3 import PPO, SAC
+from sb3_shared import exploring, learning, sac_settings
+from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -22,6 +22,21 @@ def sac(job: Job) -> Run:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     env = gymnasium.make(job["task"], disable_env_checker=True)
     model = SAC("MlpPolicy", env, **sac_settings(job, ACTIVATIONS))
+    return learning(model, job["warmup"] + 500)
+
+
+def td3(job: Job) -> Run:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    env = gymnasium.make(job["task"], disable_env_checker=True)
+    model = TD3(
+        "MlpPolicy",
+        env,
+        **sac_settings(job, ACTIVATIONS),
+        policy_delay=job["delay"],
+        target_policy_noise=job["target_noise"],
+        target_noise_clip=job["target_noise_clip"],
+        action_noise=exploring(env, job["exploration_noise"]),
+    )
     return learning(model, job["warmup"] + 500)
 
 
@@ -56,4 +71,4 @@ def ppo(job: Job) -> Run:
 
 
 if __name__ == "__main__":
-    serve({"sac": sac, "ppo": ppo} | CURVES, ("stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"))
+    serve({"sac": sac, "td3": td3, "ppo": ppo} | CURVES, ("stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from evaluation import Evaluations
 from protocol import Job
-from stable_baselines3 import PPO, SAC
+from sb3_shared import exploring
+from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -63,6 +64,11 @@ def make_sac(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
     return SAC("MlpPolicy", env, **settings)
 
 
+def make_td3(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
+    env = gymnasium.make(job["task"], disable_env_checker=True)
+    return TD3("MlpPolicy", env, action_noise=exploring(env, settings.pop("exploration_noise")), **settings)
+
+
 def make_ppo(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
     envs = make_vec_env(
         lambda: gymnasium.make(job["task"], disable_env_checker=True), settings.pop("n_envs"), seed=job["seed"]
@@ -86,4 +92,4 @@ def curve(make: Callable[[Job, dict[str, Any]], BaseAlgorithm]) -> Callable[[Job
     return case
 
 
-CASES = {"sac-curve": curve(make_sac), "ppo-curve": curve(make_ppo)}
+CASES = {"sac-curve": curve(make_sac), "td3-curve": curve(make_td3), "ppo-curve": curve(make_ppo)}

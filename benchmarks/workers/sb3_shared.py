@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 and SBX share in a rate: SAC's settings, and going on slice by slice."""
+"""What Stable-Baselines3 and SBX share: off-policy settings, going on slice by slice, noise for acting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from protocol import Job, Run
 
 
 def sac_settings(job: Job, activations: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `SAC`; every number comes from the job."""
+    """Keyword arguments of `SAC` and `TD3`; every number comes from the job."""
     return {
         "learning_rate": job["lr"],
         "buffer_size": job["replay_size"],
@@ -32,3 +32,12 @@ def learning(model: Any, warm: int) -> Run:
 
     run(warm)
     return run
+
+
+def exploring(env: Any, std: float) -> Any:
+    """Gaussian noise of this deviation, in the units [-1, 1] in which Stable-Baselines3 adds it, as polopt does."""
+    import numpy as np
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    size = env.action_space.shape
+    return NormalActionNoise(np.zeros(size), np.full(size, std))

@@ -37,10 +37,12 @@ class FeedForward(nn.Module):
     def features(self, obs: Obs) -> Tensor:
         return self.encoder(obs if self.normalizer is None else self.normalizer(obs))
 
-    def forward(self, obs: Obs, extra: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Obs, extra: Tensor | None = None, members: int | None = None) -> Tensor:
         """`extra` [..., inputs_extra], an action for example, may have more leading dimensions than `obs`: observations
-        [B, O] beside actions [n, B, A] give [n, B, outputs], and are encoded once."""
-        return self.trunk(join(self.features(obs), extra))
+        [B, O] beside actions [n, B, A] give [n, B, outputs], and are encoded once. `members`: only the first so many of
+        an ensemble."""
+        inputs = join(self.features(obs), extra)
+        return self.trunk(inputs) if members is None else self.trunk(inputs, members)
 
 
 class Recurrent(nn.Module):

@@ -40,7 +40,7 @@ class EnsembleLinear(nn.Module):
     """E linear layers in one batched product: [E, B, inputs] -> [E, B, outputs].
 
     Parameters are `weight` [E, inputs, outputs] and `bias` [E, 1, outputs]. Each member is drawn as an `nn.Linear`
-    of its own would be, one after the other.
+    of its own would be, one after the other. An input with fewer rows in front than E is that of the first members.
     """
 
     def __init__(self, members: int, inputs: int, outputs: int, init: str = "default", gain: float = 1.0) -> None:
@@ -52,9 +52,10 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[-1] == 1:  # with one column, a batched product and its backward pass take thrice this
-            return (x * self.weight.transpose(1, 2)).sum(-1, keepdim=True) + self.bias
-        return torch.baddbmm(self.bias, x, self.weight)
+        weight, bias = _first(self.weight, x), _first(self.bias, x)
+        if weight.shape[-1] == 1:  # with one column, a batched product and its backward pass take thrice this
+            return (x * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
+        return torch.baddbmm(bias, x, weight)
 
     def extra_repr(self) -> str:
         return "members={}, inputs={}, outputs={}".format(*self.weight.shape)
@@ -69,7 +70,7 @@ class EnsembleLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+        return functional.layer_norm(x, x.shape[-1:]) * _first(self.weight, x) + _first(self.bias, x)
 
 
 class GradientDropout(nn.Dropout):
@@ -130,11 +131,13 @@ class MLP(nn.Module):
         """The last linear layer."""
         return self.layers[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        """Outputs of all members, or of the first `members` of them, at their cost."""
         if self.members is None:
             return self.layers(x)
-        rows = x.reshape(1, -1, x.shape[-1]).expand(self.members, -1, -1)
-        return self.layers(rows).reshape(self.members, *x.shape[:-1], self.outputs)
+        count = members or self.members
+        rows = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
+        return self.layers(rows).reshape(count, *x.shape[:-1], self.outputs)
 
 
 class ResidualBlock(nn.Module):
@@ -174,8 +177,13 @@ class Stack(nn.Module):
         super().__init__()
         self.stack = nn.ModuleList(make() for _ in range(members))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([member(x) for member in self.stack])
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        return torch.stack([member(x) for member in list(self.stack)[:members]])
+
+
+def _first(parameter: Tensor, x: Tensor) -> Tensor:
+    """The part of a parameter [E, ...] that belongs to the members that `x` [members, ...] is the input of."""
+    return parameter if len(x) == len(parameter) else parameter[: len(x)]
 
 
 def _hidden_gain(init: str) -> float:

@@ -20,19 +20,22 @@ class Normalizer(nn.Module):
 
     One object serves policy and critic. Call `update` at the end of a method's `update`: recorded log-probabilities
     belong to the statistics that the actor saw. In eval mode `update` does nothing.
+
+    What is divided by is the root of (variance + epsilon), plus `floor` where that is given.
     """
 
-    def __init__(self, space: gymnasium.Space, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+    def __init__(self, space: gymnasium.Space, clip: float = 10.0, epsilon: float = 1e-8, floor: float = 0.0) -> None:
         super().__init__()
         self.clip = clip
         self.epsilon = epsilon
+        self.floor = floor
         self.parts: dict[str, int] = {}
         self.normalizers = nn.ModuleList()
         self.shape: tuple[int, ...] | None = None
         if isinstance(space, spaces.Dict):
             for key, item in observed(space):
                 self.parts[key] = len(self.normalizers)
-                self.normalizers.append(Normalizer(item, clip, epsilon))
+                self.normalizers.append(Normalizer(item, clip, epsilon, floor))
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             self.shape = tuple(space.shape)
             self.mean: Tensor
@@ -48,7 +51,8 @@ class Normalizer(nn.Module):
             return {key: self._part(key)(obs[key]) if key in self.parts else obs[key] for key in obs.keys()}
         if self.shape is None:
             return obs
-        scale = (self.variance + self.epsilon).rsqrt()
+        variance = self.variance + self.epsilon
+        scale = (variance.sqrt() + self.floor).reciprocal() if self.floor else variance.rsqrt()
         return ((obs - self.mean.to(obs.dtype)) * scale.to(obs.dtype)).clamp(-self.clip, self.clip)
 
     @torch.no_grad()

@@ -23,7 +23,8 @@ class QEnsemble(nn.Module):
     of a Discrete and [..., D] of a MultiDiscrete space, which become one-hot inputs, and returns [E, ...] with head
     "scalar"; with head "gaussian" the pair (mean, std), each [E, ...], std = softplus of the second
     output, of the return's distribution. Actions [n, B, A] may stand beside observations [B, ...].
-    Raises UsageError for other action spaces and for recurrent networks.
+    `members` of `forward` asks the first so many alone, at their cost. Raises UsageError for other action spaces and
+    for recurrent networks.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class QEnsemble(nn.Module):
             normalizer=normalizer,
         )
 
-    def forward(self, obs: Obs, action: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        outputs = self.network(obs, self.inputs(action))
+    def forward(self, obs: Obs, action: Tensor, members: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        inputs = (obs, self.inputs(action))
+        outputs = self.network(*inputs) if members is None else self.network(*inputs, members)
         if self.head == "scalar":
             return outputs.squeeze(-1)
         mean, raw = outputs.unbind(-1)

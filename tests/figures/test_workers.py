@@ -78,13 +78,13 @@ def test_arithmetic_is_counted(answers):
 
 def test_rates(answers):
     parts = {job["case"]: answer for job, answer in answers if job["units"]}
-    assert {"sac", "dsac-t", "ppo", "iql", "ofql", "dql", "ofql-act", "dql-act"} <= {*parts}
-    assert all(seconds > 0 for case in ("sac", "dsac-t", "ppo") for seconds in parts[case].values())
+    assert {"sac", "dsac-t", "td3", "ppo", "iql", "td3-bc", "ofql", "dql", "ofql-act", "dql-act"} <= {*parts}
+    assert all(seconds > 0 for case in ("sac", "dsac-t", "td3", "ppo") for seconds in parts[case].values())
 
 
 def test_curves(answers):
     found = {job["case"]: answer for job, answer in answers if not job["units"]}
-    assert {*found} == {"sac-curve", "ppo-curve", "dsac-t-curve", "mdpo-off-curve", "mdpo-curve"}
+    assert {*found} == {"sac-curve", "td3-curve", "ppo-curve", "dsac-t-curve", "mdpo-off-curve", "mdpo-curve"}
     for rows in found.values():
         assert rows[0]["steps"] == 0
         assert rows[-1]["steps"] >= 192

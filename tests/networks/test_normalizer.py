@@ -34,6 +34,16 @@ def test_output_is_standardized_and_clipped():
     assert normalizer(torch.full((1, 3), 1e9)).tolist() == [[10.0] * 3]
 
 
+def test_a_floor_is_added_to_the_deviation_and_clipping_may_be_off():
+    data = np.random.default_rng(0).normal(-2.0, [4.0, 0.1, 0.0], (500, 3))
+    normalizer = Normalizer(SPACE, clip=np.inf, epsilon=0.0, floor=1e-3)
+    normalizer.update(torch.as_tensor(data))
+    rows = np.vstack([data, data + 1e3])
+    out = normalizer(torch.as_tensor(rows)).numpy()
+    np.testing.assert_allclose(out, (rows - data.mean(0)) / (data.std(0) + 1e-3), rtol=1e-6, atol=1e-9)
+    assert out.max() == pytest.approx(1e6)
+
+
 def test_before_the_first_update_it_only_clips():
     obs = torch.tensor([[0.5, -2.0, 30.0]])
     torch.testing.assert_close(Normalizer(SPACE)(obs), torch.tensor([[0.5, -2.0, 10.0]]))

@@ -1,4 +1,4 @@
-"""What both tests beside Stable-Baselines3 share: its models in double precision, with small networks.
+"""What the tests beside Stable-Baselines3 share: its models in double precision, with small networks.
 
 `train()` of a model runs as it is, on a buffer that was filled with the test's batch, up to each `optimizer.step()`,
 which records the gradients it would have stepped on. Its own extension points make it double precision: buffers that
@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from tensordict import TensorDict
 
 from polopt.training import api
 
@@ -56,3 +57,20 @@ def theirs(cls, task, **settings):
 
 def ours(name, task, **settings):
     return api.plan(name, task, seed=1, loggers=(), **{"network.sizes": SIZES} | settings).build()
+
+
+def transitions():
+    """A batch [B], actions in [-1, 1] as both sides store them; some rows end, some only by a time limit."""
+    draw = torch.rand(SIZE)
+    return TensorDict(
+        {
+            "obs": single(torch.randn(SIZE, 3)),
+            "next_obs": single(torch.randn(SIZE, 3)),
+            "action": single(2 * torch.rand(SIZE, 2) - 1),
+            "reward": torch.randn(SIZE),
+            "discount": torch.full((SIZE,), 0.9),
+            "terminated": draw < 0.2,
+            "truncated": draw > 0.8,
+        },
+        batch_size=[SIZE],
+    )

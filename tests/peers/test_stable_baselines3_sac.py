@@ -5,32 +5,14 @@ in float64: `make test-peers`. How its settings are called here is in docs/conve
 import pytest
 import torch
 from stable_baselines3 import SAC
-from tensordict import TensorDict
 
 from polopt.core.batch import weigh
 from tests.guards import spaces
 from tests.peers.gradients import linear, load, perturb, plain, record, relative_error, stacked
-from tests.peers.sb3 import SIZE, TOLERANCE, WholeReplay, ours, single, theirs
+from tests.peers.sb3 import SIZE, TOLERANCE, WholeReplay, ours, theirs, transitions
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def transitions():
-    """A batch [B], actions in [-1, 1] as both sides store them; some rows end, some only by a time limit."""
-    draw = torch.rand(SIZE)
-    return TensorDict(
-        {
-            "obs": single(torch.randn(SIZE, 3)),
-            "next_obs": single(torch.randn(SIZE, 3)),
-            "action": single(2 * torch.rand(SIZE, 2) - 1),
-            "reward": torch.randn(SIZE),
-            "discount": torch.full((SIZE,), 0.9),
-            "terminated": draw < 0.2,
-            "truncated": draw > 0.8,
-        },
-        batch_size=[SIZE],
-    )
 
 
 def actor(model, value):

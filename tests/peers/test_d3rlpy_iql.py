@@ -1,26 +1,18 @@
 """Gradients of IQL against d3rlpy's own update, on the same weights and the same batch, in float64: `make test-peers`.
 
-d3rlpy pins another Gymnasium, so its side (`d3rlpy_side.py`) runs in an environment of its own, which
-`benchmarks.environments` makes. What differs between the two libraries is in docs/conventions.md.
+What differs between the two libraries is in docs/conventions.md.
 """
 
-import subprocess
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 
-from benchmarks.environments import python_of
 from polopt.training import api
 from tests.guards import spaces
+from tests.peers.d3rlpy_answers import TOLERANCE, ask, of
 from tests.peers.gradients import load, record, relative_error
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("float64")
-SIDE = Path(__file__).with_name("d3rlpy_side.py")
-SIZE, TOLERANCE = 64, 1e-6
 LOW, HIGH = -5.0, 2.0  # bounds of log_std, on both sides
 
 # Settings of d3rlpy's config, and what they are called here.
@@ -38,27 +30,7 @@ OTHERS = {"expectile": 0.875, "weight_temp": 1.0, "max_weight": 2.0, "gamma": 0.
 @pytest.fixture(scope="module", params=[DEFAULTS, OTHERS], ids=["defaults", "others"])
 def case(request, tmp_path_factory):
     """(d3rlpy's settings, the batch [B], the tensors that it answered)."""
-    random = np.random.default_rng(0)
-    batch = {
-        "obs": random.normal(size=(SIZE, 3)),
-        "next_obs": random.normal(size=(SIZE, 3)),
-        "action": random.uniform(-1, 1, size=(SIZE, 2)),
-        "reward": random.normal(size=SIZE),
-        "terminated": random.uniform(size=SIZE) < 0.2,
-    }
-    folder = tmp_path_factory.mktemp("d3rlpy")
-    given, answer = folder / "batch.npz", folder / "answer.npz"
-    np.savez(given, **batch, **{f"config/{name}": value for name, value in request.param.items()})
-    subprocess.run([python_of("d3rlpy"), SIDE, given, answer], check=True, cwd=folder)
-    tensors = {name: torch.from_numpy(value) for name, value in np.load(answer).items()}
-    batch = TensorDict({name: torch.from_numpy(value) for name, value in batch.items()}, batch_size=[SIZE])
-    return request.param, batch, tensors
-
-
-def of(tensors, kind, network):
-    """The answered tensors of one network, first to last."""
-    found = [name for name in tensors if name.startswith(f"{kind}/{network}/")]
-    return [tensors[f"{kind}/{network}/{index}"] for index in range(len(found))]
+    return request.param, *ask("iql", request.param, tmp_path_factory.mktemp("d3rlpy"))
 
 
 def log_std(parameter):
