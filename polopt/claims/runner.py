@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +37,8 @@ from polopt.claims.results import (
 )
 from polopt.claims.shared import one_run
 from polopt.core import files
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import UsageError
+from polopt.core.pool import spread
 
 QUICK_SEED = 2000
 QUICK_SHARE = 10  # --quick spends a tenth of the budget, on one seed
@@ -231,19 +229,8 @@ def _run(
             for arm, seeds in jobs:
                 yield from _work(str(path), arm, seeds, dict(budget))
             return
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
-        try:
-            futures = [pool.submit(_work, str(path), arm, seeds, dict(budget)) for arm, seeds in jobs]
-            for future in as_completed(futures):
-                yield from future.result()
-        except BaseException as error:
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.terminate()  # a worker may be minutes from its end, and nobody waits for it any more
-            if isinstance(error, BrokenProcessPool):
-                raise RunError("a worker process died (out of memory?); finished runs are kept, run it again") from None
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for _, lines in spread(_work, [(str(path), arm, seeds, dict(budget)) for arm, seeds in jobs], workers):
+            yield from lines
 
 
 def _grouped(claim: Claim, todo: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[int, ...]]]:
@@ -271,11 +258,6 @@ def _work(path: str, name: str, seeds: tuple[int, ...], budget: dict[str, int]) 
         outcomes = [{"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}] * len(seeds)
     seconds = round((time.perf_counter() - start) / len(seeds), 3)
     return [{"arm": name, "seed": seed, "seconds": seconds} | outcome for seed, outcome in zip(seeds, outcomes)]
-
-
-def _one_thread() -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
 
 
 def _json(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from polopt.core.errors import UsageError, nearest
@@ -39,6 +40,23 @@ def split_task(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             values.append(_read(left.pop(0)))  # --task.levels 1 5
         options[name.replace("-", "_")] = values[0] if len(values) == 1 else values
     return options, rest
+
+
+def split_members(argv: list[str], heads: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Takes the `--NAME.OPTION VALUE` options out, NAME one of `heads`: what is left, and the options of each NAME."""
+    known = {head.replace("-", "_"): head for head in heads}
+    common: list[str] = []
+    each: dict[str, list[str]] = {}
+    target = common
+    for word in argv:
+        if word.startswith("--"):
+            name, sign, value = word.removeprefix("--").partition("=")
+            head, dot, option = name.partition(".")
+            own = known.get(head.replace("-", "_")) if dot else None
+            target = common if own is None else each.setdefault(own, [])
+            word = word if own is None else f"--{option}{sign}{value}"
+        target.append(word)
+    return common, each
 
 
 def _read(value: str) -> Any:

@@ -37,7 +37,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt resume DIR [--extend N] [--checkpoint N]       continue a stopped run exactly
   polopt eval DIR [--episodes N] [--checkpoint latest|best|N] [--stochastic] [--json]
   polopt export DIR [--format onnx|torchscript|pt2]     a feed-forward policy as one file that runs without polopt
-  polopt compare METHOD METHOD ... --task TASK --seeds N [--jobs J] [...]
+  polopt compare METHOD|NAME=METHOD ... --task TASK --seeds N|0,1,7 [--jobs J] [--NAME.OPTION VALUE] [...]
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
   polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods
   polopt claim METHOD [--quick]                         reproduce the paper's claim, small

@@ -208,7 +208,7 @@ def serve(handle: int) -> None:
     os.set_inheritable(handle, False)
     connection = Connection(handle)
     asked = connection.recv()
-    _end_with(asked["parent"])
+    end_with(asked["parent"])
     function: Any = None
 
     def imported() -> dict[str, Any]:
@@ -264,8 +264,8 @@ def _plain(value: Any) -> Any:
     return {"why": why} if isinstance(why, str) else f"<{type(value).__name__}>"
 
 
-def _end_with(parent: int) -> None:
-    """Has this process end when its parent does, whatever it is doing then."""
+def end_with(parent: int) -> None:
+    """Has this process end when its parent, of this number, does: whatever either is doing then."""
     if sys.platform.startswith("linux"):
         import ctypes
 

@@ -192,7 +192,7 @@ def probability_of_improvement(
     n = min(len(left), len(right))
     if n == 0:
         return Interval(float("nan"), None, None, 0, level)
-    wins = (left[:, None] > right[None, :]) + 0.5 * (left[:, None] == right[None, :])
+    wins = wins_of(left, right)
     estimate = float(wins.mean())
     if n == 1:
         return Interval(estimate, None, None, 1, level)
@@ -201,6 +201,11 @@ def probability_of_improvement(
     columns = rows if paired else rng.integers(len(right), size=(resamples, len(right)))
     draws = wins[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
     return _percentiles(estimate, draws, n, level)
+
+
+def wins_of(x: Array, y: Array) -> Array:
+    """[n, m]: 1 where x[i] > y[j], one half where they are equal, else 0."""
+    return np.asarray((x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :]))
 
 
 def aggregate_curves(

@@ -2,88 +2,187 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import pickle
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polopt import registry
 from polopt.core import files
-from polopt.core.errors import UsageError
+from polopt.core.errors import RunError, UsageError
+from polopt.core.pool import spread
 from polopt.data.teams import playing
 from polopt.evaluation.score import Score, common
+from polopt.report.compared import write_figures
+from polopt.report.members import Member, members, seeds_of, settings_of
 from polopt.report.page import write_report
-from polopt.report.tables import compare_table
+from polopt.report.runs import read_runs, run_folders
+from polopt.report.tables import as_text, comparison
+from polopt.report.together import Ranges, check_ranges
 from polopt.report.video import record_video
 from polopt.training import seeding
 from polopt.training.api import load_method, train_or_resume
-from polopt.training.beginning import check
+from polopt.training.beginning import check, check_same
 from polopt.training.folder import Run
-from polopt.training.plan import OwnCode, TaskLike, check_picture, plan, runtime, task_name
+from polopt.training.plan import OwnCode, Plan, TaskLike, check_picture, plan, runtime, task_name
+
+PATIENCE = 60.0  # seconds in which runs beside each other save, when they are interrupted
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of `compare`, the table over seeds as text, and the report page."""
+    """What `compare` gives.
+
+    Attributes:
+        runs: seeds outside, methods inside.
+        facts: the numbers of the table, the page and the figures as plain data: see `polopt.report.comparison`.
+        page: report.html.
+        figures: SVG and PDF of what the page draws, and evaluations.csv.
+    """
 
     runs: list[Run]
-    table: str
+    facts: dict[str, Any]
     page: Path
+    figures: list[Path]
+
+    @property
+    def table(self) -> str:
+        """The table over seeds as text."""
+        return as_text(self.facts)
 
 
 def compare(
     methods: Sequence[str],
     task: TaskLike,
     *,
-    seeds: int = 5,
+    seeds: int | str | Sequence[int] = 5,
     jobs: int = 1,
     out: str | Path | None = None,
     score: str | None = None,
+    ranges: Ranges | None = None,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Comparison:
-    """Trains every method with the same seeds 0..seeds-1 and writes one report; what is finished is not run again.
+    """Trains methods, or several settings of one, with the same seeds and writes one report.
+
+    What is finished is not run again, and what was stopped goes on: call it again to continue.
 
     Args:
-        jobs: runs at a time, each in a process of its own with one torch thread.
-        out: the folder that holds the runs, out/METHOD-sSEED, and report.html.
+        methods: names of `polopt methods`; "fast=sac" is sac under the name "fast".
+        seeds: how many, 0..seeds-1, or which: a list, or "0,1,7".
+        jobs: runs at a time, each in a process of its own with one torch thread; they end with this process.
+        out: the folder that holds the runs, out/NAME-sSEED, report.html, and figures/ with evaluations.csv.
         score: the number of the evaluations that all are compared by; by default the one that they are judged by.
+        ranges: (low, high) of the scores under the task's name or "": see `comparison`.
+        each: settings of one, by name, or by method for all of that method; they take the place of those for all.
         settings: as for `train`; every method must have the fields that are named.
 
     Raises:
-        UsageError: wrong names or values, or methods that are judged by different numbers and no `score`.
+        UsageError: wrong names or values, a method that does not fit the task, methods that are judged by different
+            numbers and no `score`, or a folder that holds other runs. All of this is found before the first run begins.
+        RunError: a run failed; the sentence says which. What was saved stays.
     """
+    among, numbers = members(methods), seeds_of(seeds)
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: at least 1")
+    check_ranges([task_name(task)], ranges or {})
     if score is None:
-        common((method, Score(registry.load(method).score)) for method in methods)
-    folder = (
-        Path(out)
-        if out is not None
-        else Path("runs") / f"compare-{task_name(task)}".replace(":", "_").replace("/", "_")
-    )
-    plans = [plan(method, task, **settings) for method in methods]
-    for planned in plans:  # what is wrong is found before hours are spent
-        if not all((folder / f"{planned.method}-s{seed}" / "config.json").exists() for seed in range(seeds)):
-            check(planned)
-    todo = [(method, seed, folder / f"{method}-s{seed}") for seed in range(seeds) for method in methods]
-    if jobs == 1:
-        for method, seed, place in todo:
-            train_or_resume(method, task, seed, place, settings, progress)
-    else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting = [
-                pool.submit(train_or_resume, method, task, seed, place, {"threads": 1} | settings, False)
-                for method, seed, place in todo
-            ]
-            for number, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                if progress:
-                    print(f"{number} of {len(todo)} runs done", file=sys.stderr)
-    places = [place for _, _, place in todo]
-    page = report(places, folder / "report.html", score=score)
-    return Comparison([Run(place) for place in places], compare_table(places, score), page)
+        common((member.name, Score(registry.load(member.method).score)) for member in among)
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{_file_name(task_name(task))}"
+    given = {member.name: settings_of(member, among, settings, each or {}) for member in among}
+    todo, new = [], []
+    for member in among:
+        with _about(member.name if len(among) > 1 else ""):
+            theirs, plans = _planned(member, task, numbers, folder, dict(given[member.name]))
+            todo.append(theirs)
+            new += [(member.name, planned) for planned in plans[:1]]
+    for name, planned in new:  # names and values are right: now what takes longer
+        with _about(name if len(among) > 1 else ""):
+            check(planned, score)
+    calls = [theirs[place] for place in range(len(numbers)) for theirs in todo]
+    _run(calls, jobs, progress)
+    places = [call.place for call in calls]
+    runs = read_runs(places, score)
+    facts = comparison(runs, ranges=ranges)
+    page = write_report(runs, folder / "report.html", ranges=ranges)
+    return Comparison([Run(place) for place in places], facts, page, write_figures(facts, runs, folder / "figures"))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One run of a comparison, as a process of its own is told."""
+
+    member: Member
+    task: TaskLike
+    seed: int
+    place: Path
+    settings: dict[str, Any]
+    threads: int | None
+
+    def __call__(self, *, beside: bool, progress: bool = False) -> None:
+        settings = self.settings | ({"threads": 1} if beside and self.threads is None else {})
+        with _about(f"{self.member.name}, seed {self.seed}"):
+            train_or_resume(self.member.method, self.task, self.seed, self.place, settings, progress)
+
+
+def _planned(
+    member: Member, task: TaskLike, seeds: Sequence[int], folder: Path, settings: dict[str, Any]
+) -> tuple[list[_Call], list[Plan]]:
+    """The runs of one member, and the plans of those that are not there yet. Raises UsageError."""
+    if member.name != member.method:
+        settings["name"] = member.name
+    calls, new = [], []
+    for seed in seeds:
+        place = folder / f"{member.name}-s{seed}"
+        planned = plan(member.method, task, seed=seed, **settings)
+        if (place / "config.json").exists():
+            check_same(planned, place)
+        else:
+            new.append(planned)
+        calls.append(_Call(member, task, seed, place, settings, planned.options.threads))
+    return calls, new
+
+
+def _run(calls: Sequence[_Call], jobs: int, progress: bool) -> None:
+    if jobs == 1 or len(calls) == 1:
+        for number, call in enumerate(calls, 1):
+            if progress:
+                print(f"{call.member.name}, seed {call.seed}: run {number} of {len(calls)}", file=sys.stderr)
+            call(beside=False, progress=progress)
+        return
+    try:
+        pickle.dumps(calls)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"with jobs={jobs} other processes must be able to import what is given: {said}") from None
+    for number, (place, _) in enumerate(spread(_beside, [(call,) for call in calls], jobs, patience=PATIENCE), 1):
+        if progress:
+            done = f"{calls[place].member.name}, seed {calls[place].seed}: done"
+            print(f"{done} ({number} of {len(calls)} runs)", file=sys.stderr)
+
+
+def _beside(call: _Call) -> None:
+    call(beside=True)
+
+
+@contextmanager
+def _about(who: str) -> Iterator[None]:
+    """Has an error say who it is about."""
+    try:
+        yield
+    except (UsageError, RunError) as error:
+        lost = "unknown option" in str(error) and "did you mean" not in str(error)
+        hint = "; an option that only some have is written --NAME.OPTION" if lost and who else ""
+        raise type(error)(f"{who}: {error}{hint}" if who else str(error)) from error
+
+
+def _file_name(task: str) -> str:
+    return task.replace(":", "_").replace("/", "_")
 
 
 def report(
@@ -91,35 +190,57 @@ def report(
     out: str | Path | None = None,
     *,
     score: str | None = None,
+    ranges: Ranges | None = None,
+    figures: str | Path | None = None,
     video: bool = True,
     **own: Any,
 ) -> Path:
-    """Writes one self-contained HTML page; of one run by default into its folder, of many into the current one.
+    """Writes one self-contained HTML page; of one folder by default into it, of many into the current one.
+
+    With `out` nothing is written to the folders of the runs, unless it is in there.
 
     Args:
+        folders: run folders, and folders of runs as `compare` makes them: of one task or of several.
         score: the number of the evaluations that the page follows; by default the one that the methods are judged by.
+        ranges: (low, high) of the scores of each task: see `comparison`.
+        figures: a folder for what the page of several runs draws, as SVG and PDF, and for evaluations.csv.
         video: record one of the policy for the page of a single run that has none yet.
         own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
             (`OwnCode`).
     """
-    places = [Path(folder) for folder in folders]
+    places = run_folders(folders)
     OwnCode.of(own)
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
-    if video and len(places) == 1 and not list((places[0] / "videos").glob("*.mp4")):
-        record(places[0], **own)
-    target = Path(out) if out is not None else (places[0] if len(places) == 1 else Path(".")) / "report.html"
-    return write_report(places, target, score)
+    target = Path(out) if out is not None else (Path(folders[0]) if len(folders) == 1 else Path(".")) / "report.html"
+    runs = read_runs(places, score)
+    if ranges and len(runs) == 1:
+        raise UsageError("--range puts several runs on one scale: here is only one")
+    with tempfile.TemporaryDirectory(prefix="polopt-film-") as apart:
+        if video and len(runs) == 1 and runs[0].video is None:
+            inside = target.resolve().is_relative_to(places[0].resolve())
+            films = places[0] / "videos" if inside else Path(apart)
+            record(places[0], out=films, **own)
+            runs = [replace(runs[0], films=films)]
+        write_report(runs, target, ranges=ranges)
+    if figures is not None:
+        write_figures(comparison(runs, ranges=ranges), runs, Path(figures))
+    return target
 
 
 def record(
     folder: str | Path,
     *,
     seconds: float = 20,
+    out: str | Path | None = None,
     **own: Any,
 ) -> Path | str:
-    """Records one greedy episode of the trained policy into videos/; returns the path, or why there is no video."""
+    """Records one greedy episode of the trained policy; returns the path, or why there is no video.
+
+    `out` is the folder to write to, by default videos/ of the run.
+    """
     run, again = Run(Path(folder)), OwnCode.of(own)
+    videos = run.folder / "videos" if out is None else Path(out)
     try:
         check_picture(run.config.get("task") if again.task is None else again.task)
         method, planned = load_method(run.folder, "latest", again)
@@ -128,10 +249,10 @@ def record(
             _, player = playing(method.task, method.policy)
             name = f"step-{run.checkpoints.steps()[-1]:09d}.mp4"
             seed = seeding.derive(planned.options.seed, seeding.TEST_TASK)
-            video = record_video(player, maker, run.folder / "videos" / name, seed, seconds=seconds)
+            video = record_video(player, maker, videos / name, seed, seconds=seconds)
     except UsageError as error:
         video = f"No video: {error}."
     if isinstance(video, str):
-        files.make_folder(run.folder / "videos")
-        files.replace(run.folder / "videos" / "none.txt", video.encode())
+        files.make_folder(videos)
+        files.replace(videos / "none.txt", video.encode())
     return video

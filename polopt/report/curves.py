@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from polopt.evaluation.score import Score
-from polopt.evaluation.statistics import Array, aggregate_curves, student_t
+from polopt.evaluation.statistics import Array, student_t
 from polopt.report.runs import RunData
 
 # Drawn in these, and replaced by the page's variables: --ink, --faint, --grid and the series colors --c0 ... --c7.
@@ -113,49 +113,6 @@ def reward_curves(run: RunData, name: str) -> str:
     return svg[0]
 
 
-def comparison_curves(groups: Mapping[str, Sequence[RunData]], unit: str) -> tuple[str, str]:
-    """SVG of evaluations per label: interquartile mean over seeds, band, each seed as a thin line."""
-    count = 0
-    with canvas(11.6, 4.6, unit) as (axes, svg):
-        for index, (label, runs) in enumerate(groups.items()):
-            color = SERIES[index % len(SERIES)]
-            curves = [run.evaluations() for run in runs]
-            for curve in curves:
-                axes.plot(*curve, color=color, linewidth=0.7, alpha=0.35)
-            total = aggregate_curves(curves)
-            count += total.n
-            if total.n > 1:
-                axes.fill_between(total.steps, total.low, total.high, color=color, alpha=0.16, linewidth=0)
-            if total.n:
-                name = f"{label} ({total.n} seed{'s' if total.n > 1 else ''})"
-                axes.plot(total.steps, total.center, color=color, linewidth=2.2, label=name)
-        axes.set_ylabel(f"evaluation: {next(iter(groups.values()))[0].judged_by.text}")
-        legend(axes, count)
-    if not count:
-        return svg[0], "No evaluation has been recorded yet."
-    return svg[
-        0
-    ], "Interquartile mean over seeds; band: 95 % percentile bootstrap over seeds; thin lines: single seeds."
-
-
-def interval_chart(rows: Sequence[tuple[str, dict[str, Any], Sequence[float | None]]]) -> str:
-    """SVG of final scores: a dot and interval per label, single seeds as small marks."""
-    with canvas(11.6, 0.75 + 0.42 * len(rows)) as (axes, svg):
-        for index, (_, iqm, scores) in enumerate(rows):
-            color = SERIES[index % len(SERIES)]
-            kept = [value for value in scores if value is not None]
-            axes.plot(kept, [index] * len(kept), "|", color=color, markersize=11, alpha=0.55)
-            if iqm["low"] is not None:
-                axes.plot([iqm["low"], iqm["high"]], [index, index], color=color, linewidth=5, alpha=0.35)
-            if iqm["estimate"] is not None:
-                axes.plot([iqm["estimate"]], [index], "o", color=color, markersize=7)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("final score")
-    return svg[0]
-
-
 def _stage_lines(axes: Any, run: RunData) -> None:
     """A dashed line where a new stage begins."""
     for before, after, step in zip(run.stages[:-1], run.stages[1:], run.steps[1:]):
@@ -195,6 +152,16 @@ def axes_style(ink: str, faint: str, grid: str) -> Any:
     }
 
 
+def count_axis(axes: Any, unit: str, most: int = 8) -> None:
+    """Steps on the x axis, at most so many ticks: 0, 50k, 100k."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+    if unit:
+        axes.set_xlabel(unit.replace("_", " "))
+
+
 @contextmanager
 def canvas(
     width: float, height: float, unit: str | None = None, *, small: bool = False
@@ -202,7 +169,7 @@ def canvas(
     """Axes to draw on, and a list that holds the SVG afterwards. No global state of matplotlib is touched."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     style = {"svg.fonttype": "none", "svg.hashsalt": "polopt", "font.size": 9 if small else 10.5, "path.simplify": True}
     svg: list[str] = []
@@ -210,10 +177,7 @@ def canvas(
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         if unit is not None:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.xaxis.set_major_locator(MaxNLocator(4 if small else 8, steps=[1, 2, 2.5, 5, 10]))
-            if not small:
-                axes.set_xlabel(unit.replace("_", " "))
+            count_axis(axes, "" if small else unit, 4 if small else 8)
         if small:
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axes.margins(x=0.01)

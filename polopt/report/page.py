@@ -8,17 +8,15 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polopt
 from polopt.core.errors import RunError, UsageError
 from polopt.evaluation.score import Score
+from polopt.report.compared import learning_curves, profile_chart, score_chart
 from polopt.report.curves import (
     by_learner,
-    comparison_curves,
-    interval_chart,
     learner_curves,
     learning_curve,
     reward_curves,
@@ -26,15 +24,19 @@ from polopt.report.curves import (
     small_multiple,
 )
 from polopt.report.figures import shown, shown_together
-from polopt.report.runs import COUNTS, LAST, RunData, flatten, labels, last, read_runs
+from polopt.report.runs import COUNTS, LAST, RunData, flatten, grouped, labels, last, read_runs, tasks_of
 from polopt.report.tables import comparison
+from polopt.report.template import count, duration, number, template, text_of
+from polopt.report.together import Ranges
 
 MAX_VIDEO_BYTES = 24_000_000
 MAX_VIDEOS = 2
 
 
-def write_report(run_dirs: Iterable[Path | str | RunData], out: Path, score: str | None = None) -> Path:
-    """Writes the page for one run, or the comparison of several, and returns `out`; `score` as for `comparison`.
+def write_report(
+    run_dirs: Iterable[Path | str | RunData], out: Path, score: str | None = None, ranges: Ranges | None = None
+) -> Path:
+    """Writes the page for one run, or the comparison of several, and returns `out`; the rest as for `comparison`.
 
     Raises UsageError without runs or for a folder that is none, RunError when the file cannot be written.
     """
@@ -44,7 +46,7 @@ def write_report(run_dirs: Iterable[Path | str | RunData], out: Path, score: str
     for run in runs:
         if run.damage:
             warnings.warn(f"{run.folder}: {run.damage}", stacklevel=2)
-    page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs, ranges)
     out = Path(out)
     partial = out.with_name(f".{out.name}.new")
     try:
@@ -67,7 +69,7 @@ def run_page(run: RunData) -> str:
     parts = reward_parts(run)
     apart |= {f"{kind}reward/{name}" for name in parts for kind in ("", "eval/")}
     names = [name for name in run.columns if name not in apart and len(run.series(name)[1])]
-    return _template().render(
+    return template().render(
         title=f"{run.method} on {run.task}",
         method=run.method,
         task=run.task,
@@ -82,7 +84,7 @@ def run_page(run: RunData) -> str:
         reward_parts=[(name, reward_curves(run, name)) for name in parts],
         learners=[(name, learner_curves(run, columns)) for name, columns in learners.items()],
         metrics=[
-            (name, small_multiple(run, name, index), _number(last(run.columns[name])))
+            (name, small_multiple(run, name, index), number(last(run.columns[name])))
             for index, name in enumerate(names)
         ],
         run_table=_run_table(run),
@@ -91,65 +93,57 @@ def run_page(run: RunData) -> str:
     )
 
 
-def comparison_page(runs: Sequence[RunData]) -> str:
-    """The page of several runs: a section per task."""
-    result = comparison(runs)
-    named = list(zip(labels(runs), runs))
+def comparison_page(runs: Sequence[RunData], ranges: Ranges | None = None) -> str:
+    """The page of several runs: a section per task, and one for all."""
+    result = comparison(runs, ranges=ranges)
+    named = list(zip(labels(runs), tasks_of(runs), runs))
     sections = []
-    for task, facts in result["tasks"].items():
-        groups: dict[str, list[RunData]] = {label: [] for label in facts["methods"]}
-        for label, run in named:
-            if run.task == task:
-                groups[label].append(run)
-        units = {run.unit for members in groups.values() for run in members}
-        curve, caption = comparison_curves(groups, units.pop() if len(units) == 1 else "steps")
-        chart = interval_chart([(label, row["iqm"], row["scores"]) for label, row in facts["methods"].items()])
+    for task, labeled in grouped(runs).items():
+        facts = result["tasks"][task]
+        ordered = {label: labeled[label] for label in facts["methods"]}
+        curve, caption = learning_curves(ordered)
         seeds = sorted({seed for row in facts["methods"].values() for seed in row["seeds"] if seed is not None})
         per_seed = {
-            label: dict(zip(row["seeds"], [_number(value) for value in row["scores"]]))
+            label: dict(zip(row["seeds"], [number(value) for value in row["scores"]]))
             for label, row in facts["methods"].items()
         }
-        pairs = {(item["a"], item["b"]): item for item in facts["improvement"]}
         sections.append(
-            {
-                "task": task, "facts": facts, "curve": curve, "caption": caption, "chart": chart, "seeds": seeds,
-                "per_seed": per_seed, "pairs": pairs, "order": list(facts["methods"]),
-                "figures": shown_together(groups),
-                "videos": _videos([(label, run) for label, run in named if run.task == task]),
-            }
-        )  # fmt: skip
-    methods = list(dict.fromkeys(label for label, _ in named))
-    return _template().render(
+            _measures(facts)
+            | {"task": task, "high": facts["range"] and facts["range"][1], "curve": curve, "caption": caption}
+            | {"seeds": seeds, "per_seed": per_seed, "figures": shown_together(ordered)}
+            | {"videos": _videos([(label, run) for label, there, run in named if there == task])}
+        )
+    whole = result["together"]
+    methods = list(dict.fromkeys(label for label, _, _ in named))
+    return template().render(
         title=f"{' vs '.join(methods) if len(methods) <= 3 else f'{len(methods)} methods'}",
         subtitle=[f"{len(runs)} runs", ", ".join(result["tasks"])],
         notices=[],
         sections=sections,
+        together=None if whole is None else _measures(whole) | {"high": whole["high"]},
         score=result["score"],
         interval=result["interval"],
-        run_rows=[_run_row(label, run) for label, run in named],
-        samples=_samples(named),
+        run_rows=[_run_row(label, task, run) for label, task, run in named],
+        samples=_samples([(label, run) for label, _, run in named]),
         version=polopt.__version__,
     )
 
 
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("page.html")
+def _measures(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one task, or of all tasks together."""
+    return {
+        "facts": facts,
+        "order": list(facts["methods"]),
+        "pairs": {(item["a"], item["b"]): item for item in facts["improvement"]},
+        "chart": score_chart(facts),
+        "profile": profile_chart(facts),
+    }
 
 
 def _subtitle(run: RunData) -> list[str]:
     unit = run.unit.replace("_", " ")
-    parts = [f"seed {run.seed}", f"{_count(run.spent)} {unit}"]
+    parts = [run.name] if run.name != run.method else []
+    parts += [f"seed {run.seed}", f"{count(run.spent)} {unit}"]
     if run.config.get("preset"):
         parts.append(f"preset {run.config['preset']}")
     if run.config.get("created"):
@@ -163,7 +157,7 @@ def _notices(run: RunData) -> list[str]:
     found = [said for said in (run.damage, run.cut, run.by_data) if said]
     if not run.finished:
         unit = run.unit.replace("_", " ")
-        found.append(f"This run stopped at {_count(run.spent)} of {_count(run.config['steps'])} {unit}.")
+        found.append(f"This run stopped at {count(run.spent)} of {count(run.config['steps'])} {unit}.")
     return found
 
 
@@ -175,15 +169,15 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     if len(values):
         best = int(values.argmax())
         spread = last(run.columns.get(f"{run.judged_by.column}_std", values * math.nan))
-        remark = f"± {_number(spread)} over episodes" if math.isfinite(spread) else ""
-        found.append(("Last evaluation", _number(values[-1]), remark))
-        found.append(("Best evaluation", _number(values[best]), f"at {_count(steps[best])} {unit}"))
+        remark = f"± {number(spread)} over episodes" if math.isfinite(spread) else ""
+        found.append(("Last evaluation", number(values[-1]), remark))
+        found.append(("Best evaluation", number(values[best]), f"at {count(steps[best])} {unit}"))
         if len(values) > 1:
-            found.append(("Before training", _number(values[0]), "first evaluation"))
+            found.append(("Before training", number(values[0]), "first evaluation"))
     seconds = last(run.columns.get("seconds", run.steps * math.nan))
     if math.isfinite(seconds):
-        rate = f"{_count(run.spent / seconds)} {unit} a second" if seconds > 0 and math.isfinite(run.spent) else ""
-        found.append(("Wall time", _duration(seconds), rate))
+        rate = f"{count(run.spent / seconds)} {unit} a second" if seconds > 0 and math.isfinite(run.spent) else ""
+        found.append(("Wall time", duration(seconds), rate))
     return found
 
 
@@ -191,7 +185,7 @@ def _video(run: RunData) -> dict[str, str]:
     """A data URI and caption, or one honest sentence."""
     path = run.video
     if path is None:
-        reason = run.folder / "videos" / "none.txt"
+        reason = run.videos / "none.txt"
         return {"missing": reason.read_text() if reason.is_file() else "This run has no video."}
     try:
         data = path.read_bytes()
@@ -199,11 +193,11 @@ def _video(run: RunData) -> dict[str, str]:
         return {"missing": f"The video {path.name} could not be read: {error.strerror}."}
     if len(data) > MAX_VIDEO_BYTES:
         size = f"{len(data) / 1e6:.0f} MB"
-        return {"missing": f"The video ({size}) is too large for this page: open {path.relative_to(run.folder)}."}
+        return {"missing": f"The video ({size}) is too large for this page: open {path.parent.name}/{path.name}."}
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
         ending = "a whole episode" if facts["whole_episode"] else "the first steps of an episode"
-        caption = f"Greedy policy, {ending}: return {_number(facts['return'])} in {facts['length']} steps."
+        caption = f"Greedy policy, {ending}: return {number(facts['return'])} in {facts['length']} steps."
     except (OSError, ValueError, KeyError):
         caption = "The trained policy, acting greedily."
     return {"source": f"data:video/mp4;base64,{base64.b64encode(data).decode()}", "caption": caption}
@@ -226,7 +220,7 @@ def _samples(runs: Iterable[tuple[str, RunData]]) -> list[dict[str, Any]]:
             rows = list(zip(*(entry["samples"] for entry in shown)))
             title = f"{label}, seed {run.seed}" if label else ""
             unit = run.unit.replace("_", " ")
-            when = [f"after {_count(entry['step'])} {unit}" if entry["step"] else "before training" for entry in shown]
+            when = [f"after {count(entry['step'])} {unit}" if entry["step"] else "before training" for entry in shown]
             found.append({"label": title, "rows": rows, "when": when})
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -238,14 +232,14 @@ def _run_table(run: RunData) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("method", run.method),
         ("task", run.task),
-        ("task options", _text(config.get("task_options") or "")),
+        ("task options", text_of(config.get("task_options") or "")),
         ("seed", run.seed),
-        ("budget", f"{_count(config['steps'])} {run.unit.replace('_', ' ')}" if config.get("steps") else None),
+        ("budget", f"{count(config['steps'])} {run.unit.replace('_', ' ')}" if config.get("steps") else None),
     ]
-    rows += [(name.replace("_", " "), _count(last(run.columns[name]))) for name in COUNTS if _positive(run, name)]
+    rows += [(name.replace("_", " "), count(last(run.columns[name]))) for name in COUNTS if _positive(run, name)]
     _, values = run.evaluations()
     if len(values):
-        rows.append((f"{run.judged_by.text}, mean of the last {LAST} evaluations", _number(run.score)))
+        rows.append((f"{run.judged_by.text}, mean of the last {LAST} evaluations", number(run.score)))
     rows += [(name, version) for name, version in (config.get("versions") or {}).items()]
     rows += [
         ("git", config.get("git")),
@@ -269,51 +263,18 @@ def _config_table(run: RunData) -> list[tuple[str, str, str]]:
         for name, value in flatten(run.config.get(part) or {}).items():
             if part == "config" or value not in (None, "", []):
                 field = name.replace("_", "-")
-                rows.append((field, _text(value), str(sources.get(field, "run" if part == "run" else ""))))
+                rows.append((field, text_of(value), str(sources.get(field, "run" if part == "run" else ""))))
     return rows
 
 
-def _run_row(label: str, run: RunData) -> dict[str, str]:
+def _run_row(label: str, task: str, run: RunData) -> dict[str, str]:
     return {
         "method": label,
-        "task": run.task,
+        "task": task,
         "seed": str(run.seed),
-        "spent": f"{_count(run.spent)} {run.unit.replace('_', ' ')}",
-        "time": _duration(last(run.columns.get("seconds", run.steps * math.nan))),
-        "score": _number(run.score),
+        "spent": f"{count(run.spent)} {run.unit.replace('_', ' ')}",
+        "time": duration(last(run.columns.get("seconds", run.steps * math.nan))),
+        "score": number(run.score),
         "git": str(run.config.get("git") or "-"),
         "folder": run.folder.resolve().name,
     }
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(_text, value))
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _number(value: float | None) -> str:
-    """Four digits where they matter: 1,234, 12.3, 0.0123."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    size = abs(value)
-    text = f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
-    return text.replace("-", "−") if not text.startswith("-0.0") or float(value) != 0 else "0"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else "–"
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -30,6 +30,12 @@ class RunData:
     columns: dict[str, Array]
     stages: list[str] = field(default_factory=list)
     faults: tuple[str, ...] = ()  # of metrics.csv: see `damage`
+    films: Path | None = None  # where its videos are, when not in its folder
+
+    @property
+    def name(self) -> str:
+        """What it is called: as it was told, or by its method."""
+        return str((self.config.get("run") or {}).get("name") or self.method)
 
     @property
     def method(self) -> str:
@@ -129,10 +135,14 @@ class RunData:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
             return {}
 
+    @property
+    def videos(self) -> Path:
+        return self.films or self.folder / "videos"
+
     @cached_property
     def video(self) -> Path | None:
         """The newest video."""
-        found = sorted((self.folder / "videos").glob("*.mp4"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        found = sorted(self.videos.glob("*.mp4"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         return found[-1] if found else None
 
 
@@ -153,12 +163,34 @@ def read_run(folder: Path) -> RunData:
     return RunData(folder, config, columns, stages, faults)
 
 
+def run_folders(folders: Iterable[Path | str]) -> list[Path]:
+    """The run folders among these and, where one is no run, those in it, as in that of a comparison; each once.
+
+    Raises UsageError for a folder without a run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if (folder / "config.json").exists() or not folder.is_dir():
+            inside = [folder]
+        else:
+            inside = [path for path in sorted(folder.iterdir()) if (path / "config.json").exists()]
+        if not inside:
+            raise UsageError(f"{folder} is not a run folder: it has no config.json, and no folder in it has one")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
 def read_runs(runs: Iterable[Path | str | RunData], score: str | None = None) -> list[RunData]:
-    """Reads the folders that are not read yet; with `score`, all are judged by that number.
+    """Reads the folders that are not read yet, see `run_folders`; with `score`, all are judged by that number.
 
     Raises UsageError when the evaluations of a run do not give it.
     """
-    found = [run if isinstance(run, RunData) else read_run(Path(run)) for run in runs]
+    found: list[RunData] = []
+    for run in runs:
+        found += [run] if isinstance(run, RunData) else map(read_run, run_folders([run]))
+    once = {run.folder.resolve(): run for run in found}
+    found = list(once.values())
     return found if score is None else [_judge(run, Score(score)) for run in found]
 
 
@@ -237,17 +269,45 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def labels(runs: Sequence[RunData]) -> list[str]:
-    """A label per run: its method, with the settings in which runs of that method differ, seeds aside."""
-    found = []
+def tasks_of(runs: Sequence[RunData]) -> list[str]:
+    """The task of each run, with the options in which runs on it differ: with other options it is another task."""
+    options = []
     for run in runs:
-        peers = [flatten(other.config.get("config", {})) for other in runs if other.method == run.method]
-        own = flatten(run.config.get("config", {}))
+        weights = (run.config.get("run") or {}).get("objective_weights")
+        options.append(
+            flatten(run.config.get("task_options") or {}) | ({"objective_weights": weights} if weights else {})
+        )
+    return _told_apart([run.task for run in runs], [run.task for run in runs], options)
+
+
+def labels(runs: Sequence[RunData]) -> list[str]:
+    """A label per run: its name or method, with the settings in which runs of that name and task differ."""
+    settings = [
+        {"method": run.method, **flatten(run.config.get("config", {})), "steps": run.config.get("steps")}
+        for run in runs
+    ]
+    peers = list(zip(tasks_of(runs), (run.name for run in runs)))
+    return _told_apart([run.name for run in runs], peers, settings)
+
+
+def grouped(runs: Sequence[RunData]) -> dict[str, dict[str, list[RunData]]]:
+    """The runs by task and label, in their order."""
+    found: dict[str, dict[str, list[RunData]]] = {}
+    for task, label, run in zip(tasks_of(runs), labels(runs), runs):
+        found.setdefault(task, {}).setdefault(label, []).append(run)
+    return found
+
+
+def _told_apart(names: Sequence[str], kinds: Sequence[Any], settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Each name with those of its settings that differ within its kind."""
+    found = []
+    for name, kind, own in zip(names, kinds, settings):
+        peers = [each for other, each in zip(kinds, settings) if other == kind]
         differing = [
-            name
-            for name in dict.fromkeys(key for peer in peers for key in peer)
-            if any(peer.get(name) != peers[0].get(name) for peer in peers)
+            key
+            for key in dict.fromkeys(key for peer in peers for key in peer)
+            if any(peer.get(key) != peers[0].get(key) for peer in peers)
         ]
-        settings = ", ".join(f"{name}={own[name]}" for name in differing if name in own)
-        found.append(f"{run.method} ({settings})" if settings else run.method)
+        text = ", ".join(f"{key}={own[key]}" for key in differing if key in own)
+        found.append(f"{name} ({text})" if text else name)
     return found

@@ -1,4 +1,4 @@
-"""Pictures for pages of the documentation, as PNG in the colors of a light page."""
+"""Pictures as files, in the colors of a light page: for the documentation (PNG) and for papers (SVG, PDF)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ INK, FAINT, GRID = "#1b1f27", "#9aa2b1", "#e8ebf0"  # these, and SERIES, are tho
 SERIES = ("#2f5fd0", "#d8572a", "#178a63", "#8a4fc4", "#b8860b", "#0f8ba5", "#c2356e", "#6b7280")
 
 
+NO_DATE: dict[str, dict[str, Any]] = {  # equal pictures are equal files
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
 @contextmanager
 def sheet(
-    file: Path,
+    file: Path | Sequence[Path],
     rows: int,
     columns: int,
     width: float,
@@ -24,7 +31,7 @@ def sheet(
     heights: Sequence[float] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure of `width` x `height` inches and its axes [rows, columns], saved at the end.
+    """A figure of `width` x `height` inches and its axes [rows, columns], saved at the end to one file or several.
 
     `heights` [rows] are those of the rows, beside each other; `notes` go into the file, as its metadata. No global
     state of matplotlib is touched.
@@ -33,8 +40,10 @@ def sheet(
     from matplotlib.figure import Figure
 
     style = {"font.size": 10.5, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titlecolor": INK}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "polopt", "pdf.fonttype": 42}  # text stays text
     with rc_context(axes_style(INK, FAINT, GRID) | style):
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, height_ratios=heights)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(file, dpi=130, metadata={"Software": None} | dict(notes or {}))
+        for path in [file] if isinstance(file, Path) else file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing.savefig(path, dpi=130, metadata=NO_DATE[path.suffix] | dict(notes or {}))

@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polopt.evaluation.profiles import optimality_gap
 from polopt.evaluation.score import common
-from polopt.evaluation.statistics import Interval, bootstrap, paired_difference, probability_of_improvement
-from polopt.report.runs import LAST, RunData, labels, read_runs
+from polopt.evaluation.statistics import bootstrap, paired_difference, probability_of_improvement
+from polopt.report.runs import LAST, RunData, grouped, read_runs
+from polopt.report.together import (
+    Ranges,
+    as_data,
+    best_first,
+    plain,
+    profiles,
+    ranges_for,
+    settings_apart,
+    together,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+WIDTH = 110  # columns of tables that go to a file
 
 
-def comparison(runs: Iterable[Path | str | RunData], score: str | None = None) -> dict[str, Any]:
-    """Compares methods task by task; plain data, ready for JSON.
+def comparison(
+    runs: Iterable[Path | str | RunData], score: str | None = None, ranges: Ranges | None = None
+) -> dict[str, Any]:
+    """Compares methods task by task, and over all tasks; plain data, ready for JSON.
 
     The score of a run is the mean of its last three evaluations of `score`, or else of the number that its method is
     judged by. Per task: `score`, its name; `methods` {label: seeds, scores, iqm {estimate, low, high, n, level}}, best
     first; `improvement`, for every ordered pair P(a > b) and the mean paired difference over the seeds that both have;
-    `warnings`, sentences about what a reader must know.
+    `profile`, the share of runs above each of `thresholds`; `warnings`, sentences about what a reader must know. With a
+    range of scores for the task, `gap` of each method is the optimality gap to its upper end.
+    `together`, where there are several tasks, is what `polopt.report.together` says of all.
 
-    Raises UsageError when the methods of a task are judged by different numbers, or a run does not have `score`.
+    Args:
+        ranges: (low, high) of the scores of each task by name; of all tasks without a range of their own under "".
+
+    Raises UsageError when the methods of a task are judged by different numbers, a run does not have `score`, or a
+    range is of no task here.
     """
     data = read_runs(runs, score)
-    tasks: dict[str, list[tuple[str, RunData]]] = {}
-    for label, run in zip(labels(data), data):
-        tasks.setdefault(run.task, []).append((label, run))
+    groups = grouped(data)
+    ranges = ranges_for(groups, ranges or {})
+    tasks = {task: _compare(labeled, ranges.get(task)) for task, labeled in groups.items()}
     return {
         "score": f"mean of the last {LAST} evaluations of a run",
         "interval": "95 % percentile bootstrap over seeds",
-        "tasks": {task: _compare(members) for task, members in tasks.items()},
+        "tasks": tasks,
+        "together": together({task: facts["methods"] for task, facts in tasks.items()}, ranges, settings_apart(groups)),
     }
 
 
-def _compare(members: Sequence[tuple[str, RunData]]) -> dict[str, Any]:
-    score = common((label, run.judged_by) for label, run in members)
-    groups: dict[str, list[RunData]] = {}
-    for label, run in members:
-        groups.setdefault(label, []).append(run)
+def _compare(groups: dict[str, list[RunData]], within: tuple[float, float] | None) -> dict[str, Any]:
+    score = common((label, run.judged_by) for label, runs in groups.items() for run in runs)
     scores = {label: _by_seed(runs) for label, runs in groups.items()}
-    methods: dict[str, dict[str, Any]] = {
-        label: {
+    methods: dict[str, dict[str, Any]] = {}
+    for label, values in scores.items():
+        numbers = list(values.values())
+        methods[label] = {
             "seeds": list(values),
-            "scores": [_json(value) for value in values.values()],
-            "iqm": _interval(bootstrap(list(values.values()))),
+            "scores": [plain(value) for value in numbers],
+            "iqm": as_data(bootstrap(numbers)),
         }
-        for label, values in scores.items()
-    }
-    ranked = sorted(methods.items(), key=lambda item: -_rank(item[1]["iqm"]["estimate"]))
-    order = [label for label, _ in ranked]
+        if within is not None:
+            methods[label]["gap"] = as_data(bootstrap(numbers, optimality_gap(within[1])))
+    order = best_first(methods)
     improvement = []
     for a, b in permutations(order, 2):
         shared = [seed for seed in scores[a] if seed in scores[b]]
@@ -63,14 +84,16 @@ def _compare(members: Sequence[tuple[str, RunData]]) -> dict[str, Any]:
                 "a": a,
                 "b": b,
                 "seeds": shared,
-                "probability": _interval(probability_of_improvement(x, y)),
-                "difference": _interval(paired_difference(x, y)),
+                "probability": as_data(probability_of_improvement(x, y)),
+                "difference": as_data(paired_difference(x, y)),
             }
         )
     return {
         "score": score.text,
-        "methods": dict(ranked),
+        "range": None if within is None else list(within),
+        "methods": {label: methods[label] for label in order},
         "improvement": improvement,
+        "profile": profiles({label: [list(scores[label].values())] for label in order}),
         "warnings": _warnings(groups, scores),
     }
 
@@ -110,52 +133,95 @@ def _warnings(groups: dict[str, list[RunData]], scores: dict[str, dict[Any, floa
     return found
 
 
-def _rank(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
-def _interval(interval: Interval) -> dict[str, Any]:
-    return {name: _json(value) for name, value in asdict(interval).items()} | {"text": str(interval)}
-
-
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def print_comparison(result: dict[str, Any], console: Console | None = None) -> None:
-    """Prints what `comparison` returned."""
+    """Prints what `comparison` returned: as wide as the terminal, or 110 columns where there is none."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     for task, facts in result["tasks"].items():
-        table = Table("method", "seeds", "interquartile mean [95 % interval]", "worst seed", "best seed")
-        table.title = escape(f"{task}: {facts['score']}")
-        for label, row in facts["methods"].items():
-            kept = [value for value in row["scores"] if value is not None]
-            worst, best = (f"{min(kept):.4g}", f"{max(kept):.4g}") if kept else ("-", "-")
-            table.add_row(escape(label), str(len(row["seeds"])), escape(row["iqm"]["text"]), worst, best)
-        console.print(table)
-        order = list(facts["methods"])
-        pairs = [item for item in facts["improvement"] if order.index(item["a"]) < order.index(item["b"])]
-        if pairs:
-            table = Table("", "probability of improvement", "paired difference (Student t)")
-            for item in pairs:
-                name = escape(f"{item['a']} > {item['b']}")
-                table.add_row(name, escape(item["probability"]["text"]), escape(item["difference"]["text"]))
-            console.print(table)
-        for text in facts["warnings"]:
-            console.print(f"[yellow]{escape(text)}[/yellow]")
+        _print_scores(console, f"{task}: {facts['score']}", facts, facts["range"] and facts["range"][1])
+        _print_pairs(console, facts)
+        _print_profile(console, facts["profile"])
+        _print_warnings(console, facts["warnings"])
+    whole = result["together"]
+    if whole is not None:
+        _print_scores(console, f"all {len(whole['tasks'])} tasks: {whole['score']}", whole, whole["high"])
+        _print_pairs(console, whole)
+        _print_profile(console, whole["profile"])
+        _print_warnings(console, whole["warnings"])
     console.print(f"[dim]score: {result['score']}; intervals: {result['interval']}[/dim]")
 
 
-def compare_table(runs: Iterable[Path | str | RunData], score: str | None = None, width: int = 110) -> str:
+def _print_scores(console: Console, title: str, facts: dict[str, Any], high: float | None) -> None:
+    heads = ["method", "seeds", "interquartile mean [95 % interval]"]
+    heads += ["worst seed", "best seed"] + ([f"optimality gap to {high:.4g}"] if high is not None else [])
+    table = _table(title, *heads)
+    for label, row in facts["methods"].items():
+        kept = [value for value in row["scores"] if value is not None]
+        ends = [f"{min(kept):.4g}", f"{max(kept):.4g}"] if kept else ["-", "-"]
+        gap = [row["gap"]["text"]] if "gap" in row else []
+        _add(table, label, str(len(row["seeds"])), row["iqm"]["text"], *ends, *gap)
+    console.print(table)
+
+
+def _print_pairs(console: Console, facts: dict[str, Any]) -> None:
+    order = list(facts["methods"])
+    pairs = [item for item in facts["improvement"] if order.index(item["a"]) < order.index(item["b"])]
+    if not pairs:
+        return
+    differ = "difference" in pairs[0]
+    table = _table("", "", "probability of improvement", *(["paired difference (Student t)"] if differ else []))
+    for item in pairs:
+        more = [item["difference"]["text"]] if differ else []
+        _add(table, f"{item['a']} > {item['b']}", item["probability"]["text"], *more)
+    console.print(table)
+
+
+def _print_profile(console: Console, profile: dict[str, Any]) -> None:
+    """The profile at a few thresholds."""
+    places = range(10, len(profile["thresholds"]) - 1, 10)
+    table = _table("", "share of runs above", *(f"{profile['thresholds'][place]:.4g}" for place in places))
+    for label, row in profile["methods"].items():
+        shares = (row["share"][place] for place in places)
+        _add(table, label, *("-" if share is None else f"{share:.0%}" for share in shares))
+    console.print(table)
+
+
+def _print_warnings(console: Console, warnings: Sequence[str]) -> None:
+    from rich.markup import escape
+
+    for text in warnings:
+        console.print(f"[yellow]{escape(text)}[/yellow]")
+
+
+def _table(title: str, *heads: str) -> Table:
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    # Long names are folded; a number is never cut.
+    columns = [Column(escape(head), overflow="fold", ratio=None) for head in heads]
+    return Table(*columns, title=escape(title) or None)
+
+
+def _add(table: Table, *cells: str) -> None:
+    from rich.markup import escape
+
+    table.add_row(*map(escape, cells))
+
+
+def compare_table(
+    runs: Iterable[Path | str | RunData], score: str | None = None, width: int = WIDTH, ranges: Ranges | None = None
+) -> str:
     """The printed comparison as plain text; see `comparison`."""
+    return as_text(comparison(runs, score, ranges), width)
+
+
+def as_text(result: dict[str, Any], width: int = WIDTH) -> str:
+    """What `print_comparison` prints, `width` columns wide."""
     import io
 
     from rich.console import Console
 
     text = io.StringIO()
-    print_comparison(comparison(runs, score), Console(file=text, width=width))
+    print_comparison(result, Console(file=text, width=width))
     return text.getvalue().rstrip()

@@ -229,10 +229,7 @@ def train_or_resume(
     """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
     if (place / "config.json").exists():
         planned = plan(method, task, seed=seed, **settings)
-        before, now = Run(place).config, planned.record()
-        for key in ("method", "task", "task_options", "steps", "seed", "config"):
-            if before.get(key) != now[key]:
-                raise UsageError(f"{place} holds a run with another {key}: choose another --out, or remove it")
+        beginning.check_same(planned, place)
         network = settings.get("network")
         resume(
             place,

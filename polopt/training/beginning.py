@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -14,12 +15,16 @@ from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.core.locks import OWNER
 from polopt.core.state import find, gather, restore
+from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
 from polopt.training import seeding
 from polopt.training.folder import Run
 from polopt.training.loggers import check_installed
 from polopt.training.options import Until
-from polopt.training.plan import Plan, runtime
+from polopt.training.plan import Plan, runtime, task_name
+
+PLANNED = ("method", "task", "task_options", "steps", "seed", "init", "config")  # of config.json, and of its "run":
+MEASURED = ("dtype", "facts", "objective_weights", "eval_every", "eval_episodes", "eval_length", "until")
 
 
 def build(planned: Plan, say: Callable[[str], None]) -> Method:
@@ -36,16 +41,32 @@ def build(planned: Plan, say: Callable[[str], None]) -> Method:
     return method
 
 
-def check(planned: Plan) -> None:
-    """Builds a new run and evaluates it once where `until` names a metric; nothing is written. Raises UsageError."""
+def check(planned: Plan, score: str | None = None) -> None:
+    """Builds a new run, and evaluates it once where `until` or `score` names a metric; nothing is written. Raises
+    UsageError."""
     with runtime(planned.options):
         method = build(planned, say=lambda said: None)
         try:
-            if planned.options.until is not None:
+            if planned.options.until is not None or score is not None:
                 with closing(planned.make_task(seeding.EVAL_TASK, 1)) as task:
-                    Until.parse(planned.options.until).met(method.evaluate(task, 1))
+                    scores = method.evaluate(task, 1)
+                if planned.options.until is not None:
+                    Until.parse(planned.options.until).met(scores)
+                if score is not None:
+                    Score(score).of(scores, f"{planned.method} on {task_name(planned.task)}")
         finally:
             close(method)
+
+
+def check_same(planned: Plan, place: Path) -> None:
+    """Raises UsageError when the folder holds a run with other settings, where they matter for its results."""
+    before, now = Run(place).config, json.loads(json.dumps(planned.record()))
+    differing = [key for key in PLANNED if before.get(key) != now[key]]
+    options, planned_options = before.get("run") or {}, now["run"]
+    differing += [key for key in MEASURED if key in options and options[key] != planned_options[key]]
+    if differing:
+        name = differing[0].replace("_", " ")
+        raise UsageError(f"{place} holds a run with another {name}: choose another --out, or remove it")
 
 
 def forget(folder: Path, before: set[Path] | None) -> None:

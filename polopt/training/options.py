@@ -37,6 +37,7 @@ class RunOptions(Config):
     checkpoint_every: int | None = param(None, "polopt", low=1, help="steps between checkpoints; default: eval_every")
     until: str | None = param(None, "polopt", help="stop early once an evaluation says so, e.g. 'return>=475'")
     loggers: tuple[str, ...] = param(("tensorboard",), "polopt", help="besides metrics.csv: tensorboard, wandb")
+    name: str | None = param(None, "polopt", help="what reports call the run; default: the method and what differs")
     video: bool = param(False, "polopt", help="record a video of the policy at the end, and show it in report.html")
 
 

@@ -80,9 +80,9 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["resume", "nowhere", "--extend", "many"], "argument --extend: invalid int value: 'many'"),
         (["eval", "nowhere"], "nowhere is not a run folder"),
         (["eval", "nowhere", "--episodes", "0"], "--episodes 0: at least 1"),
-        (["compare", "ppo", "--task", "CartPole-v1"], "needs at least two methods"),
+        (["compare", "--task", "CartPole-v1"], "needs a method or more, before the options"),
         (["compare", "ppo", "bc-ppo"], "the following arguments are required: --task"),
-        (["compare", "ppo", "bc-ppo", "--task", "CartPole-v1", "--seeds", "0"], "are at least 1"),
+        (["compare", "ppo", "bc-ppo", "--task", "CartPole-v1", "--seeds", "0"], "--seeds 0: at least one"),
         (["compare", "ppo", "bcppo", "--task", "CartPole-v1"], "did you mean 'bc-ppo'?"),
         (["report"], "polopt report: the following arguments are required: dirs"),
         (["report", "nowhere"], "nowhere is not a run folder"),
@@ -185,7 +185,7 @@ def test_compare(tmp_path, capsys):
     assert "ppo" in text
     assert "mdpo" in text
     assert str(out / "report.html") in text
-    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
+    runs = sorted(path.name for path in out.glob("*-s*"))
     assert runs == ["mdpo-s0", "mdpo-s1", "ppo-s0", "ppo-s1"]
     assert all(Run(out / name).rows[-1]["env_steps"] == 32 for name in runs)
     assert main([*words[:1], "ppo", "mdpo", *words[3:]]) == 0  # nothing runs again

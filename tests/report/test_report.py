@@ -190,7 +190,8 @@ def test_comparison_says_what_is_weak(tmp_path):
         make_run(tmp_path / "b", "ppo", seed=0),
         make_run(tmp_path / "c", "ppo", seed=1, rows=5),
         make_run(tmp_path / "d", "ppo", seed=1, rows=0),
-        make_run(tmp_path / "e", "ppo", seed=2, rows=0, steps=500),
+        make_run(tmp_path / "e", "ppo", seed=2, rows=0),
+        make_run(tmp_path / "f", "td3", seed=0, steps=500),
     ]
     result = comparison(runs)
     text = " ".join(result["tasks"]["Pendulum-v1"]["warnings"])
