@@ -15,14 +15,17 @@ from polopt.networks.build import FeedForward
 from polopt.networks.encoders import Obs
 from polopt.networks.normalizer import Normalizer
 
+HEADS = {"scalar": 1, "gaussian": 2, "generalized": 3}  # and their outputs
+
 
 class QEnsemble(nn.Module):
     """Q(obs, action) of `members` critics with trunks of their own, computed together.
 
     `forward(obs, action)` takes actions as the policy acts (not as the environment gets them), [..., A], or int64 [...]
     of a Discrete and [..., D] of a MultiDiscrete space, which become one-hot inputs, and returns [E, ...] with head
-    "scalar"; with head "gaussian" the pair (mean, std), each [E, ...], std = softplus of the second
-    output, of the return's distribution. Actions [n, B, A] may stand beside observations [B, ...].
+    "scalar"; with head "gaussian" the pair (mean, std), each [E, ...], std = softplus of the second output, of the
+    return's distribution; with head "generalized" three such, (mean, shape, scale), of the last two softplus. Actions
+    [n, B, A] may stand beside observations [B, ...].
     `members` of `forward` asks the first so many alone, at their cost. Raises UsageError for other action spaces and
     for recurrent networks.
     """
@@ -47,26 +50,26 @@ class QEnsemble(nn.Module):
         self.factors = isinstance(space, spaces.MultiDiscrete)
         if network.recurrent != "none":
             raise UsageError("a Q function is feed-forward: set the network's recurrent to none")
-        if head not in ("scalar", "gaussian"):
-            raise ValueError(f"the head of a Q function is 'scalar' or 'gaussian', not '{head}'")
+        if head not in HEADS:
+            raise ValueError(f"the head of a Q function is one of {', '.join(HEADS)}, not '{head}'")
         self.members = members
         self.head = head
         self.network = network.build(
             spec.obs,
-            1 if head == "scalar" else 2,
+            HEADS[head],
             inputs_extra=sum(self.counts) or spec.action_dim,
             ensemble=members,
             head_gain=1.0,
             normalizer=normalizer,
         )
 
-    def forward(self, obs: Obs, action: Tensor, members: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, obs: Obs, action: Tensor, members: int | None = None) -> Tensor | tuple[Tensor, ...]:
         inputs = (obs, self.inputs(action))
         outputs = self.network(*inputs) if members is None else self.network(*inputs, members)
         if self.head == "scalar":
             return outputs.squeeze(-1)
-        mean, raw = outputs.unbind(-1)
-        return mean, functional.softplus(raw)
+        mean, *raw = outputs.unbind(-1)
+        return mean, *map(functional.softplus, raw)
 
     def inputs(self, action: Tensor) -> Tensor:
         """What the network reads of actions: one-hot vectors of discrete ones, [..., inputs]."""
