@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.batch import Batch, same_shape
-from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.models.ensemble import Ensemble
-from polopt.models.inputs import Scale, action_features, factor_counts
+from polopt.models.inputs import Scale, Vector, action_features, factor_counts
 from polopt.networks import Network
+from polopt.networks.encoders import Obs
 from polopt.networks.layers import MLP, EnsembleLinear
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Forecast(NamedTuple):
 class Step(NamedTuple):
     """What follows, [B, ...]: the next observation, the reward, and bool whether the episode terminates."""
 
-    next_obs: Tensor
+    next_obs: Obs
     reward: Tensor
     terminated: Tensor
 
@@ -61,7 +61,7 @@ class Dynamics(nn.Module):
     """What a decision leads to, by `config.members` models with layers of their own.
 
     Args:
-        spec: observations are a Box, actions a Box or discrete.
+        spec: observations are a Box of real numbers or a Dict of such, actions a Box or discrete.
         ends: says where episodes terminate; without it the members learn it.
         delta: predict the change of the observation; False predicts the next one itself.
         terminal_successors: False does not learn the observation after a terminating decision, whose reward and end
@@ -88,10 +88,9 @@ class Dynamics(nn.Module):
         bound_coefficient: float | None = 0.01,
     ) -> None:
         super().__init__()
-        if not isinstance(spec.obs, spaces.Box):
-            raise UsageError(f"a model of the world needs Box observations; {spec.name} has {spec.obs}")
         self.config, self.members = config, config.members
-        self.shape, self.size = spec.obs.shape, int(np.prod(spec.obs.shape))
+        self.vector = Vector(spec)
+        self.size = self.vector.size
         self.counts, self.factors = factor_counts(spec), isinstance(spec.action, spaces.MultiDiscrete)
         self.ends, self.delta, self.terminal_successors = ends, delta, terminal_successors
         self.gaussian = config.head == "gaussian"
@@ -112,15 +111,16 @@ class Dynamics(nn.Module):
 
     # Rows
 
-    def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+    def inputs(self, obs: Obs, action: Tensor) -> Tensor:
         """(s, a) [..., inputs], not yet standardized."""
-        flat = obs.reshape(*obs.shape[: obs.dim() - len(self.shape)], self.size).to(torch.get_default_dtype())
+        flat = self.vector(obs)
         return torch.cat([flat, action_features(action, self.counts, self.factors).to(flat.dtype)], -1)
 
     def answers(self, batch: Batch) -> Tensor:
         """(s' - s or s', r) [..., D] of recorded decisions: `obs`, `next_obs`, `reward`."""
-        after = batch["next_obs"] - batch["obs"] if self.delta else batch["next_obs"]
-        return torch.cat([after.reshape(*batch.batch_size, self.size), batch["reward"].unsqueeze(-1)], -1)
+        after = self.vector(batch["next_obs"])
+        after = after - self.vector(batch["obs"]) if self.delta else after
+        return torch.cat([after, batch["reward"].unsqueeze(-1)], -1)
 
     def fit_scales(self, batch: Batch) -> None:
         """Standardizes by recorded decisions [B] from here on."""
@@ -176,52 +176,54 @@ class Dynamics(nn.Module):
 
     # Asking
 
-    def forward(self, obs: Tensor, action: Tensor) -> Forecast:
+    def forward(self, obs: Obs, action: Tensor) -> Forecast:
         """What each member says of `obs` [..., *shape] and `action` [...]; with head "mean" the std is 0."""
         mean, log_var, end = self._split(self._outputs(self.inputs(obs, action)))
         std = torch.zeros_like(mean) if log_var is None else (0.5 * log_var).exp() * self.target_scale.std.to(mean)
         return Forecast(self.target_scale.back(mean), std, end)
 
     @torch.no_grad()
-    def step(self, obs: Tensor, action: Tensor, *, noise: bool = True) -> Step:
+    def step(self, obs: Obs, action: Tensor, *, noise: bool = True) -> Step:
         """One imagined step of rows [B, ...], each by an elite drawn at random, with its Gaussian noise; without noise
         by the mean of the elites. Draws from the global generator, so `paired` makes draws common. An end is where the
         logit of that elite, or the mean one, is above 0."""
         mean, std, end = self(obs, action)
         if noise:
-            member = self.elites[torch.randint(len(self.elites), obs.shape[:1], device=obs.device)]
-            row = torch.arange(len(obs), device=obs.device)
+            row = torch.arange(len(action), device=mean.device)
+            member = self.elites[torch.randint(len(self.elites), row.shape, device=mean.device)]
             drawn = mean[member, row] + std[member, row] * torch.randn_like(std[0])
             logit = None if end is None else end[member, row]
         else:
             drawn, logit = mean[self.elites].mean(0), None if end is None else end[self.elites].mean(0)
-        next_obs = drawn[..., :-1].reshape(len(obs), *self.shape)
-        next_obs = obs + next_obs if self.delta else next_obs
+        after = self.vector(obs) + drawn[..., :-1] if self.delta else drawn[..., :-1]
+        next_obs = self.vector.back(after)
         ended = logit > 0 if logit is not None else self.ends(obs, action, next_obs)  # type: ignore[misc]
         return Step(next_obs, drawn[..., -1], ended)
 
     @torch.no_grad()
-    def rollout(self, policy: Actor, start: Tensor, horizon: int, *, greedy: bool = False, noise: bool = True) -> Batch:
+    def rollout(self, policy: Actor, start: Obs, horizon: int, *, greedy: bool = False, noise: bool = True) -> Batch:
         """Imagined decisions [B, horizon] of a policy from `start` [B, *shape].
 
         Keys: obs, next_obs, reward, terminated, action (as the policy acts, after what the environment's bounds make of
         it), whatever else the policy records, and mask, which is False behind an end; there rows stand still.
         """
-        obs, carry = start, None
-        alive = torch.ones(len(start), dtype=torch.bool, device=start.device)
+        state, carry = self.vector(start), None
+        alive = torch.ones(len(state), dtype=torch.bool, device=state.device)
         steps: list[dict[str, Any]] = []
         for _ in range(horizon):
+            obs = self.vector.back(state)
             record, carry = policy.act(obs, carry, greedy=greedy)
             action = policy.own_action(policy.env_action(record["action"]))
             after = self.step(obs, action, noise=noise)
-            next_obs = torch.where(_column(alive, obs), after.next_obs, obs)
+            next_state = torch.where(alive.unsqueeze(-1), self.vector(after.next_obs), state)
             reward = torch.where(alive, after.reward, 0.0)
             ended = after.terminated & alive
-            told = {"obs": obs, "next_obs": next_obs, "reward": reward, "terminated": ended, "mask": alive}
+            told = {"obs": state, "next_obs": next_state, "reward": reward, "terminated": ended, "mask": alive}
             steps.append({**record, "action": action, **told})
-            obs, alive = next_obs, alive & ~after.terminated
+            state, alive = next_state, alive & ~after.terminated
         columns = {name: torch.stack([step[name] for step in steps], 1) for name in steps[0]}
-        return TensorDict(columns, batch_size=[len(start), horizon])
+        columns |= {name: self.vector.back(columns[name]) for name in ("obs", "next_obs")}
+        return TensorDict(columns, batch_size=[len(state), horizon])
 
     def _outputs(self, inputs: Tensor, apart: bool = False) -> Tensor:
         scaled = self.input_scale(inputs)
@@ -251,7 +253,3 @@ def _end_loss(logit: Tensor, terminated: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(
         logit, terminated.to(logit.dtype).expand_as(logit), reduction="none"
     )
-
-
-def _column(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.reshape(len(flags), *[1] * (like.dim() - 1))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from gymnasium import spaces
+from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,6 +41,59 @@ class Scale(Normalizer):
     def back(self, scaled: Tensor) -> Tensor:
         """The inverse of calling it."""
         return scaled * self.std.to(scaled.dtype) + self.mean.to(scaled.dtype)
+
+
+Path = tuple[str, ...]
+
+
+class Vector:
+    """Observations of a Box of floats, or of a Dict of such, as vectors [..., size] and back.
+
+    Raises UsageError for other observations, which no regression predicts.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.space = spec.obs
+        self.parts = list(_leaves(spec.obs, (), spec))
+        self.sizes = [math.prod(shape) for _, shape in self.parts]
+        self.size = sum(self.sizes)
+
+    def __call__(self, obs: Obs) -> Tensor:
+        columns = []
+        for path, shape in self.parts:
+            leaf = _at(obs, path)
+            columns.append(leaf.reshape(*leaf.shape[: leaf.dim() - len(shape)], math.prod(shape)))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+    def back(self, vector: Tensor) -> Obs:
+        """The inverse of calling it: a tensor, or a TensorDict."""
+        lead = vector.shape[:-1]
+        if isinstance(self.space, spaces.Box):
+            return vector.reshape(*lead, *self.space.shape)
+        found: dict[Path, Tensor] = {}
+        for (path, shape), part in zip(self.parts, vector.split(self.sizes, -1), strict=True):
+            found[path] = part.reshape(*lead, *shape)
+        obs = TensorDict({}, batch_size=lead, device=vector.device)
+        for path, leaf in found.items():
+            obs.set(path, leaf)
+        return obs
+
+
+def _leaves(space: spaces.Space, path: Path, spec: Spec) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """Path and shape of each Box."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _leaves(part, (*path, key), spec)
+    elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        yield path, space.shape
+    else:
+        raise UsageError(f"a model of the world needs Box observations of real numbers; {spec.name} has {spec.obs}")
+
+
+def _at(obs: Obs, path: Path) -> Tensor:
+    for key in path:
+        obs = obs[key]
+    return obs
 
 
 def factor_counts(spec: Spec) -> list[int]:

@@ -69,9 +69,11 @@ def off_policy(
     policy, config = method.policy, planned.config
     _check(method)
     discount = getattr(config, "discount", 0.99) if discount is None else discount
-    name = data or getattr(config, "dataset", "") or getattr(config, "demonstrations", "")
+    learned = [config, *(getattr(config, stage) for stage in ("offline", "bc") if hasattr(config, stage))]
+    names = (getattr(each, field, "") for each in learned for field in ("dataset", "demonstrations"))
+    name = data or next(filter(None, names), "")
     with runtime(planned.options), closing(planned.make_task(seeding.TEST_TASK, 1)) as task:
-        count = getattr(config, "random_episodes", 10)
+        count = next((each.random_episodes for each in learned if hasattr(each, "random_episodes")), 10)
         records = recorded_data(name, task, random_episodes=count, facts=(BEHAVIOR,))
         if records is None:
             raise UsageError(f"{folder} has learned from no dataset: name the recorded data, --ope DATASET")

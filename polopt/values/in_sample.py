@@ -37,7 +37,8 @@ class InSample(nn.Module):
     target copy, and is regressed on the minimum of the target critics.
 
     Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight, and target_q if present. Each
-    optimizer belongs to the method; the order of an update is value, (policy,) critic, `follow`.
+    optimizer belongs to the method; the order of an update is value, (policy,) critic, `follow`. `value` is a V to
+    train in place of one of its own.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class InSample(nn.Module):
         tau: float = 0.005,
         members: int = 2,
         histogram: Histogram | None = None,
+        value: StateValue | None = None,
     ) -> None:
         super().__init__()
         self.expectile, self.discount, self.tau = expectile, discount, tau
         self.critic = make_q(spec, network, members, histogram)
         self.target_critic = frozen_copy(self.critic)
-        self.value = StateValue(spec, network)
+        self.value = value or StateValue(spec, network)
 
     @torch.no_grad()
     def q(self, batch: Batch) -> Tensor:

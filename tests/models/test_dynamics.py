@@ -207,7 +207,7 @@ def test_members_learn_from_resamples_of_what_is_not_held_out():
 class Mover(torch.nn.Module):
     """Acts 3, of which the bounds make 1, and records how often it was asked."""
 
-    def act(self, obs: Tensor, carry: Any = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]:
+    def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]:
         count = torch.zeros(len(obs)) if carry is None else carry["count"]
         return {"action": torch.full((len(obs), 1), 3.0), "count": count}, {"count": count + 1}
 
@@ -284,7 +284,7 @@ def test_a_column_that_never_changes_has_deviation_one():
 
 
 def test_what_is_refused():
-    with pytest.raises(UsageError, match="needs Box observations; a room has"):
+    with pytest.raises(UsageError, match="needs Box observations of real numbers; a room has"):
         SMALL.build(Spec(spaces.Discrete(4), spaces.Discrete(2), "a room"))
     with pytest.raises(UsageError, match="elites are some of the members"):
         Ensemble(members=2, elites=3)
@@ -305,6 +305,24 @@ def test_policies_play_in_the_model():
     rows = SMALL.build(SPEC).rollout(policy, torch.zeros(5, 2), 3)
     assert rows["log_prob"].shape == (5, 3)
     assert rows["action"].abs().max() <= 1
+
+
+def test_observations_may_be_dicts(float64):
+    """Vectors of a Dict are side by side, and come back under their names, also along a rollout."""
+    parts = {"place": spaces.Box(-9.0, 9.0, (2,)), "wind": spaces.Box(-1.0, 1.0, (1, 1))}
+    spec = Spec(spaces.Dict(parts), SPEC.action, "a windy place")
+    model = SMALL.build(spec, ends=never)
+    told(model, {"0": 1.0, "1": 2.0, "2": 3.0, "4": -100.0, "5": -100.0, "6": -100.0})
+    obs = TensorDict({"place": torch.tensor([[4.0, 5.0]]), "wind": torch.tensor([[[6.0]]])}, [1])
+    assert model.vector(obs).tolist() == [[4, 5, 6]]
+    rows = model.rollout(Mover(), obs, 2, noise=False)
+    assert rows["obs", "wind"].flatten().tolist() == [6, 9]
+    assert rows["next_obs", "place"].tolist() == [[[5, 7], [6, 9]]]
+    assert rows["obs", "wind"].shape == (1, 2, 1, 1)
+    answers = model.answers(rows.clone().set("reward", torch.tensor([[7.0, 8.0]])))
+    assert answers.tolist() == [[[1, 2, 3, 7], [1, 2, 3, 8]]]
+    with pytest.raises(UsageError, match="of real numbers"):
+        SMALL.build(Spec(spaces.Dict({"picture": spaces.Box(0, 255, (4,), "uint8")}), SPEC.action, "a film"))
 
 
 def test_the_inverse_reads_actions_back(float64):
