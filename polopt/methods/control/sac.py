@@ -138,13 +138,17 @@ class SAC(Method):
     def target(self, batch: Batch) -> Tensor:
         """Soft one-step target [B]; time limits are bootstrapped through."""
         next_action, next_log_prob = self.next_action(batch["next_obs"])
-        next_q = reduce_members(self.target_critic(batch["next_obs"], next_action), "min")
+        next_q = reduce_members(self.target_values(batch["next_obs"], next_action), "min")
         next_value = soft_value(next_q, next_log_prob, self.temperature.value)
         return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], next_value)
 
     def next_action(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """What the policy would do [B, A], and its log-density [B]."""
         return self.policy.rsample(obs)
+
+    def target_values(self, obs: Obs, action: Tensor) -> Tensor:
+        """What targets are made of, per critic: [E, B]."""
+        return self.target_critic(obs, action)
 
     def action_values(self, obs: Obs, action: Tensor) -> Tensor:
         """What the policy ascends, per critic: [E, B]."""
