@@ -178,7 +178,8 @@ def _off_policy(args: Any, own: Mapping[str, Any]) -> int:
     for name, each in estimates.items():
         size = numbers.get(f"{name.removesuffix(' importance sampling')} effective size")
         of = "decisions" if name.startswith("ncis") else "episodes"
-        print(f"  {name:40} {each}" + ("" if size is None else f" (effectively {size:.1f} {of})"))
+        interval = "" if each.low is None else f" [{each.low:.4g}, {each.high:.4g}]"
+        print(f"  {name:40} {each.estimate:.4g}{interval}" + (f" (effectively {size:.1f} {of})" if size else ""))
     for said in missing:
         print(f"  not estimated: {said}")
     return 0
