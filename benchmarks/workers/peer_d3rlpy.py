@@ -11,8 +11,8 @@ of an episode that was cut off, because it keeps no observation after it; here s
 holds that observation and is never drawn itself.
 
 Not to be made equal by options, and left as each library has it: d3rlpy turns its losses into Python numbers in each
-update, ours sums them as tensors, and each has its own random numbers. Of TD3+BC nothing else, but that d3rlpy's
-observations are standardized with those additional rows too. Of IQL: ours starts from orthogonal weights and a standard
+update, ours sums them as tensors, and each has its own random numbers. Of TD3+BC nothing else, but that its policy
+moves on the first of two updates, ours on the second. Of IQL: ours starts from orthogonal weights and a standard
 deviation of 1 (the official code), d3rlpy from PyTorch's weights and, by a sigmoid between its bounds, one of 0.22;
 ours has half the squared error in the critics, where Adam sees no difference; ours updates value, policy, critics in
 this order (the official code's), d3rlpy value and critics in one step, then the policy.
@@ -77,12 +77,13 @@ def iql(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.IQL:
 
 
 def td3_bc(job: Job, data: offline_data.Data, updates: int) -> d3rlpy.algos.TD3PlusBC:
-    """TD3+BC with the settings that both sides share; nothing depends on the data or on the number of updates."""
+    """TD3+BC with the settings that both sides share; nothing depends on the number of updates."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     d3rlpy.seed(job["seed"])
     settings = offline_data.td3_bc_settings(job)
     encoder = d3rlpy.models.VectorEncoderFactory(list(settings["sizes"]), activation="relu")
-    scaler = d3rlpy.preprocessing.StandardObservationScaler(eps=1e-3)
+    obs = data["observations"].astype(np.float64)
+    scaler = d3rlpy.preprocessing.StandardObservationScaler(mean=obs.mean(0), std=obs.std(0), eps=1e-3)
     return d3rlpy.algos.TD3PlusBCConfig(
         batch_size=settings["batch_size"],
         actor_learning_rate=settings["lr"],

@@ -34,7 +34,7 @@ DISTANCES = {
     "in deviations of the columns | while it is small, the critic has seen the like",
 }
 SAMPLE, ASKED = 5_000, 500  # recorded decisions that evaluations look at, and states at which the policy is asked
-SCALES = ("none", "return-range", "minus-one", "antmaze")
+SCALES = ("none", "return-range", "minus-one", "antmaze", "sparse")
 
 
 class Offline(Method):
@@ -63,7 +63,7 @@ class Offline(Method):
             "polopt",
             choices=SCALES,
             help="return-range: times 1000 / (largest - smallest return of the dataset); minus-one: minus 1; "
-            "antmaze: 4 (reward - 1/2)",
+            "antmaze: 4 (reward - 1/2); sparse: 10000 reward - 1",
         )
         offline_updates: int | None = param(
             None, "polopt", low=0, help="updates before it goes on online, collecting; none: it never does"
@@ -101,6 +101,7 @@ class Offline(Method):
         data = data.clone(False).set("action", self.policy.own_action(data["action"]))
         self.policy.update_normalizer(data)
         self._sample = sample_of(data)
+        self.examine(data)
         if config.offline_updates is None:
             self.source = Samples(data, config.batch_size, self.generator)
             return
@@ -112,6 +113,9 @@ class Offline(Method):
         rollouts = Rollouts(self.task, config.online_steps, self.ledger)
         ratio = 1.0 / (self.task.environments * config.online_steps)
         self.source = OfflineThenOnline(rollouts, replay, config.batch_size, config.offline_updates, ratio)
+
+    def examine(self, data: Batch) -> None:
+        """For what a method makes of the whole dataset [B], actions as the policy acts, once before it learns."""
 
     def dataset(self) -> Batch:
         """The recorded decisions [B], actions in the environment's units. Raises UsageError when there are none."""
@@ -204,11 +208,11 @@ def reward_scaling(data: Batch, kind: str) -> tuple[float, float]:
 
     "return-range" is 1000 / (largest - smallest return of an episode), "minus-one" subtracts 1, so that a reward of 1
     at the goal becomes a cost of 1 everywhere else (arXiv 2110.06169, appendix), "antmaze" is 4 (reward - 1/2) (arXiv
-    2006.04779). Raises UsageError when all episodes
-    have the same return.
+    2006.04779), "sparse" is 10000 reward - 1 (the code of arXiv 2306.06569). Raises UsageError when all episodes have
+    the same return.
     """
     if kind != "return-range":
-        return {"none": (1.0, 0.0), "minus-one": (1.0, -1.0), "antmaze": (4.0, -2.0)}[kind]
+        return {"none": (1.0, 0.0), "minus-one": (1.0, -1.0), "antmaze": (4.0, -2.0), "sparse": (1e4, -1.0)}[kind]
     returns = episode_returns(data)
     spread = float(returns.max() - returns.min())
     if spread <= 0.0:

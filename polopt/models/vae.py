@@ -20,6 +20,7 @@ from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.networks import Network
 from polopt.networks.encoders import Obs
+from polopt.networks.normalizer import Normalizer
 
 LOG_STD = (-4.0, 15.0)  # these and the next: official code of BCQ
 PRIOR_BOUND = 0.5
@@ -30,20 +31,25 @@ class ActionVAE(nn.Module):
 
     Args:
         network: feed-forward, of encoder and decoder each.
+        normalizer: of the observations of both.
         latents: components of z; None: twice those of an action.
 
     Raises UsageError for actions that are no Box and for recurrent networks.
     """
 
-    def __init__(self, spec: Spec, network: Network, latents: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec, network: Network, latents: int | None = None, normalizer: Normalizer | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(spec.action, spaces.Box):
             raise UsageError(f"an autoencoder of actions needs a Box of them; {spec.name} has {spec.action}")
         if network.recurrent != "none":
             raise UsageError("an autoencoder of actions is feed-forward: set the network's recurrent to none")
         self.latents = 2 * spec.action_dim if latents is None else latents
-        self.encoder = network.build(spec.obs, 2 * self.latents, inputs_extra=spec.action_dim, head_gain=1.0)
-        self.decoder = network.build(spec.obs, spec.action_dim, inputs_extra=self.latents, head_gain=1.0)
+        self.encoder, self.decoder = (
+            network.build(spec.obs, outputs, inputs_extra=extra, head_gain=1.0, normalizer=normalizer)
+            for outputs, extra in ((2 * self.latents, spec.action_dim), (spec.action_dim, self.latents))
+        )
 
     def draw_noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """N(0, I) [..., Z] for actions `like` [..., A], from a stream of the CPU or by default the global one."""

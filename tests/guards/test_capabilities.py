@@ -54,6 +54,8 @@ SURE = {  # what must work: a matrix of refusals alone would pass the rest
     | {(policy, "box") for policy in ("deterministic", "squashed-gaussian", "gaussian", "diffusion", "flow")},
     "td3-bc": {("deterministic", "team"), ("gaussian", "unbounded")}
     | {(policy, "box") for policy in ("deterministic", "squashed-gaussian", "gaussian", "diffusion", "flow")},
+    "prdc": {(policy, "box") for policy in ("deterministic", "squashed-gaussian", "gaussian", "diffusion", "flow")},
+    "a2pr": {(policy, "box") for policy in ("deterministic", "squashed-gaussian", "gaussian", "diffusion", "flow")},
     "iql": {("auto", task) for task in SERVES["auto"]}
     | {(policy, "box") for policy in ("gaussian", "squashed-gaussian", "deterministic", "diffusion", "flow")}
     | {("tabular-softmax", "finite")},

@@ -53,7 +53,7 @@ class TD3BC(TwinDelayed, Offline):
 
     slug = "td3-bc"
     requires = (Reparameterized, Imitates)
-    headline = ("imitation_loss", "policy_q", "q", "critic_loss")
+    headline: ClassVar[tuple[str, ...]] = ("imitation_loss", "policy_q", "q", "critic_loss")
     trains_on = "recorded data, box actions, then the task itself if wanted"
     metrics = {
         "q": "mean Q at the data's actions, over critics | grows to the scale of the return",
