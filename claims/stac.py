@@ -20,7 +20,7 @@ is depends on where it begins, and not on the action.
 A pilot of 5,000 steps with an update each (seed 1000): at beta 0 occupancy 0.28 and cost 0.8 from step 3,000 to the
 end, length 10.7 and return -7.1; at beta 0.5 occupancy 0.20 and cost 0.17 up to step 3,752, and 0.31 and 0.36 at step
 4,000. Strikes are rare, about fifty among so many steps, so that std was not known well enough; hence more steps, and
-fewer updates for each.
+fewer updates for each. With these (seed 1000) beta 0.5 has occupancy 0.16, cost 0.16, length 12.1 and return -7.9.
 """
 
 from __future__ import annotations
