@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polopt.config import peers
 from polopt.core.errors import UsageError, nearest
 
 FAMILIES = ("control", "offline", "language", "generative", "multiagent", "theory")
@@ -115,7 +116,9 @@ def find(name: str) -> Row:
     for row in every:
         if name in row.entries:
             return row
-    raise UsageError(f"there is no method '{name}'{nearest(name.lower().replace('_', '-'), names())}")
+    hint = peers.method(name)
+    hint = f": {hint}" if hint else nearest(name.lower().replace("_", "-"), names())
+    raise UsageError(f"there is no method '{name}'{hint}")
 
 
 def names() -> list[str]:

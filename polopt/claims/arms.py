@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from polopt.claims.keys import plain
+from polopt.core import files
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.evaluation.score import Score
 
@@ -29,9 +28,9 @@ class TrainArm:
         if self.unit is None and len(budget) != 1:
             raise UsageError(f"the budget {dict(budget)} has several units: give train_arm(..., unit=...)")
         settings: dict[str, Any] = {"loggers": (), "threads": 1, "checkpoint_every": 2**40} | dict(self.config)
-        with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
+        with files.temporary_folder("polopt-claim-") as folder:
             steps = budget[self.unit] if self.unit is not None else next(iter(budget.values()))
-            run: Any = train(self.method, self.task, steps=steps, seed=seed, out=Path(folder) / "run", **settings)
+            run: Any = train(self.method, self.task, steps=steps, seed=seed, out=folder / "run", **settings)
             if run.config["unit"] not in budget:
                 raise UsageError(
                     f"{self.method} counts {run.config['unit']}, but the budget of its claim is {dict(budget)}"

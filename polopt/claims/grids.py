@@ -11,6 +11,7 @@ from typing import Any
 from polopt.claims.claim import Arm, Metrics
 from polopt.claims.keys import describe_arm, digest
 from polopt.claims.shared import shared
+from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.evaluation.score import Score
 
@@ -58,7 +59,7 @@ class BestOf(Grid):
             name: sum(score.of(arm(seed, dict(budget)), f"the arm at {name}") for seed in seeds) / self.tuning_seeds
             for name, arm in self.arms
         }
-        (folder / "tuned.json").write_text(json.dumps(means))
+        files.write(folder / "tuned.json", json.dumps(means).encode())
 
     def describe(self) -> dict[str, Any]:
         return {"best_of": self.described(), "by": self.by, "tuning_seeds": self.tuning_seeds}

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polopt import registry
 from polopt.claims.claim import Claim
 from polopt.claims.judge import Verdict, judge
 from polopt.claims.keys import PACKAGE, arm_key, expect_key, line_key
@@ -104,7 +105,22 @@ def _module_name(path: Path) -> str:
 
 def _no_claim(path: Path) -> Claim:
     known = sorted(item.stem for item in path.parent.glob("*.py")) if path.parent.is_dir() else []
-    raise UsageError(f"there is no claim for '{path.stem}'{nearest(path.stem, known)}")
+    raise UsageError(f"there is no claim for '{path.stem}'{_why(path.stem, known)}")
+
+
+def _why(slug: str, known: list[str]) -> str:
+    """Why there is none, or the nearest name that has one, as the end of a sentence."""
+    rows = [row for row in registry.rows() if slug in (row.slug, *row.entries)]
+    if not rows:
+        return nearest(slug, known)
+    owner = next((row.slug for row in rows if row.slug in known), None)
+    if owner is not None:
+        return f": it is tried in that of {owner}"
+    if rows[0].kind != "method":
+        return f": it is a {rows[0].kind}"
+    if slug not in registry.locations():
+        return ": it is planned, not built yet"
+    return ": it is a base of others" if rows[0].base_only else ": none has been stated yet"
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:
@@ -125,22 +141,16 @@ def read_lines(path: Path) -> tuple[list[Line], int]:
 def appending(path: Path) -> Iterator[Callable[[Line], None]]:
     """Appends lines, each on disk before the next run's result is taken; one writer at a time."""
     files.make_folder(path.parent)
-    try:
-        file = open(path, "a+b")  # noqa: SIM115  closed below; only opening it is guarded here
-    except OSError as error:
-        raise files.refused(path, error) from error
-    with file:
+    with files.opened(path, "a+b") as file:
         _lock(file, path)
         start = b"\n" if file.tell() and not _ends_line(file) else b""  # close a torn line, so that it harms no other
 
         def append(line: Line) -> None:
             nonlocal start
-            try:
+            with files.writing(path):
                 file.write(start + json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError as error:
-                raise files.refused(path, error) from error
             start = b""
 
         yield append

@@ -6,13 +6,11 @@ import atexit
 import functools
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from polopt.core import locks
+from polopt.core import files, locks
 
 VARIABLE = "POLOPT_CLAIM_FOLDER"  # where the processes of one run of a claim share
 
@@ -28,10 +26,10 @@ def shared(key: str, make: Callable[[Path], object]) -> Path:
     done = folder.with_suffix(".done")
     with _locked(folder.with_suffix(".lock")):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            files.remove(folder)
+            files.make_folder(folder)
             make(folder)
-            done.touch()
+            files.write(done, b"")
     return folder
 
 
@@ -39,8 +37,8 @@ def shared(key: str, make: Callable[[Path], object]) -> Path:
 def one_run() -> Iterator[None]:
     """Within it, this process and those that it starts share one new folder."""
     before = os.environ.get(VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="polopt-claim-shared-", ignore_cleanup_errors=True) as folder:
-        os.environ[VARIABLE] = folder
+    with files.temporary_folder("polopt-claim-shared-") as folder:
+        os.environ[VARIABLE] = str(folder)
         try:
             yield
         finally:
@@ -52,13 +50,13 @@ def one_run() -> Iterator[None]:
 @functools.cache
 def _own_folder() -> str:
     """Of an arm that is called by itself."""
-    folder = tempfile.mkdtemp(prefix="polopt-claim-shared-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = ExitStack()
+    atexit.register(folder.close)
+    return str(folder.enter_context(files.temporary_folder("polopt-claim-shared-")))
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
+    with files.opened(path, "wb") as file:
         locks.take(file.fileno(), wait=True)
         yield

@@ -14,6 +14,8 @@ from polopt.cli.describe import Description, describe
 from polopt.config.serialize import Field
 from polopt.registry import Row
 
+LEAST = 36  # characters that the last column of a table needs
+
 
 def methods_verb(argv: list[str]) -> int:
     parser = make_parser("methods", "The catalogue of methods, and what works.")
@@ -57,7 +59,19 @@ def show_text(name: str) -> str:
     if name not in registry.locations():
         what = f"{name} is planned, not built yet" if row.kind == "method" else f"{name} is a {row.kind}"
         return "\n".join([*lines, what])
-    return "\n".join([*lines, *_about_method(describe(name))])
+    lines += _about_method(describe(name))
+    return "\n".join(part for line in "\n".join(lines).splitlines() for part in _fitted(line))
+
+
+def _columns() -> int:
+    """How wide what is printed may be: as the terminal, or as $COLUMNS says."""
+    return max(shutil.get_terminal_size((160, 24)).columns, 40)
+
+
+def _fitted(line: str) -> list[str]:
+    """A line in as many as the terminal asks for, the further ones indented."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(line, _columns(), subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def _about_row(name: str, row: Row) -> list[str]:
@@ -67,7 +81,8 @@ def _about_row(name: str, row: Row) -> list[str]:
         pairs["see also"] = ", ".join(others)
     lines = [f"  {key:<9} {value}" for key, value in pairs.items()]
     if row.choose:
-        lines += textwrap.wrap(row.choose, 108, initial_indent=f"  {'choose':<9} ", subsequent_indent=" " * 12)
+        wide = min(_columns(), 108)
+        lines += textwrap.wrap(row.choose, wide, initial_indent=f"  {'choose':<9} ", subsequent_indent=" " * 12)
     record = registry.verdict(name) if row.claim else {}
     details = [str(record[key]) for key in ("reason", "date") if record.get(key)]
     if record.get("seeds"):
@@ -118,11 +133,15 @@ def _legal(field: Field) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = True) -> str:
-    """Aligned columns; where a terminal ends, the last one is cut or else continued below."""
+    """Aligned columns; where a terminal ends, the last one is cut or else continued below. Where nothing is left for
+    it, each row has lines of its own."""
     every = [head, *rows]
     widths = [max(len(row[i]) for row in every) for i in range(len(head) - 1)]
     start = sum(widths) + 2 * len(widths)
-    left = max(shutil.get_terminal_size((160, 24)).columns - start - 2, 20)
+    left = max(_columns() - start - 2, 20)
+    if not cut and left < LEAST:
+        apart = [("  ".join(row[:-1]), f"    {row[-1]}") for row in every]
+        return "\n".join(line for pair in apart for line in pair if line.strip())
     short = left if sys.stdout.isatty() else 10**6  # what is read by grep is whole
     lines = []
     for row in every:

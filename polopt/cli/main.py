@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core import files, signals
+from polopt.core.errors import Notice, RunError, UsageError, nearest
 
 VERBS = {  # verb -> the module of its group; its function there has the verb's name
     "methods": "catalogue",
@@ -56,7 +57,8 @@ def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning of polopt's as one line, without the place in the code; others as Python has them."""
-    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    here = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    own = here or issubclass(category, Notice)  # whose place may be in the code of another library
     return f"polopt: {message}\n" if own else _formatted(message, category, filename, lineno, line)
 
 
@@ -75,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}")
-        group = importlib.import_module(f"polopt.cli.{VERBS[verb]}")
-        code: int = getattr(group, f"{verb}_verb")(rest)
+        with signals.raising():
+            group = importlib.import_module(f"polopt.cli.{VERBS[verb]}")
+            code: int = getattr(group, f"{verb}_verb")(rest)
         return code
     except UsageError as error:
         return _fail(error, 2)
@@ -88,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"polopt: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if not files.refuses(error):
+            raise
+        return _fail(files.refused(error.filename or "a file", error), 1)
     except SystemExit as error:  # --help of a verb, or argparse on wrong usage
         return error.code if isinstance(error.code, int) else 2
 

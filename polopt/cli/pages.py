@@ -16,6 +16,7 @@ from typing import Any
 from polopt import registry
 from polopt.cli.describe import split_metric
 from polopt.cli.method_pages import built, method_pages, table
+from polopt.core import files
 from polopt.report.claims import draw_claim, recorded
 
 BEGIN, END = "<!-- from the method files: make docs -->", "<!-- end -->"
@@ -82,13 +83,13 @@ def write(root: Path) -> list[Path]:
     """Writes all pages and pictures under `root`, removes those that nothing stands behind, and returns their paths."""
     written = pages(root)
     for path, text in written.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        files.make_folder(path.parent)
+        files.replace(path, text.encode())
     images = [root / "docs" / "images" / "claims" / f"{slug}.png" for slug in recorded()]
     images = [path for path in images if draw_claim(path.stem, path)]
     for folder, kept in (("methods", set(written)), ("images/claims", set(images))):
         for path in set((root / "docs" / folder).glob("*.*")) - kept:
-            path.unlink()
+            files.remove(path)
     return [*written, *images]
 
 

@@ -11,24 +11,32 @@ from typing import Any
 from polopt.cli.arguments import add_own_code, make_parser, own_code, split_task
 from polopt.core.errors import UsageError
 
+HELP = """polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]
+             [--device D] [any option of the method]
+
+  --task TASK
+      a Gymnasium id, a task of polopt's own (addition, random-mdp, reasoning-gym/NAME, FILE.jsonl ...), recorded data
+      (a Minari id, FILE.hdf5, FILE.npz), pz/FAMILY/NAME, or module:function; --task.NAME VALUE is for the environment
+  --out DIR
+      the run folder; default runs/METHOD-TASK-sSEED
+  --init RUN
+      start from the weights of another run, wherever names and shapes agree
+
+'polopt train METHOD --help' and 'polopt show METHOD' list the options of a method."""
+
 
 def train_verb(argv: list[str]) -> int:
     from polopt import registry
 
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         raise UsageError("polopt train METHOD --task TASK ...: name a method first; 'polopt methods' lists them")
-    if argv[0] in ("-h", "--help"):
-        print(
-            "polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]\n"
-            "             [--device D] [any option of the method]\n\n"
-            "--task is a Gymnasium id, a tabular task, a text task (addition, reasoning-gym/NAME, FILE.jsonl ...),\n"
-            "recorded data (a Minari id, FILE.hdf5, FILE.npz), or module:function; --task.NAME VALUE is for the\n"
-            "environment.\n"
-            "'polopt train METHOD --help' and 'polopt show METHOD' list the options."
-        )
-        return 0
     from polopt.training.options import RunOptions
 
+    if argv[0] in ("-h", "--help"):
+        from polopt.config.help import options_text
+
+        print(HELP, *options_text({"options of every run": RunOptions}), sep="\n")
+        return 0
     method, (task_options, rest) = argv[0], split_task(argv[1:])
     if any(item in ("-h", "--help") for item in rest):
         from polopt.cli.describe import print_help
@@ -43,7 +51,7 @@ def train_verb(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(rest)
 
     from polopt.config import parse_many
-    from polopt.training import api
+    from polopt.training import api, beginning
     from polopt.training.folder import new_folder
     from polopt.training.plan import studied
 
@@ -57,21 +65,26 @@ def train_verb(argv: list[str]) -> int:
     folder = new_folder(Path(args.out) if args.out else None, method, task, options.seed)
     print(planned.summary(folder), file=sys.stderr)
     rows = api.start(planned, folder, say=lambda said: print(said, file=sys.stderr))
-    return _trained(lambda: api.finish(rows, folder, progress=True), folder)
+    return _trained(lambda: api.finish(rows, folder, progress=True), folder, beginning.own_code(planned))
 
 
-def _trained(work: Callable[[], Any], folder: Path) -> int:
+def _trained(work: Callable[[], Any], folder: Path, own: Mapping[str, Any]) -> int:
+    """Trains and reports; `own` is the code that the folder does not know by itself (`OwnCode`)."""
     try:
         run = work()
     except KeyboardInterrupt as error:
-        started = (folder / "config.json").exists()  # else it was stopped before there was anything to save
-        said = f"interrupted; saved: continue with 'polopt resume {folder}'" if started else "interrupted"
+        said = str(error) or "interrupted"
+        if (folder / "config.json").exists():  # else it was stopped before there was anything to save
+            said += f": continue with 'polopt resume {folder}'"
         raise KeyboardInterrupt(said) from error
 
     from polopt.evaluation.score import NO_RETURN
     from polopt.report.compare import report
 
-    page = report([folder], video=run.config["run"]["video"])
+    try:
+        page = report([folder], video=run.config["run"]["video"], **own)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; the run is whole: 'polopt report {folder}' writes its page") from error
     final = f"{run.score.key} {run.final[run.score.column]:.6g} at the end; " if run.evaluations else ""
     if run.score.by_data:
         final += f"{NO_RETURN}; "
@@ -93,8 +106,8 @@ def resume_verb(argv: list[str]) -> int:
     from polopt.training import api
 
     how = {"extend": args.extend, "checkpoint": args.checkpoint, "until": args.until, "device": args.device}
-    how |= own_code(args)
-    return _trained(lambda: api.resume(args.dir, progress=True, **how), args.dir)
+    own = own_code(args)
+    return _trained(lambda: api.resume(args.dir, progress=True, **how, **own), args.dir, own)
 
 
 def eval_verb(argv: list[str]) -> int:

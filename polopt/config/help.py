@@ -15,6 +15,12 @@ def help_text(
     lines = [f"usage: {prog} [options]"]
     if presets:
         lines += ["", "  --preset NAME", f"      one of {', '.join(presets)}; options given beside it come after it"]
+    return "\n".join([*lines, *options_text(groups)])
+
+
+def options_text(groups: Mapping[str, type[Config] | Config]) -> list[str]:
+    """The lines of all options, by part."""
+    lines = []
     for group, config in groups.items():
         title = ""
         for each in fields_of(config):
@@ -28,4 +34,4 @@ def help_text(
             about = [each.type, f"default {each.default}", each.range, each.unit, each.source and f"from {each.source}"]
             lines.append(f"  --{each.name}")
             lines.append("      " + "; ".join(part for part in (*about, each.help) if part))
-    return "\n".join(lines)
+    return lines

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from polopt.config import peers
 from polopt.config.help import help_text
 from polopt.config.params import (
     MISFIT,
@@ -34,6 +35,7 @@ from polopt.core.errors import UsageError, nearest
 Presets = Mapping[str, Mapping[str, Any]]
 Source = type[Config] | Config
 UNSET: Any = object()
+SWITCH = {"", "true"}  # values that switch on what is either there or not
 
 
 def parse(
@@ -292,6 +294,8 @@ class _Reader:
         if ":" in name and (made := _from_value(configs, import_callable(name))) is not None:
             return made
         spelled = self.spell(path)
+        if len(options) == 1 and type(None) in members(hint) and name.replace("-", "") in SWITCH | _plain(options):
+            return configs[0]()  # --policy.lora, --policy.lora true
         if len(options) == 1 and type(None) not in members(hint):
             some = self.spell((*path, fields(configs[0])[0].name)) if fields(configs[0]) else spelled
             raise UsageError(f"{spelled} takes no value of its own: set its parts, such as {some}")
@@ -317,6 +321,8 @@ class _Reader:
             for name in dict.fromkeys(each.name for each in fields_of(config))
         ]
         dashes = "--" if self.cli else ""
+        if not path and (ours := peers.option(key, everywhere, dashes=self.cli)):
+            return UsageError(f"unknown option {typed}: it is '{dashes}{ours}' here")
         bare = typed.removeprefix("--")
         word = "." + (key.replace("_", "-") if self.cli else key)
         root = self.spell((*path, "")) if path else dashes
@@ -330,6 +336,11 @@ class _Reader:
         else:
             hint = nearest(dashes + bare, [dashes + name for name in everywhere])
         return UsageError(f"unknown option {typed}{hint}")
+
+
+def _plain(names: Mapping[str, Any]) -> set[str]:
+    """The names without their dashes, which some leave out."""
+    return {name.replace("-", "") for name in names}
 
 
 def _first(node: _Node) -> str:

@@ -26,6 +26,7 @@ from polopt.config.params import (
     spell,
     without_of,
 )
+from polopt.config.peers import code_file
 from polopt.core.errors import UsageError, nearest
 
 AGAIN = {"make": "network", "judge": "judge", "tables": "tables", "criterion": "criterion"}
@@ -75,6 +76,8 @@ def callable_name(value: Any) -> str | None:
 
 def import_callable(name: str) -> Any:
     """Returns what "module:function" names; this runs the module's code. Raises UsageError in one sentence."""
+    if module := code_file(name):
+        raise UsageError(f"'{name}' names a file: say its module, '{module}', in the folder that holds it")
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise UsageError(f"'{name}' does not name a callable: write it as module:function")

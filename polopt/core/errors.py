@@ -14,6 +14,10 @@ class RunError(Exception):
     """A run that failed while it ran (non-finite loss, broken environment, full disk): exit code 1."""
 
 
+class Notice(UserWarning):
+    """What a run says without failing: on the command line it is one line, whoever has called."""
+
+
 class CheckpointError(RunError):
     """A checkpoint that cannot be trusted or read."""
 

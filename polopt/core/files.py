@@ -1,6 +1,7 @@
-"""Every file operation of a save, so that each can be made to fail in a test.
+"""Every file operation of polopt, so that each can be made to fail in a test, and says what could not be written.
 
-A file appears under its name whole or not at all: it is written beside, flushed to disk, and renamed.
+A file appears under its name whole or not at all: it is written beside, flushed to disk, and renamed. A folder likewise
+(`new_folder`). What other libraries write themselves they write inside `writing`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -8,33 +9,69 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from polopt.core.errors import RunError
+
+REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+}
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Whatever is refused inside is a RunError that names `path`: also by libraries that write by themselves, which
+    raise errors of their own (safetensors, HDF5, torch) that only quote what the system said."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(path, error) from error
+    except RunError:
+        raise
+    except Exception as error:
+        number = next((number for number in REFUSALS if os.strerror(number) in str(error)), None)
+        if number is None:
+            raise
+        raise refused(path, OSError(number, os.strerror(number))) from error
 
 
 def write(path: Path, data: bytes) -> None:
     """Writes `data` to a new file and flushes it to disk. Raises RunError when the disk refuses."""
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise refused(path, error) from error
+    with writing(path), open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file. What a killed process leaves there may be torn."""
+    with writing(path), open(path, "ab") as file:
+        file.write(data)
+
+
+def opened(path: Path, mode: str) -> BinaryIO:
+    """A file that stays open for writing, such as one with a lock on it; `mode` has a "b"."""
+    with writing(path):
+        return cast(BinaryIO, open(path, mode))
 
 
 def rename(source: Path, target: Path) -> None:
     """Atomic rename of a file or folder, flushed to disk."""
-    try:
+    with writing(target):
         os.replace(source, target)
         handle = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-    except OSError as error:
-        raise refused(target, error) from error
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -45,27 +82,56 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused(path, error) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder, to be filled, which takes the place of `path` and of what is there when the block ends well.
+
+    It is made beside `path`, hidden; nothing is left of it when the block fails.
+    """
+    new: Path | None = None
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            new.chmod(0o755)
+            yield new
+            old = new.with_name(new.name + "-old")
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if new is not None:
+                shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder where the system keeps what is temporary, which is gone afterwards."""
+    with writing(os.environ.get("TMPDIR", "/tmp")):
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
 
 
 def remove(path: Path) -> None:
     """Removes a file or folder; what is not there is fine."""
-    try:
+    with writing(path):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise refused(path, error) from error
 
 
-def refused(path: Path, error: OSError) -> RunError:
-    reason = {
-        errno.ENOSPC: "the disk is full",
-        errno.EROFS: "the disk is read-only",
-        errno.EACCES: "no permission to write there",
-    }.get(error.errno or 0, str(error.strerror or error))
+def refuses(error: OSError) -> bool:
+    """Whether this is the disk's refusal to be written to, and not a fault of a program."""
+    return error.errno in REFUSALS
+
+
+def refused(path: Path | str, error: OSError) -> RunError:
+    reason = REFUSALS.get(error.errno or 0, str(error.strerror or error))
     return RunError(f"could not write {path}: {reason}; what was saved before is untouched")

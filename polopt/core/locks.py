@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polopt.core import files
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 
 OWNER = ".owner"
 _held: set[int] = set()  # open lock files of this process
@@ -72,7 +72,9 @@ def _own(path: Path) -> int | None:
                 raise UsageError(f"{path.parent} is being written by {_who(handle)}: let it end, or stop it first")
         except OSError as error:
             reason = f"its file system has no locks ({error.strerror or error})"
-            warnings.warn(f"{path.parent} cannot be locked, {reason}: see to it that nobody else writes", stacklevel=4)
+            warnings.warn(
+                f"{path.parent} cannot be locked, {reason}: see to it that nobody else writes", Notice, stacklevel=4
+            )
         except UsageError:
             os.close(handle)
             raise

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core import files
 from polopt.core.batch import Batch, flat, nested
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
@@ -54,12 +55,10 @@ def joined(batch: Batch, actor: Acts, spec: Spec) -> Batch:
 
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:
-    """Writes a batch of `record` to one safetensors file that says which spaces it belongs to."""
-    save_file(
-        {name: value.contiguous() for name, value in flat(data).items()},
-        path,
-        metadata={"spaces": json.dumps(_spaces(spec)), "task": spec.name},
-    )
+    """Writes a batch of `record` to one safetensors file that says which spaces it belongs to. Raises RunError when the
+    disk refuses."""
+    columns = {name: value.contiguous() for name, value in flat(data).items()}
+    files.replace(path, save(columns, {"spaces": json.dumps(_spaces(spec)), "task": spec.name}))
 
 
 def load_demonstrations(path: str | Path, spec: Spec) -> Batch:

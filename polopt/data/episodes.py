@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core import signals
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
@@ -176,6 +177,7 @@ class Episodes(Source):
             obs = put(task.reset(index=index[job.clamp_min(0)]), device)
             carry: Carry | None = None
             while (job >= 0).any():
+                signals.check()
                 first = task.first
                 busy = job >= 0
                 if elastic:

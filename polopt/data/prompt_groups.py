@@ -28,7 +28,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.batch import Batch, align_left
-from polopt.core.errors import RunError
+from polopt.core.errors import Notice, RunError
 from polopt.core.ledger import Ledger
 from polopt.data.base import Acts
 from polopt.data.components import Tally, added, tally
@@ -176,7 +176,7 @@ class PromptGroups(Episodes):
             raise RunError(f"no reward of the {failed} completions of a batch could be computed{_reason(self.task)}")
         if failed and not self.failures:  # said once; `failed` is in every row
             said = f"the reward of {failed} of {len(batch)} completions could not be computed{_reason(self.task)}"
-            warnings.warn(f"{said}; such completions teach nothing", stacklevel=2)
+            warnings.warn(f"{said}; such completions teach nothing", Notice, stacklevel=2)
         self.failures += failed
         return batch
 

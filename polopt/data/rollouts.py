@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core import signals
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
@@ -55,6 +56,7 @@ class Rollouts(Source):
                 self._carry = {name: put(value, device) for name, value in self._carry.items()}
             first = task.first
             for _ in range(self.steps):
+                signals.check()
                 if first.any():  # also true where a resume had to start an episode anew
                     keep = ~first
                     self._carry = keep_rows(self._carry, put(keep, device))

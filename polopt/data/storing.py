@@ -4,9 +4,6 @@ actions, in its own spaces."""
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -19,8 +16,9 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
+from polopt.core import files
 from polopt.core.batch import Batch
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import UsageError
 from polopt.core.observations import misfit
 from polopt.core.spec import Spec
 from polopt.tasks import recorded
@@ -71,36 +69,24 @@ def write_dataset(
     parts = episodes_of(episodes, spec.raw_obs, spec.facts) if isinstance(episodes, TensorDict) else list(episodes)
     if not any(len(part["reward"]) for part in parts):
         raise UsageError(f"there is nothing to write to {name}: no episode has a decision")
-    new = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=recorded.datasets_folder()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            storage = MinariStorage.new(new / "data", spec.raw_obs, spec.action, env_spec, jpeg_encoding=False)
-            low, high = references or (None, None)
-            storage.update_metadata(
-                {
-                    "dataset_id": name,
-                    "minari_version": importlib.metadata.version("minari"),
-                    "author": {"polopt"},
-                    "algorithm_name": "polopt",
-                    "polopt_task": None if task is None else {"name": task, "options": dict(task_options or {})},
-                    **({} if low is None else {"ref_min_score": low, "ref_max_score": high}),
-                    **(metadata or {}),
-                }
-            )
-            storage.update_episodes(
-                EpisodeBuffer(**_columns(number, part, spec))
-                for number, part in enumerate(parts)
-                if len(part["reward"])
-            )
-        os.replace(new, folder)
-    except OSError as error:
-        raise RunError(f"could not write {folder}: {error.strerror or error}; nothing is left of it") from error
-    finally:
-        if new is not None and new.exists():
-            shutil.rmtree(new, ignore_errors=True)
+    with files.new_folder(folder) as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storage = MinariStorage.new(new / "data", spec.raw_obs, spec.action, env_spec, jpeg_encoding=False)
+        low, high = references or (None, None)
+        storage.update_metadata(
+            {
+                "dataset_id": name,
+                "minari_version": importlib.metadata.version("minari"),
+                "author": {"polopt"},
+                "algorithm_name": "polopt",
+                "polopt_task": None if task is None else {"name": task, "options": dict(task_options or {})},
+                **({} if low is None else {"ref_min_score": low, "ref_max_score": high}),
+                **(metadata or {}),
+            }
+        )
+        storage.update_episodes(
+            EpisodeBuffer(**_columns(number, part, spec)) for number, part in enumerate(parts) if len(part["reward"])
+        )
     return folder
 
 
@@ -109,8 +95,10 @@ def write_references(name: str, references: tuple[float, float]) -> None:
     recorded.minari_package()
     from minari.dataset.minari_storage import MinariStorage
 
-    storage = MinariStorage.read(recorded.dataset_folder(name) / "data")
-    storage.update_metadata({"ref_min_score": references[0], "ref_max_score": references[1]})
+    folder = recorded.dataset_folder(name)
+    with files.writing(folder):
+        storage = MinariStorage.read(folder / "data")
+        storage.update_metadata({"ref_min_score": references[0], "ref_max_score": references[1]})
 
 
 def episodes_of(data: Batch, space: spaces.Space, facts: Iterable[str] = ()) -> list[dict[str, Any]]:

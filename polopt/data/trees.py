@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core import signals
 from polopt.core.batch import Batch
 from polopt.core.ledger import Ledger
 from polopt.data.base import Acts, Source
@@ -86,6 +87,7 @@ class Trees(Source):
         """Simulates each pair once; returns where episodes go on, and adds to `leaves` where they ended."""
         going, num = list[Node](), self.task.num
         for first in range(0, len(pairs), num):
+            signals.check()
             some = pairs[first : first + num]
             rows = some + some[:1] * (num - len(some))  # rows without work do what the first one does
             self.task.restore([node.snapshot for node, _ in rows])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polopt.core import signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.random import paired
 from polopt.data.base import to_env
@@ -50,7 +51,11 @@ def token_entropy(actor: Any, batch: Batch) -> dict[str, float]:
     tokens = int(batch["mask"].sum())
     if not hasattr(actor, "entropy") or not tokens:
         return {}
-    return {"entropy": sum(actor.entropy(part).double().sum().item() for part in pieces(batch, ROWS)) / tokens}
+    total = 0.0
+    for part in pieces(batch, ROWS):
+        signals.check()
+        total += actor.entropy(part).double().sum().item()
+    return {"entropy": total / tokens}
 
 
 def evaluate_completions(

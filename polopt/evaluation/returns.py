@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from polopt.core.batch import Batch
+from polopt.core.errors import Notice
 from polopt.core.random import paired
 from polopt.data.episodes import Episodes
 from polopt.data.teams import playing
@@ -55,5 +56,5 @@ def evaluate_returns(actor: Actor, task: Task, episodes: int = 10, *, greedy: bo
     if source.cut:
         scores["cut"] = float(source.cut)
         said = f"{joint.spec.name} had not ended after {joint.longest:,} decisions (--eval-length): they were cut there"
-        warnings.warn(f"{source.cut} of {episodes} episodes of {said}, returns are of that part", stacklevel=2)
+        warnings.warn(f"{source.cut} of {episodes} episodes of {said}, returns are of that part", Notice, stacklevel=2)
     return scores

@@ -65,7 +65,13 @@ def is_image(space: gymnasium.Space, encoder: str = "auto") -> bool:
 
 
 def make_encoder(space: gymnasium.Space, encoder: str = "auto", init: str = "default") -> Encoder:
-    """The encoder for `space`. Raises UsageError for a space that no network can read, naming it."""
+    """The encoder for `space`. Raises UsageError for a space that no network can read, naming it, and for pictures
+    whose colors stand between their sides."""
+    if encoder == "auto" and _is_swapped(space):
+        raise UsageError(
+            f"the observation space {space} has the shape of pictures whose axes are swapped: give [H, W, C] or "
+            "[C, H, W], or say --network.encoder flat"
+        )
     if isinstance(space, spaces.Dict):
         return DictEncoder(space, encoder, init)
     if isinstance(space, spaces.Box) and is_image(space, encoder):
@@ -156,7 +162,8 @@ class DictEncoder(Encoder):
         if not items:
             raise UsageError(f"no network reads the observation space {space}: it holds nothing but a mask")
         # A dict of vectors and images is the normal case: "nature-cnn" speaks of its images only.
-        kinds = [encoder if is_image(item, encoder) or isinstance(item, spaces.Dict) else "flat" for _, item in items]
+        plain = "flat" if encoder == "nature-cnn" else encoder
+        kinds = [encoder if is_image(item, encoder) or isinstance(item, spaces.Dict) else plain for _, item in items]
         self.keys = [key for key, _ in items]
         self.encoders = nn.ModuleList(make_encoder(item, kind, init) for (_, item), kind in zip(items, kinds))
         self.size = sum(int(part.size) for part in self.encoders)  # type: ignore[arg-type, misc]
@@ -173,6 +180,14 @@ def channels_first(image: Tensor, shape: tuple[int, ...]) -> Tensor:
         image = image.movedim(-1, 2) if _channels_last(shape[1:]) else image
         return image.flatten(1, 2)
     return image.movedim(-1, 1) if _channels_last(shape) else image
+
+
+def _is_swapped(space: gymnasium.Space) -> bool:
+    """Whether this is of pictures with 1, 3 or 4 colors in the middle axis."""
+    if not isinstance(space, spaces.Box) or _divisor(space) is None or len(space.shape) not in (3, 4):
+        return False
+    first, middle, last = space.shape[-3:]
+    return middle in (1, 3, 4) and min(first, last) >= 4 * SMALLEST_SIDE
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
+from polopt.core import signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
@@ -82,6 +83,7 @@ class Optimizer(Stateful):
         self._zero_grad()
         metrics: dict[str, Tensor] = {}
         for part in parts:
+            signals.check()
             value, sums = loss(part, **shared)
             value.backward(inputs=self.parameters)
             add_up(metrics, sums)

@@ -15,6 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core import signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
@@ -118,6 +119,7 @@ class CausalLMPolicy(TextPolicy, Density):
         inputs, position = tokens[rows], (attention.cumsum(1) - 1).clamp_min(0)[rows]
         writing = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
+            signals.check()
             ahead = self.passes.more_logits if step else self.passes.first_logits
             logits = ahead(inputs, seen[:, : length + step], position, cache)
             token, value = self._draw(logits, rows, count, greedy)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from polopt.core.errors import RunError, UsageError
+from polopt.core import files
+from polopt.core.errors import UsageError
 from polopt.core.random import paired
 from polopt.data.tokenizing import need, quiet
 
@@ -114,22 +112,8 @@ def write_folder(folder: Path | str, write: Callable[[Path], None]) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no model folder: choose another name")
-    new: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        new.chmod(0o755)
+    with files.new_folder(folder) as new:
         write(new)
-        old = new.with_name(new.name + "-old")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"the model could not be written to {folder}: {error.strerror or _first(error)}") from None
-    finally:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
     return folder
 
 

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.core.spec import Spec
@@ -261,7 +262,7 @@ def _ends(model: Any) -> list[int]:
 def _write_ends(file: Path, ends: Sequence[int]) -> None:
     """Into the file, not into the model's settings: what a hub model says besides may not pass the library's checks."""
     content = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps(content | {"eos_token_id": list(ends)}, indent=2))
+    files.write(file, json.dumps(content | {"eos_token_id": list(ends)}, indent=2).encode())
 
 
 def context_of(model: Any, tokenizer: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -216,10 +215,10 @@ def report(
     runs = read_runs(places, score)
     if ranges and len(runs) == 1:
         raise UsageError("--range puts several runs on one scale: here is only one")
-    with tempfile.TemporaryDirectory(prefix="polopt-film-") as apart:
+    with files.temporary_folder("polopt-film-") as apart:
         if video and len(runs) == 1 and runs[0].video is None:
             inside = target.resolve().is_relative_to(places[0].resolve())
-            films = places[0] / "videos" if inside else Path(apart)
+            films = places[0] / "videos" if inside else apart
             record(places[0], out=films, **own)
             runs = [replace(runs[0], films=films)]
         write_report(runs, target, ranges=ranges)

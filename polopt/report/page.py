@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import polopt
-from polopt.core.errors import RunError, UsageError
+from polopt.core import files
+from polopt.core.errors import Notice, UsageError
 from polopt.evaluation.score import Score
 from polopt.report.compared import learning_curves, profile_chart, score_chart
 from polopt.report.curves import (
@@ -45,16 +45,11 @@ def write_report(
         raise UsageError("a report needs at least one run folder")
     for run in runs:
         if run.damage:
-            warnings.warn(f"{run.folder}: {run.damage}", stacklevel=2)
+            warnings.warn(f"{run.folder}: {run.damage}", Notice, stacklevel=2)
     page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs, ranges)
     out = Path(out)
-    partial = out.with_name(f".{out.name}.new")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise RunError(f"could not write {out}: {error.strerror or error}") from error
+    files.make_folder(out.parent)
+    files.replace(out, page.encode())
     return out
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polopt.core import files
 from polopt.report.curves import axes_style
 
 INK, FAINT, GRID = "#1b1f27", "#9aa2b1", "#e8ebf0"  # these, and SERIES, are those of page.html
@@ -45,5 +47,8 @@ def sheet(
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, height_ratios=heights)
         for path in [file] if isinstance(file, Path) else file:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawing.savefig(path, dpi=130, metadata=NO_DATE[path.suffix] | dict(notes or {}))
+            content = io.BytesIO()
+            metadata = NO_DATE[path.suffix] | dict(notes or {})
+            drawing.savefig(content, format=path.suffix[1:], dpi=130, metadata=metadata)
+            files.make_folder(path.parent)
+            files.replace(path, content.getvalue())

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+
+from polopt.core import files
 
 MAX_FPS = 30
 
@@ -117,7 +120,7 @@ def _play(
 ) -> Path | str:
     import imageio.v2 as imageio
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.partial.mp4")
     if hasattr(actor, "reset"):
         actor.reset()
@@ -136,13 +139,16 @@ def _play(
                 total, length, over = total + float(reward), length + 1, bool(terminated or truncated)
                 if length % every == 0 or over:
                     writer.append_data(_frame(env))
-        finally:
-            writer.close()  # as a context manager it would leave ffmpeg running after an error
-        os.replace(partial, path)
+        except BaseException:
+            with suppress(Exception):  # what ffmpeg says to half a video must not take the place of a Ctrl-C
+                writer.close()  # as a context manager it would leave ffmpeg running after an error
+            raise
+        writer.close()
+        files.rename(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        files.remove(partial)
     facts = {"seed": seed, "return": total, "length": length, "whole_episode": over}
-    path.with_suffix(".json").write_text(json.dumps(facts))
+    files.replace(path.with_suffix(".json"), json.dumps(facts).encode())
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polopt.config import peers
 from polopt.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def make_task(
     from polopt.tasks.petting import is_parallel
 
     if not isinstance(task, str) and not callable(task) and not _is_made(task) and not is_parallel(task):
-        raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}")
+        hint = peers.vector(task)
+        raise UsageError(f"a task is a name, a function or an environment, not {type(task).__name__}{hint}")
     maker = Maker(task, kwargs, preset, render_mode, evaluation)
     return GymTask(maker, num, seed, workers, evaluation, maker.name, facts)
 

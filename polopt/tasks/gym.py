@@ -23,7 +23,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core.errors import CheckpointError, RunError, UsageError
+from polopt.core.errors import CheckpointError, Notice, RunError, UsageError
 from polopt.core.observations import MASK_KEY, served
 from polopt.core.spec import Spec
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
@@ -227,7 +227,7 @@ class GymTask(Task):
             self.reset()
         elif not kept.all():
             limit = f"were longer than the {self._plans.longest:,} steps that are kept, so they start anew"
-            warnings.warn(f"{(~kept).sum()} of the {self.num} episodes of {self._name} {limit}", stacklevel=2)
+            warnings.warn(f"{(~kept).sum()} of the {self.num} episodes of {self._name} {limit}", Notice, stacklevel=2)
             self.reset(~rows)
 
     def _twin(self, rows: int, seed: int) -> Task:

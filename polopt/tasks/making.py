@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 
+from polopt.config import peers
 from polopt.core.errors import UsageError, nearest
 from polopt.tasks import petting, recorded
 from polopt.tasks.named import NAMED, imported, place
@@ -124,7 +125,7 @@ class Maker:
         if petting.is_parallel(env):
             return petting.TeamEnv(env, self.name, **own)
         if not isinstance(env, gymnasium.Env):
-            raise UsageError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
+            raise UsageError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env{peers.vector(env)}")
         for name in ("observation_space", "action_space"):
             if not isinstance(getattr(env, name, None), spaces.Space):
                 raise UsageError(f"{self.name} has no {name}: set it to a space of gymnasium.spaces when it is made")
@@ -165,6 +166,8 @@ def _told(env: gymnasium.Env) -> list[str]:
 def named_function(name: str) -> Callable[..., Any] | None:
     """What a name of polopt's own, or "module:function", stands for; None for a Gymnasium id."""
     where = place(name) or name
+    if module := peers.code_file(name):
+        raise UsageError(f"'{name}' names a file: say its module, '{module}', in the folder that holds it")
     _, colon, path = where.partition(":")
     if not colon or not all(part.isidentifier() for part in path.split(".")):
         return None
@@ -203,7 +206,8 @@ def _registered(name: str, render_mode: str | None, kwargs: dict[str, Any]) -> g
         said = " ".join(str(error).split())
         if isinstance(error, gymnasium.error.NameNotFound):
             said = "tasks are ids of Gymnasium, names of 'polopt train --help', or module:function"
-        raise UsageError(f"there is no task '{name}'{nearest(name, known) or f': {said}'}") from None
+        hint = peers.dataset(name) or nearest(name, known) or f": {said}"
+        raise UsageError(f"there is no task '{name}'{hint}") from None
 
 
 def _gym_make(name: str | EnvSpec, render_mode: str | None, kwargs: dict[str, Any]) -> gymnasium.Env:

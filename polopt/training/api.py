@@ -14,7 +14,7 @@ import torch
 from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
 from polopt.core import files
-from polopt.core.errors import CheckpointError, DamagedError, UsageError
+from polopt.core.errors import CheckpointError, DamagedError, Notice, UsageError
 from polopt.core.locks import owned
 from polopt.core.modules import device_of
 from polopt.core.state import restore
@@ -30,7 +30,7 @@ from polopt.training.folder import Run, check_free, new_folder, write_config, wr
 from polopt.training.loggers import check_installed, make_loggers
 from polopt.training.loop import MODEL, Row, Trainer
 from polopt.training.options import Until
-from polopt.training.plan import OwnCode, Plan, TaskLike, plan, read_plan, rewards_of, runtime, task_name
+from polopt.training.plan import OwnCode, Plan, TaskLike, plan, read_plan, runtime, task_name
 
 
 def iterate(
@@ -165,7 +165,7 @@ def resume(
         planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
         moved = planned.options.device != before
         if moved:
-            warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", stacklevel=2)
+            warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", Notice, stacklevel=2)
         steps = run.checkpoints.steps()
         if checkpoint is not None and checkpoint not in steps:
             raise UsageError(f"{folder} has no checkpoint {checkpoint}, only {', '.join(map(str, steps)) or 'none'}")
@@ -203,7 +203,7 @@ def _rows(
             purge = 0 if step is None else step + 1
             trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
             if not method.task.exact_restore:
-                warnings.warn(method.task.restore_note, stacklevel=2)
+                warnings.warn(method.task.restore_note, Notice, stacklevel=2)
             for row in trainer.run():
                 yield row | {"method": method, "run": Run(folder), "steps": planned.steps}
     finally:
@@ -230,18 +230,7 @@ def train_or_resume(
     if (place / "config.json").exists():
         planned = plan(method, task, seed=seed, **settings)
         beginning.check_same(planned, place)
-        network = settings.get("network")
-        resume(
-            place,
-            task=task,
-            network=network if callable(network) else None,
-            rewards=rewards_of(task, settings.get("task_options") or {}),
-            judge=getattr(planned.config, "judge", None),
-            tables=getattr(planned.config, "tables", None),
-            criterion=getattr(planned.config, "criterion", None),
-            trust_remote_code=True,  # only where the caller's own settings say so: they equal the folder's
-            progress=progress,
-        )
+        resume(place, progress=progress, **beginning.own_code(planned))
         return
     train(method, task, seed=seed, out=place, progress=progress, **settings)
 
@@ -369,6 +358,10 @@ def demonstrate(
     --ope` (`polopt.evaluation.ope`).
     """
     method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
+    file = Path(file)
+    if file.is_dir():
+        raise UsageError(f"--record {file} is a folder, not a file")
+    files.make_folder(file.parent)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
         try:
@@ -378,7 +371,5 @@ def demonstrate(
                     data[BEHAVIOR] = environment_log_prob(method.policy, data.to(device_of(method.policy))).cpu()
         finally:
             fresh.close()
-    file = Path(file)
-    files.make_folder(file.parent)
     demonstrations.save_demonstrations(file, data, method.spec)
     return file

@@ -12,7 +12,7 @@ from typing import Any
 from polopt import registry
 from polopt.bases.method import Method
 from polopt.core import files
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 from polopt.core.locks import OWNER
 from polopt.core.state import find, gather, restore
 from polopt.evaluation.score import Score
@@ -21,7 +21,7 @@ from polopt.training import seeding
 from polopt.training.folder import Run
 from polopt.training.loggers import check_installed
 from polopt.training.options import Until
-from polopt.training.plan import Plan, runtime, task_name
+from polopt.training.plan import Plan, rewards_of, runtime, task_name
 
 PLANNED = ("method", "task", "task_options", "steps", "seed", "init", "config")  # of config.json, and of its "run":
 MEASURED = ("dtype", "facts", "objective_weights", "eval_every", "eval_episodes", "eval_length", "until")
@@ -39,6 +39,18 @@ def build(planned: Plan, say: Callable[[str], None]) -> Method:
         close(method)
         raise
     return method
+
+
+def own_code(planned: Plan) -> dict[str, Any]:
+    """The code of one's own in a run, as `resume`, `load` and the rest take it again (`OwnCode`)."""
+    config = planned.config
+    return {
+        "task": planned.task,
+        "network": getattr(getattr(config, "network", None), "make", None),
+        "rewards": rewards_of(planned.task, planned.task_options),
+        **{name: getattr(config, name, None) for name in ("judge", "tables", "criterion")},
+        "trust_remote_code": True,  # only where the run's own settings say so
+    }
 
 
 def check(planned: Plan, score: str | None = None) -> None:
@@ -114,7 +126,7 @@ def _initialize(method: Method, folder: Path, say: Callable[[str], None]) -> Non
     others = f", and {len(used) - len(policy)} others" if len(used) > len(policy) else ""
     said = f"--init {folder}: took {len(policy)} of the {len(own)} tensors of the policy{others}"
     if len(policy) < len(own):
-        warnings.warn(f"{said}; the rest of the policy begins anew", stacklevel=2)
+        warnings.warn(f"{said}; the rest of the policy begins anew", Notice, stacklevel=2)
     else:
         say(said)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -29,6 +28,7 @@ from gymnasium import spaces
 
 from polopt import registry
 from polopt.bases.method import Method
+from polopt.core import files
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.core.random import paired
@@ -211,9 +211,9 @@ class _Recorder:
         low, high = self.references
         wanted = low + self.share * (high - low)
         watched: Watch | None = None
-        with tempfile.TemporaryDirectory(prefix="polopt-dataset-") as folder:
+        with files.temporary_folder("polopt-dataset-") as folder:
             planned = plan_again(self.planned)
-            with closing(api.start(planned, Path(folder) / "run")) as rows:  # type: ignore[type-var]
+            with closing(api.start(planned, folder / "run")) as rows:  # type: ignore[type-var]
                 for row in rows:
                     method: Method = row["method"]
                     if watched is None:  # the first row, before anything is collected

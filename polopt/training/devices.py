@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
 
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 
 
 def named_device(name: str) -> torch.device:
@@ -17,6 +18,8 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        if re.fullmatch(r"gpu(:\d+)?", name):
+            raise UsageError(f"--device {name}: it is '{name.replace('gpu', 'cuda')}' here") from None
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"--device {name} cannot be used here: {reason}") from error
     return device
@@ -39,6 +42,8 @@ def device_here(recorded: str, wanted: str | None, *, resuming: bool = False) ->
                 f"this run was made on {recorded}, which is not here: continue elsewhere with --device cpu, with other "
                 f"last bits"
             ) from None
-        warnings.warn(f"this run was made on {recorded}, which is not here: loading it on the CPU", stacklevel=4)
+        warnings.warn(
+            f"this run was made on {recorded}, which is not here: loading it on the CPU", Notice, stacklevel=4
+        )
         return "cpu"
     return recorded

@@ -6,8 +6,7 @@ import csv
 import importlib.util
 import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,11 +40,7 @@ class CSVLogger:
             self.columns += new
             self._rewrite()
             return
-        try:
-            with open(self.path, "a", newline="") as file:
-                file.write(self._line(row))
-        except OSError as error:
-            raise files.refused(self.path, error) from error
+        files.append(self.path, self._line(row).encode())
 
     def _line(self, row: dict[str, Any]) -> str:
         text = io.StringIO()
@@ -90,14 +85,6 @@ def _number(cell: str) -> Any:
     return cell
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise files.refused(path, error) from error
-
-
 class TensorBoardLogger:
     """TensorBoard events; after a resume, events past the checkpoint are purged from view."""
 
@@ -105,11 +92,11 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "tensorboard"
-        with _writing(self.path):
+        with files.writing(self.path):
             self.writer = SummaryWriter(str(self.path), purge_step=purge_step)
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        with _writing(self.path):
+        with files.writing(self.path):
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name not in COUNTS:
                     self.writer.add_scalar(name, value, step)

@@ -6,20 +6,17 @@ import gc
 import json
 import math
 import re
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polopt.bases.method import Method
-from polopt.core import files
-from polopt.core.errors import CheckpointError, RunError
+from polopt.core import files, signals
+from polopt.core.errors import CheckpointError, Notice, RunError
 from polopt.core.state import Stateful, gather, restore
 from polopt.data.components import Tally, added, means
 from polopt.evaluation.figures import to_json
@@ -44,7 +41,7 @@ def spread(entries: list[Row], most: int) -> list[Row]:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C (or SIGTERM) while training; everything is saved."""
+    """Ctrl-C (or SIGTERM) while training: it says what is saved."""
 
 
 class Trainer(Stateful):
@@ -87,6 +84,7 @@ class Trainer(Stateful):
         self.rows = 0
         self.best: float | None = None
         self.stopped = False
+        self._owed: Row | None = None  # a row whose evaluation was broken off: it is made when the run goes on
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._clock = time.perf_counter()
@@ -98,41 +96,62 @@ class Trainer(Stateful):
 
     @property
     def finished(self) -> bool:
-        return self.stopped or self.count >= self.steps
+        return (self.stopped or self.count >= self.steps) and self._owed is None
+
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self._owed is None else {"owed": self._owed}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._owed = dict(state["owed"]) if state else None
 
     def run(self) -> Iterator[Row]:
-        """Trains; yields every row that is logged, with the method free to be looked at in between."""
+        """Trains; yields every row that is logged, with the method free to be looked at in between.
+
+        Raises Interrupted after a Ctrl-C or SIGTERM (`polopt.core.signals`), with a checkpoint of now, or where an
+        update would have taken too long with those before it.
+        """
         gc.freeze()  # what was built lives as long as the run: the collector need not look at it, 2 % of a small update
         self._clock = time.perf_counter()
-        with _interruptible() as interrupted:
-            if self.rows == 0:
-                self.export(weights=False)
-                yield self._row(evaluate=True)
+        with signals.watched() as watch:
+            try:
+                yield from self._rows(watch)
+            except signals.Stopped:
+                if self._owed is None:
+                    raise Interrupted(f"interrupted within an update{self._last_good()}") from None
                 self.save()
-            while not self.finished:
-                before, stage = self.count, self.method.stage_name
-                self.method.progress = before / self.steps
-                metrics = self.method.update(self.method.collect())
-                self.method.ledger.updates += 1
-                self._add(metrics)
-                if self.count == before and not metrics:
-                    raise RunError(f"{self.method.slug} makes no progress: an update spent nothing and learned nothing")
-                ending = self.finished or bool(interrupted) or self.method.stage_name != stage
-                evaluate = self._crossed(self.eval_every, before) or self.finished
-                save = self._crossed(self.checkpoint_every, before) or ending
-                if evaluate or save or self._crossed(self.log_every, before):
-                    row = self._row(evaluate=evaluate)
-                    save = save or self.finished or bool(interrupted)  # an evaluation is a likely moment for Ctrl-C
-                    if save:
-                        self.save()
-                    yield row
-                if interrupted:
-                    if not save:
-                        self._row(evaluate=False)
-                        self.save()
-                    self.export()
-                    raise Interrupted
-            self.export()
+                self.export()
+                raise Interrupted("interrupted; saved") from None
+
+    def _rows(self, watch: signals.Watch) -> Iterator[Row]:
+        if self.rows == 0:
+            self.export(weights=False)
+        if self.rows == 0 or self._owed is not None:
+            yield self._row(evaluate=True)
+            self.save()
+        while not self.finished:
+            before, stage = self.count, self.method.stage_name
+            self.method.progress = before / self.steps
+            metrics = self.method.update(self.method.collect())
+            self.method.ledger.updates += 1
+            self._add(metrics)
+            if self.count == before and not metrics:
+                raise RunError(f"{self.method.slug} makes no progress: an update spent nothing and learned nothing")
+            ending = self.finished or watch.heard or self.method.stage_name != stage
+            evaluate = self._crossed(self.eval_every, before) or self.finished
+            save = self._crossed(self.checkpoint_every, before) or ending
+            if evaluate or save or self._crossed(self.log_every, before):
+                row = self._row(evaluate=evaluate)
+                save = save or self.finished or watch.heard
+                if save:
+                    self.save()
+                yield row
+            if watch.heard:
+                if not save:
+                    self._row(evaluate=False)
+                    self.save()
+                self.export()
+                raise Interrupted("interrupted; saved")
+        self.export()
 
     def save(self) -> None:
         """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
@@ -180,6 +199,23 @@ class Trainer(Stateful):
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def _row(self, *, evaluate: bool) -> Row:
+        """Logs a row. Raises Stopped when a signal breaks its evaluation off; the row is owed then."""
+        row, self._owed = self._owed or self._numbers(), None
+        if evaluate:
+            try:
+                with signals.breakable():
+                    scores = self.method.evaluate(self._eval_task, self.eval_episodes)
+            except signals.Stopped:
+                self._owed = row
+                raise
+            row |= self._evaluated(scores)
+        self.rows += 1
+        for logger in self._loggers:
+            logger.log(row, self.count)
+        return row
+
+    def _numbers(self) -> Row:
+        """What there is to say since the row before, without an evaluation."""
         method = self.method
         self._tick()
         row: Row = dict(method.ledger.counts()) | {"seconds": round(self.seconds, 3), "stage": method.stage_name}
@@ -191,29 +227,27 @@ class Trainer(Stateful):
             elif MINIMIZED.search(name) or not self._check_parameters():
                 raise RunError(f"{name} became {value} at {self.count:,} {method.unit}{self._last_good()}")
             else:  # the update was sound: only the number about it has overflowed
-                warnings.warn(f"{name} became {value} at {self.count:,} {method.unit}: left empty", stacklevel=2)
+                warnings.warn(
+                    f"{name} became {value} at {self.count:,} {method.unit}: left empty", Notice, stacklevel=2
+                )
         self._sums, self._counts = {}, {}
         for learner, episodes in method.episodes().items():
             name = f"train/{learner}/" if learner else "train/"
             row[f"{name}return"] = sum(ret for ret, _ in episodes) / len(episodes)
             row[f"{name}length"] = sum(length for _, length in episodes) / len(episodes)
-        row |= self._components()
-        if evaluate:
-            scores = method.evaluate(self._eval_task, self.eval_episodes)
-            self.stopped = self.stopped or (self.until is not None and self.until.met(scores))
-            row |= {f"eval/{name}": value for name, value in scores.items()}
-            self._keep_figures()
-            self._keep_samples()
-            value = self.score.of(scores, method.slug)
-            if self.keeps_best and math.isfinite(value) and (self.best is None or value > self.best):
-                self.best = value
-                self.checkpoints.save(self.count, gather(method, "method", skip=unneeded), kind="best", keep=1)
-            self._tick()
-            row["seconds"] = round(self.seconds, 3)
-        self.rows += 1
-        for logger in self._loggers:
-            logger.log(row, self.count)
-        return row
+        return row | self._components()
+
+    def _evaluated(self, scores: dict[str, float]) -> Row:
+        """What an evaluation adds to a row; what is best is kept, and what was shown."""
+        self.stopped = self.stopped or (self.until is not None and self.until.met(scores))
+        self._keep_figures()
+        self._keep_samples()
+        value = self.score.of(scores, self.method.slug)
+        if self.keeps_best and math.isfinite(value) and (self.best is None or value > self.best):
+            self.best = value
+            self.checkpoints.save(self.count, gather(self.method, "method", skip=unneeded), kind="best", keep=1)
+        self._tick()
+        return {f"eval/{name}": value for name, value in scores.items()} | {"seconds": round(self.seconds, 3)}
 
     def _components(self) -> dict[str, float]:
         """What each reward function by itself gave the completions since the row before."""
@@ -247,24 +281,3 @@ class Trainer(Stateful):
     def _last_good(self) -> str:
         steps = self.checkpoints.steps()
         return f"; the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else ""
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM is noted, so that the loop can save; the second one stops at once."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

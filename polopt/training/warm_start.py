@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,14 +59,14 @@ def warm_start(
     place = folder or cache_folder() / "models" / f"{name}-{key}"
     if _complete(place):
         return place
-    with tempfile.TemporaryDirectory(prefix="polopt-warm-") as scratch:
-        new = make_language_model(Path(scratch) / "new", shape) if isinstance(shape, dict) else shape
+    with files.temporary_folder("polopt-warm-") as scratch:
+        new = make_language_model(scratch / "new", shape) if isinstance(shape, dict) else shape
         run = api.train(
             "sft",
             task,
             steps=updates,
             seed=seed,
-            out=Path(scratch) / "run",
+            out=scratch / "run",
             task_options=task_options,
             model=str(new),
             until=None if accuracy is None else f"accuracy>={accuracy}",

@@ -12,8 +12,11 @@ import pytest
 
 from polopt.cli import VERBS, catalogue, main
 from polopt.cli.arguments import split_task
+from polopt.cli.describe import describe
+from polopt.config.serialize import fields_of
 from polopt.core.errors import UsageError
 from polopt.training.folder import Run
+from polopt.training.options import RunOptions
 from tests.training.runs import TINY, command, train
 
 
@@ -37,6 +40,27 @@ def test_help_and_version(capsys):
     for verb in VERBS:
         assert main([verb, "--help"]) == 0, verb
         assert verb in said(capsys)[0]
+
+
+def test_the_help_of_train_lists_the_options_of_every_run(capsys):
+    assert main(["train", "--help"]) == 0
+    out = said(capsys)[0]
+    for option in fields_of(RunOptions):
+        assert f"  --{option.name}\n" in out
+    assert "--task TASK" in out
+    assert "default 100000; at least 1" in out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_show_fits_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("sac", "grpo", "marl-dse", "dql"):
+        text = catalogue.show_text(name)
+        assert [line for line in text.splitlines() if len(line) > columns] == []
+        words = " ".join(text.split())
+        for field in describe(name).fields:
+            assert f"--{field.name} " in words
+            assert not field.help or " ".join(field.help.split()) in words
 
 
 def test_the_help_of_a_method_lists_its_options(capsys):
@@ -88,6 +112,19 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["report", "nowhere"], "nowhere is not a run folder"),
         (["claim"], "polopt claim: the following arguments are required: method"),
         (["claim", "sacc"], "did you mean 'sac'?"),
+        (["claim", "grpo"], "there is no claim for 'grpo': it is tried in that of rec"),
+        (["claim", "a2pr"], "there is no claim for 'a2pr': it is planned, not built yet"),
+        (["claim", "sft"], "there is no claim for 'sft': it is a base of others"),
+        (["claim", "rl-llm-survey"], "there is no claim for 'rl-llm-survey': it is a survey"),
+        (["train", "ppo", "--task", "CartPole-v1", "--learning-rate", "1e-3"], "option --learning-rate: it is '--lr'"),
+        (["train", "ppo", "--task", "CartPole-v1", "--gamma", "0.9"], "--gamma: it is '--discount' here"),
+        (["train", "ppo", "--env-id", "CartPole-v1"], "--env-id: it is '--task' here"),
+        (["train", "rloo", "--task", "addition"], "no method 'rloo': it is rec --baseline rloo"),
+        (["train", "DQN", "--task", "CartPole-v1"], "no method 'DQN': of discrete actions learn"),
+        (["train", "ppo", "--task", "CartPole-v1", "--device", "gpu"], "--device gpu: it is 'cuda' here"),
+        (["train", "iql", "--task", "halfcheetah-medium-v2"], "Minari's now, this one as mujoco/halfcheetah/medium-v0"),
+        (["train", "ppo", "--task", "envs/mine.py:Env"], "names a file: say its module, 'envs.mine:Env'"),
+        (["train", "ppo", "--task", "CartPole-v1", "--network", "mine.py:Net"], "say its module, 'mine:Net'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

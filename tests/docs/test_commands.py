@@ -104,6 +104,8 @@ def test_commands_of(page, tmp_path, monkeypatch, capsys, short, own_modules):
 
 def test_every_verb_has_a_page():
     assert {page.stem for page in (ROOT / "docs" / "verbs").glob("*.md")} == set(cli.VERBS)
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert [verb for verb in cli.VERBS if f"[{verb}](verbs/{verb}.md)" not in index] == []
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])

@@ -20,6 +20,7 @@ BUDGETS = {
     "tabular_stepmix.py": ["30"],
     "team.py": ["256"],
     "train_ppo.py": ["600"],
+    "variant.py": ["512", "2"],
 }
 SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from functools import partial
@@ -12,10 +13,12 @@ from torch import Tensor
 
 import polopt
 from polopt import registry
+from polopt.core import signals
 from polopt.core.state import Blob, gather, restore
 from polopt.evaluation.score import Score
+from polopt.training import seeding
 from polopt.training.folder import Run
-from tests.guards.harness import BUILT, SEED, advance, built
+from tests.guards.harness import BUILT, SEED, advance, built, plan
 
 
 def settings(name):
@@ -68,6 +71,30 @@ def test_what_was_restored_stays_as_it_is(name):
         advance(other, steps)
     for path, leaf in before.items():
         assert same(leaf, content(state[path])), path
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_an_evaluation_that_is_broken_off_leaves_what_is_saved_as_it_is(name, monkeypatch):
+    """A run that is stopped there saves what it was before, and evaluates again when it goes on."""
+    asked = [0]
+
+    def check():
+        asked[0] += 1
+        if asked[0] == 2:
+            raise signals.Stopped
+
+    with built(name) as method:
+        advance(method, 1)
+        task = plan(name).make_task(seeding.EVAL_TASK, 2)
+        before = {path: content(leaf) for path, leaf in gather(method).items()} | {"torch": torch.get_rng_state()}
+        monkeypatch.setattr(signals, "check", check)
+        try:
+            with contextlib.suppress(signals.Stopped):
+                method.evaluate(task, 2)
+        finally:
+            task.close()
+        after = {path: content(leaf) for path, leaf in gather(method).items()} | {"torch": torch.get_rng_state()}
+    assert [path for path, leaf in before.items() if not same(leaf, after[path])] == []
 
 
 @pytest.mark.parametrize("name", BUILT)

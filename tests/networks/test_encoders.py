@@ -50,6 +50,21 @@ def test_multi_discrete_is_one_hot_side_by_side():
     assert features.tolist() == [0, 1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("shape", [(84, 3, 84), (64, 1, 96), (4, 84, 3, 84)])
+def test_pictures_whose_axes_are_swapped_are_refused(shape):
+    with pytest.raises(UsageError, match=r"pictures whose axes are swapped: give \[H, W, C\] or \[C, H, W\]"):
+        make_encoder(image(*shape))
+    with pytest.raises(UsageError, match="axes are swapped"):
+        make_encoder(spaces.Dict({"camera": image(*shape), "speed": vector(2)}))
+    assert make_encoder(image(*shape), "flat").size == np.prod(shape)
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 3), (3, 84, 84), (8, 3, 8), (84, 5, 84)])
+def test_other_shapes_are_not(shape):
+    make_encoder(image(*shape))
+    make_encoder(vector(84, 3, 84))  # numbers, and no picture
+
+
 def test_multi_binary_is_read_as_numbers():
     assert make_encoder(spaces.MultiBinary(3))(torch.tensor([[1, 0, 1]], dtype=torch.int8)).tolist() == [[1, 0, 1]]
 

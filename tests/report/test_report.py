@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from polopt.cli import main
 from polopt.core.errors import RunError, UsageError
 from polopt.report import compare_table, comparison, read_run, record_video, write_report
 from polopt.report.runs import flatten, labels
@@ -271,6 +272,14 @@ class Dots(gymnasium.Env):
         return np.full((31, 45, 3), 25 * self.count, np.uint8)
 
 
+class Again(Dots):
+    """Every episode has its ten steps."""
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return super().reset(seed=seed)
+
+
 def test_video_of_one_episode(tmp_path):
     import imageio.v2 as imageio
 
@@ -310,6 +319,43 @@ def test_no_video_is_one_sentence(tmp_path):
 
 class Bare(gymnasium.Env):
     render_mode = None
+
+
+def test_ctrl_c_ends_a_recording_and_leaves_nothing(tmp_path, monkeypatch):
+    """Also where ffmpeg, which has had half a video, fails to end."""
+    import imageio.v2 as imageio
+
+    class Broken:
+        def append_data(self, frame):
+            pass
+
+        def close(self):
+            raise OSError("Broken pipe")
+
+    def stop(self, action):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dots, "step", stop)
+    for writer in (None, Broken()):
+        if writer is not None:
+            monkeypatch.setattr(imageio, "get_writer", lambda *args, writer=writer, **options: writer)
+        with pytest.raises(KeyboardInterrupt):
+            record_video(Still(0), Dots, tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_of_an_environment_and_a_network_of_ones_own(tmp_path, capsys):
+    words = ["train", "ppo", "--task", f"{__name__}:Again", "--network", f"{__name__}:Net", "--steps", "16"]
+    words += ["--envs", "1", "--window", "8", "--minibatches", "1", "--eval-episodes", "1", "--loggers", "csv"]
+    assert main([*words, "--video", "--out", str(tmp_path / "run")]) == 0
+    assert [path.suffix for path in sorted((tmp_path / "run" / "videos").iterdir())] == [".json", ".mp4"]
+    assert "data:video/mp4" in (tmp_path / "run" / "report.html").read_text()
+
+
+def Net(inputs, outputs):
+    import torch
+
+    return torch.nn.Linear(inputs, outputs)
 
 
 def test_video_leaves_the_random_state_alone(tmp_path):

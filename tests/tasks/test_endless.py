@@ -15,7 +15,7 @@ from gymnasium import spaces
 import polopt
 from polopt.cli import main
 from polopt.cli.main import _one_line
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 from polopt.core.state import gather, restore
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform
@@ -146,3 +146,4 @@ def test_an_evaluation_of_whole_episodes_says_nothing():
 def test_warnings_of_a_command_are_one_line():
     assert _one_line(UserWarning("so it is"), UserWarning, polopt.__file__, 3) == "polopt: so it is\n"
     assert "UserWarning" in _one_line(UserWarning("so it is"), UserWarning, "/elsewhere/file.py", 3)
+    assert _one_line(Notice("so it is"), Notice, "/elsewhere/file.py", 3) == "polopt: so it is\n"

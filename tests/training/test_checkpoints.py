@@ -192,6 +192,28 @@ def test_a_full_disk_exits_with_1(tmp_path, monkeypatch, capsys):
     assert Run(folder).checkpoints.steps()[-1] == 4
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_demonstrations_on_a_disk_that_refuses(number, tmp_path, monkeypatch, capsys):
+    run = train("ppo", tmp_path / "run")
+
+    def refusing(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    file = tmp_path / "below" / "shown.safetensors"
+    words = ["eval", str(run.folder), "--episodes", "1", "--record"]
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", refusing)
+        assert main([*words, str(file)]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert f"{files.REFUSALS[number]}; what was saved before is untouched" in said[0]
+    assert not file.exists()
+    assert main([*words, str(file)]) == 0
+    assert file.exists()
+    assert main([*words, str(tmp_path)]) == 2
+    assert f"--record {tmp_path} is a folder, not a file" in capsys.readouterr().err
+
+
 def damage(path: Path, kind: str) -> None:
     data = path.read_bytes()
     if kind == "truncated":
