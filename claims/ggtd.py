@@ -8,11 +8,16 @@ error variance), `gaussian` its baseline (Gaussian likelihood with a learned var
 
 `shape` is the mean of beta over states, members and the last fifth of the steps at the rate 1e-2, `log_shape` its
 logarithm and `off` the distance of that from the logarithm of the true shape. `log_rms` is the logarithm of the root
-mean square error of the members' mean value, averaged over the last fifth, at the one of the rates 3e-2, 1e-2 and 3e-3
-that was best on two seeds apart, chosen for each arm.
+mean square error of the members' mean value, averaged over the last fifth, at the one of the rates 1e-1, 3e-2, 1e-2 and
+3e-3 that was best on two seeds apart, chosen for each arm.
 
 A perfect learner has the shapes to within the luck of 76,800 rewards; one that ignores the shape, or learns it from the
-product form, does not order them so. That the value is better than the Gaussian's is not expected: see the pilots.
+product form, does not order them so. Shape 4 is not reached in so many steps, so it only has to be above 2.
+
+Pilots (seeds 1000 to 1002): `shape` 0.70, 1.00, 1.97 to 2.01 and 3.09 to 3.20 for the four shapes, and 0.93 for t. The
+root mean square error at the best of the three lower rates, for noise of shape 0.7: 0.047 to 0.103 of `ggd`, at 1e-2,
+and 0.098 to 0.144 of `gaussian`, at the highest one, which is why there is a fourth. The paper speaks of returns and
+says nothing of such errors, so they are reported, and nothing is expected of them.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ from polopt.claims import Below, Claim, Greater
 from polopt.claims.grids import TUNING_SEED, together
 
 STATES, MEMBERS, BATCH, DISCOUNT = 10, 5, 64, 0.9
-RATES = (3e-2, 1e-2, 3e-3)
-MIDDLE = 1  # the rate at which shapes are read
+RATES = (1e-1, 3e-2, 1e-2, 3e-3)
+MIDDLE = 2  # the rate at which shapes are read
 SHAPES = (0.7, 1.0, 2.0, 4.0)
 TUNING = (TUNING_SEED, TUNING_SEED + 1)
 LAST = 5  # metrics are means over the last fifth

@@ -12,7 +12,7 @@ import pytest
 from polopt.core.errors import RunError, UsageError
 from polopt.core.pool import spread
 
-SECONDS = 120  # that a process may take to end, on a machine that is busy
+SECONDS = 60  # that a process may take to end, on a machine that is busy
 
 
 def double(number):
@@ -65,10 +65,11 @@ def test_a_process_that_dies_is_told():
 
 
 PARENT = """
-import sys
+import signal, sys
 from polopt.core.pool import spread
 from tests.core.test_pool import busy
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
     list(spread(busy, [(sys.argv[1], number) for number in range(4)], 2, patience=60))
 """
 
