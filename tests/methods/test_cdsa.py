@@ -1,0 +1,213 @@
+"""CDSA: what is added to an action, worked out by hand; what is learned, and of which rows; and whose policy it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polopt
+from polopt.core.batch import weigh
+from polopt.core.errors import UsageError
+from polopt.methods.offline.cdsa import Denser, Score, cap, ladder
+from polopt.models.inputs import Scale
+from polopt.networks import Network
+from tests.guards.harness import built
+
+SMALL: dict[str, Any] = {
+    "dataset": "random",
+    "random_episodes": 2,
+    "batch_size": 16,
+    "network.sizes": (8,),
+    "score_network.sizes": (8,),
+    "model_network.sizes": (8,),
+    "loggers": (),
+}
+
+
+def test_the_ladder_and_the_cap():
+    torch.testing.assert_close(ladder(1.0, 0.01, 3), torch.tensor([1.0, 0.1, 0.01]))
+    shift = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
+    torch.testing.assert_close(cap(shift, 0.2), torch.tensor([[0.12, 0.16], [0.03, 0.04], [0.0, 0.0]]))
+
+
+class Gaussian(Score):
+    """The score of N(0, 1) per coordinate, noise of deviation sigma added: -x / (1 + sigma^2)."""
+
+    def noise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return sigma * x / (1 + sigma.square())
+
+
+def denser(**weights: float) -> Denser:
+    """Observations (p, q) of deviation 2, actions of deviation 0.5; a decision moves p by the action, and the inverse
+    model is right and 0.3 too high; the base acts (q,)."""
+    settings = {"noise": 0.5, "cap": 10.0, "action_weight": 0.0, "state_weight": 0.0} | weights
+    scale = Scale(3)
+    rows = torch.tensor([[2.0, 2.0, 0.5], [-2.0, -2.0, -0.5]])
+    scale.fit(rows)
+
+    class Model(nn.Module):
+        def forward(self, obs: Tensor, action: Tensor) -> Any:
+            moved = torch.cat([action, torch.zeros_like(action), torch.ones_like(action)], -1)
+            return SimpleNamespace(mean=moved.unsqueeze(0))
+
+    class Inverse(nn.Module):
+        def forward(self, obs: Tensor, after: Tensor) -> Tensor:
+            return (after - obs)[..., :1] + 0.3
+
+    class Base(nn.Module):
+        def act(self, obs: Tensor, carry: Any = None, *, greedy: bool = False) -> Any:
+            assert greedy
+            return {"action": obs[..., 1:]}, {}
+
+    parts: Any = (Base(), Gaussian(3, Network((4,))), Model(), Inverse(), scale)
+    return Denser(*parts, SimpleNamespace(**settings))
+
+
+OBS, ACTION = torch.tensor([[1.0, 0.4]]), torch.tensor([[0.2]])
+SHRINKS = -(0.5**2) / (1 + 0.5**2)  # sigma^2 S(x) = SHRINKS x, in units of the deviation and so in every unit
+
+
+def test_an_action_moves_along_the_score():
+    torch.testing.assert_close(denser(action_weight=0.5)(OBS, ACTION), torch.tensor([[0.5 * SHRINKS * 0.2]]))
+    torch.testing.assert_close(denser(action_weight=0.5, cap=0.01)(OBS, ACTION), torch.tensor([[-0.01]]))
+
+
+def test_an_action_is_steered_to_where_the_data_are_denser_next():
+    """What follows is at 1.2, is pulled by SHRINKS times that, and the bias of the inverse model cancels."""
+    torch.testing.assert_close(denser(state_weight=0.25)(OBS, ACTION), torch.tensor([[0.25 * SHRINKS * 1.2]]))
+    both = denser(state_weight=0.25, action_weight=0.5)(OBS, ACTION)
+    torch.testing.assert_close(both, torch.tensor([[0.25 * SHRINKS * 1.2 + 0.5 * SHRINKS * 0.2]]))
+    capped = denser(state_weight=0.25, action_weight=0.5, cap=0.01)(OBS, ACTION)  # each by itself
+    torch.testing.assert_close(capped, torch.tensor([[-0.02]]))
+
+
+def test_the_state_step_asks_for_the_action_that_follows():
+    """With a score that sees the action: S_s = -p - a, a = pi(s^) = q."""
+
+    class Seen(Gaussian):
+        def noise(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return sigma * (x + x[..., 2:]) / (1 + sigma.square())
+
+    one = denser(state_weight=1.0)
+    one.score = Seen(3, Network((4,)))
+    pulled = SHRINKS * (1.2 / 2.0 + 0.4 / 0.5) * 2.0  # in deviations of p, and back
+    torch.testing.assert_close(one(OBS, ACTION), torch.tensor([[pulled]]))
+
+
+def test_the_score_loss_is_that_of_denoising(float64):
+    with built("cdsa", clone_updates=0, **{"score_network.sizes": (8,)}) as method:
+        batch = weigh(method.collect())
+        batch["sigma"] = torch.linspace(0.1, 1.0, len(batch)).unsqueeze(-1)
+        batch["score_noise"] = torch.randn(len(batch), 4)
+        x = method.scale(torch.cat([batch["obs"], batch["action"]], -1))
+        torch.testing.assert_close(x.mean(0).abs().max().item() < 1.0, True)
+        score = method.gradient(x + batch["sigma"] * batch["score_noise"], batch["sigma"])
+        expected = (batch["sigma"].square() * (score + batch["score_noise"] / batch["sigma"]).square()).mean()
+        torch.testing.assert_close(method.score_loss(batch)[0], expected)
+
+
+def test_the_rows_of_all_data_are_standardized(float64):
+    with built("cdsa") as method:
+        data = method.source.data
+        x = method.scale(torch.cat([data["obs"], data["action"]], -1))
+        torch.testing.assert_close(x.mean(0), torch.zeros(4))
+        torch.testing.assert_close(x.std(0, correction=0), torch.ones(4))
+
+
+def test_what_follows_a_termination_is_not_learned(float64):
+    with built("cdsa", clone_updates=0) as method:
+        batch = weigh(method.collect())
+        batch["terminated"] = torch.arange(len(batch)) % 2 == 0
+        loss, _ = method.model_loss(batch)
+        changed = batch.clone(False)
+        changed["next_obs"] = torch.where(batch["terminated"].unsqueeze(-1), 100.0, batch["next_obs"])
+        torch.testing.assert_close(method.model_loss(changed)[0], loss)
+        moved = changed.set("next_obs", batch["next_obs"] + 1.0)
+        assert method.model_loss(moved)[0] > loss + 0.01
+
+
+def test_without_weights_it_is_the_policy_that_it_was_given():
+    for weights, equal in (((0.0, 0.0), True), ((0.5, 0.0), False), ((0.0, 0.5), False)):
+        settings = dict(zip(("action_weight", "state_weight"), weights))
+        with built("cdsa", **settings) as method:
+            for _ in range(3):
+                method.update(method.collect())
+            obs = method.collect()["obs"]
+            base = method.base.act(obs, greedy=True)[0]["action"]
+            acted = method.policy.act(obs, greedy=True)[0]["action"]
+            assert torch.equal(acted, base) == equal
+            assert (acted - base).norm(dim=-1).max() <= 0.2 + 1e-6
+            assert acted.abs().max() <= 1.0
+
+
+def test_the_policy_stays_as_it_is_once_the_models_learn():
+    with built("cdsa", clone_updates=2) as method:
+        before = [value.clone() for value in method.base.parameters()]
+        for stage in ("clone", "clone", "models", "models"):
+            assert method.stage_name == stage
+            metrics = method.update(method.collect())
+            assert ("imitation_loss" in metrics) == (stage == "clone")
+            now = [value.clone() for value in method.base.parameters()]
+            assert all(map(torch.equal, before, now)) == (stage == "models")
+            before = now
+
+
+def test_a_policy_is_brought(tmp_path):
+    base = polopt.train("bc", "Pendulum-v1", steps=4, out=tmp_path / "base", demonstrations="random",
+                        random_episodes=2, policy="deterministic", loggers=(), **{"network.sizes": (8,)})  # fmt: skip
+    with pytest.raises(UsageError, match="cdsa corrects a trained policy: bring one with --init RUN, or clone one"):
+        polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "none", **SMALL)
+    assert not (tmp_path / "none").exists()
+    run = polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "run", init=base.folder, **SMALL)
+    polopt.resume(run.folder, extend=6)
+    theirs, ours = polopt.load(base.folder), polopt.load(run.folder)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert (ours.actor.predict(obs) == theirs.predict(obs)).all()  # type: ignore[attr-defined]
+    assert not (ours.predict(obs) == theirs.predict(obs)).all()
+    assert polopt.evaluate(run.folder, episodes=1)["length"] == 200
+
+
+def test_the_score_points_to_the_data():
+    """Two modes in the plane: after a short training the score agrees with that of the mixture."""
+    torch.manual_seed(0)
+    modes, sigma = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.full((1,), 0.3)
+    rows = modes[torch.randint(2, (4096,))] + 0.2 * torch.randn(4096, 2)
+    score = Score(2, Network((64, 64), "silu"))
+    optimizer = torch.optim.Adam(score.parameters(), lr=3e-3)
+    for _ in range(300):
+        x, noise = rows[torch.randint(4096, (256,))], torch.randn(256, 2)
+        loss = (score.noise(x + sigma * noise, sigma.expand(256, 1)) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = rows[:500] + sigma * torch.randn(500, 2)
+    spread = 0.2**2 + 0.3**2
+    logits = -(x.unsqueeze(1) - modes).square().sum(-1) / (2 * spread)
+    exact = ((modes - x.unsqueeze(1)) / spread * logits.softmax(1).unsqueeze(-1)).sum(1)
+    learned = score(x, sigma.expand(500, 1))
+    assert nn.functional.cosine_similarity(learned, exact).mean() > 0.9
+    assert 0.7 < (learned.norm() / exact.norm()).item() < 1.3
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "said"),
+    [
+        ("CartPole-v1", {}, "actions are corrected where they are continuous|Box"),
+        ("Pendulum-v1", {"network.recurrent": "gru"}, "recurrent"),
+        (
+            "Pendulum-v1",
+            {"noise": 2.0},
+            "the score is known from lowest_noise to highest_noise, 0.01 to 1, and is asked",
+        ),
+        ("Pendulum-v1", {"clone_lr": 1e-2}, "clone_lr"),
+        ("masked", {"policy": "auto"}, "learns the density of vectors|continuous"),
+    ],
+)
+def test_what_it_refuses(task, settings, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        polopt.train("cdsa", task, steps=2, out=tmp_path / "run", **SMALL | settings)
