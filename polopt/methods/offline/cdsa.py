@@ -158,8 +158,8 @@ class CDSA(Method):
     metrics = {
         "stage": "`clone` or `models`",
         "imitation_loss": "while it clones: of the data's actions",
-        "score_loss": "squared error of the predicted noise, over coordinates and levels | falls, then settles; 1 is as "
-        "good as nothing",
+        "score_loss": "squared error of the predicted noise, over coordinates and levels | falls, then settles; 1 is "
+        "as good as nothing",
         "model_loss": "squared error of the change of the observation and of the reward, standardized | falls",
         "inverse_loss": "squared error of the action between two observations | falls",
     }
