@@ -175,9 +175,10 @@ def test_several_objectives_are_learned_from_or_refused(name, task, plain, objec
 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_batched_world_with_costs_serves_every_method_for_boxes(name):
-    """Dict observations, costs beside the reward, and rows that all step in one call."""
+    """Dict observations, costs beside the reward, and rows that all step in one call. Models of vectors may say so."""
     refusal = attempt(name, None, Toll)
-    assert (refusal == "") == (attempt(name, None, spaces.box) == ""), refusal
+    if "vectors, and Toll has Dict" not in refusal:
+        assert (refusal == "") == (attempt(name, None, spaces.box) == ""), refusal
     assert refusal == "" or one_sentence(refusal)
 
 

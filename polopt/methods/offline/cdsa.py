@@ -38,7 +38,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from polopt.bases.method import Limit, Method, Smoke
+from polopt.bases.method import Method, Smoke
 from polopt.bases.offline import recorded_data
 from polopt.config import param
 from polopt.core.batch import Batch, decision_mean, weigh
@@ -144,6 +144,11 @@ class CDSA(Method):
                 self.refuse("random_episodes", because="without the dataset 'random'")
             if self.clone_updates == 0:
                 self.refuse("clone_lr", because="without clone_updates")
+            for name in ("score_network", "model_network"):
+                if getattr(self, name).recurrent != "none":
+                    raise UsageError(
+                        f"{name} sees single decisions, which a recurrent network does not: recurrent none"
+                    )
             if not self.lowest_noise <= self.noise <= self.highest_noise:
                 raise UsageError(
                     f"the score is known from lowest_noise to highest_noise, {self.lowest_noise:g} to "
@@ -164,15 +169,8 @@ class CDSA(Method):
         "inverse_loss": "squared error of the action between two observations | falls",
     }
     default_steps = 200_000
-    limits = (
-        Limit(
-            "bc",
-            at={"dataset": "random", "clone_updates": 1_000, "policy": "auto"},
-            apart={"clone_lr": 1e-2},
-            because="while it clones it is cloning",
-            task="Pendulum-v1",
-        ),
-    )
+    probes = {"cap": {"cap": 1e-3}}
+    no_limit = "its base is any policy, which it leaves as it is: with both weights 0 it acts as that one"
     smoke = Smoke(
         "Pendulum-v1",
         12,
