@@ -18,6 +18,7 @@ from polopt.models.inputs import Scale
 from polopt.networks import Network
 from tests.guards.harness import built
 
+MUST = 4
 SMALL: dict[str, Any] = {
     "dataset": "random",
     "random_episodes": 2,
@@ -77,7 +78,7 @@ def test_an_action_moves_along_the_score():
     torch.testing.assert_close(denser(action_weight=0.5, cap=0.01)(OBS, ACTION), torch.tensor([[-0.01]]))
 
 
-def test_an_action_is_steered_to_where_the_data_are_denser_next():
+def test_must_3_an_action_is_steered_to_where_the_data_are_denser_next():
     """What follows is at 1.2, is pulled by SHRINKS times that, and the bias of the inverse model cancels."""
     torch.testing.assert_close(denser(state_weight=0.25)(OBS, ACTION), torch.tensor([[0.25 * SHRINKS * 1.2]]))
     both = denser(state_weight=0.25, action_weight=0.5)(OBS, ACTION)
@@ -99,7 +100,7 @@ def test_the_state_step_asks_for_the_action_that_follows():
     torch.testing.assert_close(one(OBS, ACTION), torch.tensor([[pulled]]))
 
 
-def test_the_score_loss_is_that_of_denoising(float64):
+def test_must_1_the_score_loss_is_that_of_denoising(float64):
     with built("cdsa", clone_updates=0, **{"score_network.sizes": (8,)}) as method:
         batch = weigh(method.collect())
         batch["sigma"] = torch.linspace(0.1, 1.0, len(batch)).unsqueeze(-1)
@@ -145,7 +146,7 @@ def test_without_weights_it_is_the_policy_that_it_was_given():
             assert acted.abs().max() <= 1.0
 
 
-def test_the_policy_stays_as_it_is_once_the_models_learn():
+def test_must_2_the_policy_stays_as_it_is_once_the_models_learn():
     with built("cdsa", clone_updates=2) as method:
         before = [value.clone() for value in method.base.parameters()]
         for stage in ("clone", "clone", "models", "models"):
@@ -155,6 +156,19 @@ def test_the_policy_stays_as_it_is_once_the_models_learn():
             now = [value.clone() for value in method.base.parameters()]
             assert all(map(torch.equal, before, now)) == (stage == "models")
             before = now
+
+
+def test_must_4_actions_stay_in_their_bounds_and_the_noise_is_some():
+    class Far(nn.Module):
+        def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+            return torch.full_like(action, 3.0)
+
+    with built("cdsa") as method:
+        obs = method.collect()["obs"]
+        method.policy.correction = Far()
+        assert torch.equal(method.policy.act(obs)[0]["action"], torch.ones(len(obs), 1))
+        with pytest.raises(UsageError, match="noise"):
+            method.Config(noise=0.0)
 
 
 def test_a_policy_is_brought(tmp_path):
