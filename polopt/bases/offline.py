@@ -34,7 +34,7 @@ DISTANCES = {
     "in deviations of the columns | while it is small, the critic has seen the like",
 }
 SAMPLE, ASKED = 5_000, 500  # recorded decisions that evaluations look at, and states at which the policy is asked
-SCALES = ("none", "return-range", "minus-one", "antmaze", "sparse")
+SCALES = ("none", "return-range", "minus-one", "minus-three", "antmaze", "sparse", "zero")
 
 
 class Offline(Method):
@@ -63,7 +63,7 @@ class Offline(Method):
             "polopt",
             choices=SCALES,
             help="return-range: times 1000 / (largest - smallest return of the dataset); minus-one: minus 1; "
-            "antmaze: 4 (reward - 1/2); sparse: 10000 reward - 1",
+            "minus-three: 3 (reward - 1); antmaze: 4 (reward - 1/2); sparse: 10000 reward - 1; zero: it does not see them",
         )
         offline_updates: int | None = param(
             None, "polopt", low=0, help="updates before it goes on online, collecting; none: it never does"
@@ -207,12 +207,14 @@ def reward_scaling(data: Batch, kind: str) -> tuple[float, float]:
     """(factor, summand) for the rewards of a dataset.
 
     "return-range" is 1000 / (largest - smallest return of an episode), "minus-one" subtracts 1, so that a reward of 1
-    at the goal becomes a cost of 1 everywhere else (arXiv 2110.06169, appendix), "antmaze" is 4 (reward - 1/2) (arXiv
-    2006.04779), "sparse" is 10000 reward - 1 (the code of arXiv 2306.06569). Raises UsageError when all episodes have
-    the same return.
+    at the goal becomes a cost of 1 everywhere else (arXiv 2110.06169, appendix), "minus-three" makes it a cost of 3
+    (arXiv 2402.00348), "antmaze" is 4 (reward - 1/2) (arXiv 2006.04779), "sparse" is 10000 reward - 1 (the code of
+    arXiv 2306.06569), and "zero" leaves nothing, for imitation. Raises UsageError when all episodes have the same
+    return.
     """
     if kind != "return-range":
-        return {"none": (1.0, 0.0), "minus-one": (1.0, -1.0), "antmaze": (4.0, -2.0), "sparse": (1e4, -1.0)}[kind]
+        plain = {"none": (1.0, 0.0), "minus-one": (1.0, -1.0), "minus-three": (3.0, -3.0), "zero": (0.0, 0.0)}
+        return (plain | {"antmaze": (4.0, -2.0), "sparse": (1e4, -1.0)})[kind]
     returns = episode_returns(data)
     spread = float(returns.max() - returns.min())
     if spread <= 0.0:

@@ -24,6 +24,7 @@ rewards are scaled as those of the dataset, where the released code scales the d
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -43,6 +44,20 @@ from polopt.values.in_sample import InSample
 def advantage_weight(advantage: Tensor, temperature: float, clip: float) -> Tensor:
     """min(exp(temperature * advantage), clip), shaped like `advantage` and without gradient."""
     return (temperature * advantage.detach()).exp().clamp_max(clip)
+
+
+def weighted_cloning(
+    policy: Any, batch: Batch, advantage: Tensor, temperature: float, clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Equation 7, with `advantage` [B] of the batch's decisions; and what describes it."""
+    factor, weight = advantage_weight(advantage, temperature, clip), batch["weight"]
+    loss = imitation(policy.imitation_loss(batch, batch.get("noise", None)), weight, factor)
+    return loss, {
+        "policy_loss": loss,
+        "advantage": weighted_mean(advantage, weight),
+        "advantage_weight": weighted_mean(factor, weight),
+        "clip_fraction": weighted_mean((factor >= clip).to(factor.dtype), weight),
+    }
 
 
 class IQL(Offline):
@@ -139,16 +154,9 @@ class IQL(Offline):
         return self.in_sample.critic_loss(batch)
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
         advantage = self.in_sample.advantage(batch)
-        factor = advantage_weight(advantage, self.config.advantage_temperature, self.config.weight_clip)
-        loss = imitation(self.policy.imitation_loss(batch, batch.get("noise", None)), batch["weight"], factor)
-        clipped = (factor >= self.config.weight_clip).to(factor.dtype)
-        return loss, {
-            "policy_loss": loss,
-            "advantage": weighted_mean(advantage, batch["weight"]),
-            "advantage_weight": weighted_mean(factor, batch["weight"]),
-            "clip_fraction": weighted_mean(clipped, batch["weight"]),
-        }
+        return weighted_cloning(self.policy, batch, advantage, config.advantage_temperature, config.weight_clip)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = with_noise(self.policy, weigh(batch))
