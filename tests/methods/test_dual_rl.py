@@ -296,7 +296,7 @@ def test_it_goes_on_online():
 @pytest.mark.parametrize("name", ["dual-rl", "recoil"])
 def test_presets_build(name):
     for preset, settings in registry.load(name).presets.items():
-        method = (dvl if name == "dual-rl" else recoil)("Pendulum-v1", preset=preset, **{"network.sizes": (8,)})
+        method = (dvl if name == "dual-rl" else recoil)(preset=preset, batch_size=8)
         method.update(method.collect())
         for key in ("divergence", "strength", "advantage_temperature", "policy_dropout", "random_actions"):
             if key in settings:

