@@ -1,7 +1,7 @@
 """f-DVL (arXiv 2302.08560): a few outliers of Q move the value of XQL's exponential loss, and not that of f-DVL.
 
 One state, 4,000 decisions of which all have Q 0 but for one in twenty, whose Q is an error with the standard deviation
-2, 5 or 10. What V does each loss have there? It is found on a grid of 0.01, with the methods' own loss of V:
+2, 5 or 10. What V does each loss have there? It is found on a grid of 0.02, with the methods' own loss of V:
 
 - `chi2` and `tv`, f-DVL with strength 0.8; `rkl`, the reverse KL of XQL at temperature 1, and `rkl-clipped` with its
   exponents up to 7 (`dual-rl --divergence ...`);
@@ -10,6 +10,10 @@ One state, 4,000 decisions of which all have Q 0 but for one in twenty, whose Q 
 `value@SD` is V, `error` the largest |V| over the three deviations. A perfect implementation has V 0 with both of
 f-DVL, whose losses have a kink there that a few decisions do not move, and the logarithm of the mean of exp(Q) with
 rkl. Without the maximum in its loss (least squares), chi2 would have 1.5.
+
+A pilot (seed 1000): 0 with chi2 and tv; 0.21, 4.8 and 28 with rkl, and 0.21, 4.4 and 5.6 where it is clipped. What is
+not claimed here: the paper's trained comparisons of f-DVL, and ReCOIL's imitation beside data that do not cover the
+expert.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from typing import Any
 from polopt.claims import Above, Below, Claim, Greater
 
 DEVIATIONS = (2, 5, 10)
+ABOVE = {2: 0.1, 5: 1.0, 10: 1.0}  # less than half of log E exp(Q), which is 0.28 at 2, and of the clipped one
 DECISIONS, SHARE = 4_000, 0.05
-LOWEST, HIGHEST, STEP = -2.0, 40.0, 0.01
+LOWEST, HIGHEST, STEP = -2.0, 40.0, 0.02
 
 
 def table(inputs: int, outputs: int) -> Any:
@@ -48,7 +53,6 @@ class Outliers:
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, float]:
         import numpy as np
         import torch
-        from tensordict import TensorDict
 
         from polopt.core.batch import weigh
         from polopt.training.api import plan
@@ -62,8 +66,8 @@ class Outliers:
         for deviation in DEVIATIONS:
             q = np.where(rng.random(DECISIONS) < SHARE, rng.normal(0.0, deviation, DECISIONS), 0.0)
             column = torch.tensor(q, dtype=torch.get_default_dtype())
-            keys = {"obs": torch.zeros(DECISIONS, dtype=torch.int64), "target_q": column}
-            batch = weigh(TensorDict(keys, [DECISIONS])).set("candidate_q", column.unsqueeze(-1))
+            batch = weigh(learner.collect()[torch.zeros(DECISIONS, dtype=torch.int64)])  # of one decision
+            batch = batch.set("target_q", column).set("candidate_q", column.unsqueeze(-1))
             peak = {}
             if dict(self.settings).get("divergence") == "rkl":
                 peak = {"peak": torch.tensor(float(q.max()))}  # one scale for the whole grid
