@@ -50,6 +50,7 @@ from polopt.policies import AnyPolicy, Gaussian
 from polopt.policies.base import Imitates, with_noise
 from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task
+from polopt.values.critics import StateValue
 from polopt.values.implicit_losses import MAXIMA, gumbel, gumbel_peak, implicit_maximum
 from polopt.values.in_sample import InSample
 from polopt.values.targets import reduce_members, td_target
@@ -93,7 +94,7 @@ class Dual(Offline):
             discount=config.discount,
             tau=config.tau,
             members=config.critics,
-            value_network=config.value_network,
+            value=StateValue(self.spec, config.value_network),
         )
         self.policy_optimizer = self.make_optimizer(self.policy, lr=config.lr, schedule=config.policy_lr_schedule)
         self.value_optimizer = self.make_optimizer(self.in_sample.value, lr=config.lr)
