@@ -19,7 +19,7 @@ reported and not judged: the paper's tables have gaps to semi-gradients that are
 Where V is right, and luck has no part in the steps, a weight above 0 is left to what leads to the goal alone: a perfect
 implementation arrives from nearly everywhere, and one that weighs all decisions alike is `cloning`.
 
-A pilot (seed 1000, trade-off 0.6): orthogonal 0.99, with a mean cosine of -0.84, true 0.17. After 2,000 updates semi was
+A pilot (seed 1000, trade-off 0.6): orthogonal 0.99, its mean cosine -0.84; true 0.17. After 2,000 updates semi was
 at 0.82, 0.88 and 0.65 in its last three evaluations, orthogonal at 0.19, 0.90 and 1.00.
 """
 
