@@ -63,7 +63,7 @@ class Offline(Method):
             "polopt",
             choices=SCALES,
             help="return-range: times 1000 / (largest - smallest return of the dataset); minus-one: minus 1; "
-            "minus-three: 3 (reward - 1); antmaze: 4 (reward - 1/2); sparse: 10000 reward - 1; zero: it does not see them",
+            "minus-three: 3 (reward - 1); antmaze: 4 (reward - 1/2); sparse: 10000 reward - 1; zero: 0",
         )
         offline_updates: int | None = param(
             None, "polopt", low=0, help="updates before it goes on online, collecting; none: it never does"
