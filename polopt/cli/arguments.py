@@ -73,6 +73,7 @@ def add_own_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", metavar="MODULE:FUNCTION", help="the judge of pairs of answers again")
     parser.add_argument("--tables", metavar="MODULE:FUNCTION", help="the policies of a class of your own again")
     parser.add_argument("--criterion", metavar="MODULE:FUNCTION", help="the weights of groups of your own again")
+    parser.add_argument("--overseer", metavar="MODULE:FUNCTION", help="the overseer of your own again")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings, again")
 
 
@@ -87,5 +88,6 @@ def own_code(args: argparse.Namespace) -> dict[str, Any]:
         "judge": import_callable(args.judge) if args.judge else None,
         "tables": import_callable(args.tables) if args.tables else None,
         "criterion": import_callable(args.criterion) if args.criterion else None,
+        "overseer": import_callable(args.overseer) if args.overseer else None,
         "trust_remote_code": args.trust_remote_code,
     }

@@ -29,7 +29,7 @@ from polopt.config.params import (
 from polopt.config.peers import code_file
 from polopt.core.errors import UsageError, nearest
 
-AGAIN = {"make": "network", "judge": "judge", "tables": "tables", "criterion": "criterion"}
+AGAIN = {"make": "network", "judge": "judge", "tables": "tables", "criterion": "criterion", "ask": "overseer"}
 """By the last word of a field's path: the option that says the code of one's own again that it holds."""
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polopt.core.batch import Batch, align_left, weighted_mean
+from polopt.core.batch import Batch, align_left, flat, nested, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.core.numeric import bounded_exp
 from polopt.core.spec import Spec
@@ -58,15 +58,18 @@ class Discriminator(nn.Module):
 
         Raises UsageError for observations that are not numbers, between which there is nothing.
         """
-        sides = [(side["obs"], self.ensemble.inputs(side["action"])) for side in (expert, learner)]
-        (obs, action), (other_obs, other_action) = sides
-        if not isinstance(obs, Tensor) or not obs.is_floating_point():
-            raise UsageError("a gradient penalty mixes observations, which needs a Box of real numbers")
-        obs, action = (
-            torch.lerp(its, own, align_left(share, own).expand_as(own)).detach().requires_grad_()
-            for own, its in ((obs, other_obs), (action, other_action))
+        one, other = (
+            flat({"obs": side["obs"], "action": self.ensemble.inputs(side["action"])}) for side in (expert, learner)
         )
-        slopes = torch.autograd.grad(self._score(obs, action).sum(), (obs, action), create_graph=True)
+        if not all(value.is_floating_point() for value in one.values()):
+            raise UsageError("a gradient penalty mixes observations, which needs Boxes of real numbers")
+        mixed = {
+            path: torch.lerp(other[path], own, align_left(share, own).expand_as(own)).detach().requires_grad_()
+            for path, own in one.items()
+        }
+        parts = nested(mixed)
+        score = self._score(parts["obs"], parts["action"]).sum()
+        slopes = torch.autograd.grad(score, list(mixed.values()), create_graph=True)
         norm = torch.cat([slope.flatten(1) for slope in slopes], 1).norm(dim=1)
         return (norm - 1).square()
 

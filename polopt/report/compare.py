@@ -204,8 +204,8 @@ def report(
         ranges: (low, high) of the scores of each task: see `comparison`.
         figures: a folder for what the page of several runs draws, as SVG and PDF, and for evaluations.csv.
         video: record one of the policy for the page of a single run that has none yet.
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
-            (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `overseer`, `trust_remote_code` again:
+            code of your own (`OwnCode`).
     """
     places = run_folders(folders)
     OwnCode.of(own)

@@ -142,8 +142,8 @@ def resume(
         checkpoint: continue from this older checkpoint instead of the latest.
         until: another early stop, such as "return>=475", or "none" for none.
         device: continue on this device; another one than before computes other last bits.
-        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `trust_remote_code` again: code of your own
-            (`OwnCode`).
+        own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `overseer`, `trust_remote_code` again: code
+            of your own (`OwnCode`).
 
     Raises:
         UsageError: no run there, no such checkpoint, a smaller budget, or a run that another process is still writing.
@@ -252,7 +252,7 @@ def load(
         device: where to; None takes the device of the run, or the CPU (with a warning) where there is none such.
         checkpoint: "latest", "best" (by the method's score, evaluated while training), or the step of one.
         own: `network`, `tables` and `trust_remote_code` again, where the policy itself is code of your own, and `task`,
-            `rewards`, `judge`, `criterion` where the task is needed (`OwnCode`).
+            `rewards`, `judge`, `criterion`, `overseer` where the task is needed (`OwnCode`).
     """
     place, again = Path(folder), OwnCode.of(own)
     with suppress(NotHere):

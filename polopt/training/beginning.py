@@ -49,6 +49,7 @@ def own_code(planned: Plan) -> dict[str, Any]:
         "network": getattr(getattr(config, "network", None), "make", None),
         "rewards": rewards_of(planned.task, planned.task_options),
         **{name: getattr(config, name, None) for name in ("judge", "tables", "criterion")},
+        "overseer": getattr(getattr(config, "overseer", None), "ask", None),
         "trust_remote_code": True,  # only where the run's own settings say so
     }
 

@@ -50,6 +50,7 @@ class OwnCode:
         judge: the judge of pairs of answers, likewise.
         tables: the policies of a class, likewise.
         criterion: what weighs groups of completions, likewise.
+        overseer: who is asked before every decision, likewise.
         trust_remote_code: run the code that the run's model brings.
     """
 
@@ -59,6 +60,7 @@ class OwnCode:
     judge: Any = None
     tables: Any = None
     criterion: Any = None
+    overseer: Any = None
     trust_remote_code: bool = False
 
     @classmethod
@@ -282,7 +284,7 @@ def read_plan(run: Run, own: OwnCode, *, alone: bool = False) -> Plan:
     """The plan that a run folder records. Raises UsageError when it needs code that `own` does not give again.
 
     `alone`: it is to build the policy only, of the spaces that the folder keeps. The environment, reward functions,
-    judges and criteria are not asked for then.
+    judges, criteria and overseers are not asked for then.
     """
     record = run.config
     texts, tables = ("method", "task"), ("config", "run", "task_options")
@@ -324,10 +326,11 @@ def read_plan(run: Run, own: OwnCode, *, alone: bool = False) -> Plan:
 
 
 def _placeholders(config: Any, path: str = "") -> dict[str, Callable[..., Any]]:
-    """For every judge and criterion of one's own in a recorded config, by its path, one that only says what it was."""
+    """For every judge, criterion and overseer of one's own in a recorded config, by its path, one that only says what
+    it was."""
     if not isinstance(config, dict):
         return {}
-    if config.keys() == {"callable"} and path.rpartition(".")[2] in ("judge", "criterion"):
+    if config.keys() == {"callable"} and path.rpartition(".")[2] in ("judge", "criterion", "ask"):
         return {path: _Placeholder(path, config["callable"])}
     parts = (_placeholders(part, f"{path}.{key}" if path else key) for key, part in config.items())
     return {where: code for part in parts for where, code in part.items()}

@@ -14,6 +14,7 @@ BUDGETS = {
     "demonstrations.py": ["600"],
     "early_stop.py": ["2000"],
     "load_and_predict.py": ["600"],
+    "oversee.py": ["100"],
     "own_environment.py": ["200"],
     "own_network.py": ["600"],
     "resume_a_run.py": ["2048"],

@@ -194,7 +194,8 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "agnostic-rl",
         "nora",
         "marl-dse",
-    ):  # of a model, or of several choices at once
+        "rlif",
+    ):  # of a model, of several choices at once, or of scripts
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

@@ -113,9 +113,22 @@ def test_the_penalty_of_discrete_actions_and_of_what_has_no_between():
     model, share = Discriminator(spec, Network((8,))), torch.rand(4)
     side = TensorDict({"obs": torch.randn(4, 3), "action": torch.tensor([0, 1, 2, 0])}, [4])
     assert model.penalty(side, side.flip(0), share).shape == (4,)
+    dictionary = Spec(spaces.Dict({"a": SPEC.obs, "b": SPEC.obs}), SPEC.action, "a toy")
+    sides = [
+        TensorDict({"obs": {"a": torch.randn(4, 3), "b": torch.randn(4, 3)}, "action": torch.randn(4, 2)}, [4])
+        for _ in range(2)
+    ]
+    both = Discriminator(dictionary, Network((8,)))
+    whole = Discriminator(Spec(spaces.Box(-1.0, 1.0, (6,)), SPEC.action, "a toy"), Network((8,)))
+    whole.load_state_dict(both.state_dict())
+    joined = [
+        TensorDict({"obs": torch.cat([side["obs", "a"], side["obs", "b"]], 1), "action": side["action"]}, [4])
+        for side in sides
+    ]
+    torch.testing.assert_close(both.penalty(*sides, share), whole.penalty(*joined, share))
     table = Discriminator(Spec(spaces.Discrete(3), spaces.Discrete(3), "a table"), Network((8,)))
     side = TensorDict({"obs": torch.tensor([0, 1]), "action": torch.tensor([0, 1])}, [2])
-    with pytest.raises(UsageError, match="Box of real numbers"):
+    with pytest.raises(UsageError, match="Boxes of real numbers"):
         table.penalty(side, side, share[:2])
 
 
