@@ -26,7 +26,7 @@ stand before the own ones in a slice, where the official code takes turns.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class RLPD(SAC):
         backup_entropy: bool = param(True, "table 2", help="the target counts the entropy of the next action")
         critic_network: Network = param(Network((256, 256), "relu", normalization="layer"), "table 1")
 
-        of_prior = ("dataset",)  # has no effect with a share of 0
+        of_prior: ClassVar[tuple[str, ...]] = ("dataset",)  # has no effect with a share of 0
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -99,6 +99,8 @@ class SAC(Method):
         updates = (steps - config.warmup) * config.updates_per_step // config.steps_per_update
         return {"transitions per update": config.batch_size, "updates": max(updates, 0)}
 
+    source: ReplaySource
+
     def build(self, task: Task) -> None:
         config = self.config
         self.policy = self.make_policy(config.policy, network=config.network)

@@ -25,7 +25,7 @@ happen among rewards of 0 and -1.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class RLIF(RLPD):
         network: Network = param(Network(DEEP, "relu"), "official code")
         critic_network: Network = param(Network(DEEP, "relu", normalization="layer"), "official code")
 
-        of_prior = ()  # the replay begins with the dataset, whatever the share beside it
+        of_prior: ClassVar[tuple[str, ...]] = ()  # the replay begins with the dataset, whatever the share beside it
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -139,7 +139,7 @@ class RLIF(RLPD):
     def make_source(self, task: Task) -> ReplaySource:
         config = self.config
         return ReplaySource(
-            Delayed(Rollouts(task, config.steps_per_update, self.ledger), ("takeover",)),  # type: ignore[arg-type]
+            Delayed(Rollouts(task, config.steps_per_update, self.ledger), ("takeover",)),
             Replay(config.replay_size, discount=config.discount),
             batch_size=config.updates_per_step * config.batch_size,
             warmup=0,
