@@ -45,6 +45,7 @@ run = polopt.train(
     network={"sizes": (64, 64)},
     critic_network={"sizes": (64, 64), "normalization": "layer"},
 )
-for row in run.rows[:: max(1, len(run.rows) // 8)]:
+rows = [row for row in run.rows if "takeover" in row]  # the first one is an evaluation before anything was done
+for row in rows[:: max(1, len(rows) // 8)]:
     print(f"{row['env_steps']:>6} steps: the overseer acts in {row['takeover']:.0%}", f"q {row['q']:.2f}", sep=", ")
 print("return at the end, of which nothing was learned:", round(run.final["eval/return"], 1))
