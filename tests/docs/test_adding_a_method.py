@@ -9,39 +9,51 @@ import sys
 
 from tests.docs.blocks import ROOT, blocks
 
-EXPECTED = ["polopt/methods/control/a2c.py", "tests/methods/test_a2c.py", "claims/a2c.py", "polopt/catalogue.toml"]
+A2C = ["polopt/methods/control/a2c.py", "tests/methods/test_a2c.py", "claims/a2c.py", "polopt/catalogue.toml"]
+REDQ = ["polopt/methods/control/redq.py", "tests/methods/test_redq.py", "polopt/catalogue.toml"]
 
 
 def python(folder, *arguments):
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_four_blocks_make_a_method(tmp_path):
+def put(folder, titles):
+    """A copy of the package with those blocks of the page."""
     skip = shutil.ignore_patterns("__pycache__", "docs", "results")
     for name in ("polopt", "claims", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    shutil.copy(ROOT / "pyproject.toml", folder)
     parts = [block for block in blocks(ROOT / "docs" / "adding-a-method.md") if block.title]
-    assert [part.title for part in parts] == EXPECTED
-    for part in parts:
-        path = tmp_path / part.title
+    assert [part.title for part in parts] == A2C + REDQ
+    for part in parts[: len(A2C)] if titles is A2C else parts[len(A2C) :]:
+        path = folder / part.title
         before = path.read_text() + "\n" if path.exists() else ""
         path.parent.mkdir(exist_ok=True)
         path.write_text(before + part.text)
 
-    python(tmp_path, "-m", "tests.guards.golden", "a2c")
-    tests = ["tests/methods/test_a2c.py", "tests/guards", "tests/test_registry.py"]
 
-    done = python(tmp_path, "-m", "pytest", *tests, "-k", "a2c or test_registry", "-p", "no:xdist", "-vv")
-    for guard in ("test_trains_what_it_says[a2c]", "test_stopped_equals_unstopped[a2c]", "test_limit[a2c-is-ppo]"):
+def guarded(folder, name, base):
+    python(folder, "-m", "tests.guards.golden", name)
+    tests = [f"tests/methods/test_{name}.py", "tests/guards", "tests/test_registry.py"]
+    done = python(folder, "-m", "pytest", *tests, "-k", f"{name} or belongs", "-p", "no:xdist", "-vv")
+    limit = f"test_limit[{name}-is-{base}]"
+    for guard in (f"test_trains_what_it_says[{name}]", f"test_stopped_equals_unstopped[{name}]", limit):
         assert f"{guard} PASSED" in done
 
+
+def test_an_off_policy_method_is_three_blocks(tmp_path):
+    put(tmp_path, REDQ)
+    guarded(tmp_path, "redq", "sac")
+
+
+def test_the_four_blocks_make_a_method(tmp_path):
+    put(tmp_path, A2C)
+    guarded(tmp_path, "a2c", "ppo")
     shown = python(tmp_path, "-m", "polopt.cli", "show", "a2c")
     assert "status    partial" in shown
     assert "slug" not in shown
