@@ -2,12 +2,13 @@
 # make test-all   also what is too slow for every change (not in CI)
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
 # make docs    the README's list, docs/metrics.md, docs/methods/ and the pictures of claims, from files and results
+# make test-oldest   language models with the oldest versions that pyproject.toml allows (not in CI)
 # make test-peers    losses against other libraries' own code (not in CI)
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := bash
 
-.PHONY: demo test test-all test-peers mutants lint types unit bench docs claims claims-page clean
+.PHONY: demo test test-all test-oldest test-peers mutants lint types unit bench docs claims claims-page clean
 .DEFAULT_GOAL := demo
 
 # torch 2.13.0 first and by itself: where a CPU build of it is at hand, a range would fetch the newest CUDA build instead.
@@ -50,6 +51,19 @@ mutants: .venv/dev
 unit: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+OLDEST := .venv-oldest/bin/python
+.venv-oldest/done: pyproject.toml .venv/base
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[language]' 'pytest>=8' 'hypothesis>=6.100'
+	touch $@
+
+# Those tests that call what transformers, peft, datasets and torch have changed between versions.
+test-oldest: .venv-oldest/done
+	OMP_NUM_THREADS=1 $(OLDEST) -m pytest tests/policies/test_causal_lm.py tests/policies/test_causal_passes.py \
+		tests/policies/test_causal_scoring.py tests/policies/test_text.py tests/data/test_tokenizing.py \
+		tests/data/test_templates.py tests/evaluation/test_completions.py tests/training/test_language_runs.py
+
 .venv/peers: .venv/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[peers]'
 	touch $@
@@ -73,4 +87,4 @@ claims-page: .venv/base
 	$(MAKE) docs
 
 clean:
-	rm -rf .venv build dist demo .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist demo .mypy_cache .ruff_cache .hypothesis
