@@ -1,9 +1,9 @@
 """The models of the language benchmarks: folders in Hugging Face format that polopt and TRL load alike.
 
 - `random_model`: a Llama of 1 million random weights with polopt's character tokenizer, and made-up texts to train on
-  (`grpo.jsonl`, `sft.jsonl`, `dpo.jsonl`). It never ends a completion by itself: the first coordinate of its states is
-  constant, and the end token's score falls with it. So every completion is as long as it may be, while both sides look
-  for an end at every token, as they do in any training.
+  (`grpo.jsonl`, `sft.jsonl`, `sft-ragged.jsonl`, `dpo.jsonl`). It never ends a completion by itself: the first
+  coordinate of its states is constant, and the end token's score falls with it. So every completion is as long as it
+  may be, while both sides look for an end at every token, as they do in any training.
 - `warm_started`: a model that polopt's own supervised fine-tuning has taught a task until it is sometimes right, with
   `problems.json`: training and held-out prompts and what `verified` of `workers/language_shared.py` needs to judge.
   Verifier and task are compared on thousands of answers, right and damaged, before the file is written.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import string
 import sys
@@ -31,6 +32,7 @@ from polopt.training.warm_start import warm_start
 
 SIZE = "1m"
 PROMPT, SFT_LENGTH, DPO_LENGTH = 16, 64, 64  # tokens: of every prompt, of a whole sequence, of a completion
+RAGGED = 8, 232  # characters of the shortest and the longest completion of texts of mixed lengths, uniform in logarithm
 ROWS = 4096  # of each file of texts
 END = -64.0  # weight of the end token on the constant coordinate: a probability below 1e-9
 
@@ -44,13 +46,16 @@ SEED = 7  # of its problems
 
 def random_model() -> Path:
     """The folder of the model of the rates, with the texts that are trained on."""
-    folder = _place("random", {"size": SIZE, "lengths": [PROMPT, SFT_LENGTH, DPO_LENGTH], "rows": ROWS, "end": END})
+    lengths = [PROMPT, SFT_LENGTH, DPO_LENGTH, *RAGGED]
+    folder = _place("random", {"size": SIZE, "lengths": lengths, "rows": ROWS, "end": END})
     if not (folder / "grpo.jsonl").is_file():  # written last
         make_language_model(folder, SIZE)
         _never_ending(folder / "model.safetensors")
         rng = random.Random(0)
         completion, answer = SFT_LENGTH - PROMPT - 1, DPO_LENGTH - 1  # and the end token
         _write(folder / "sft.jsonl", [_texts(rng, prompt=PROMPT, completion=completion) for _ in range(ROWS)])
+        ragged = [round(math.exp(rng.uniform(*map(math.log, RAGGED)))) for _ in range(ROWS)]
+        _write(folder / "sft-ragged.jsonl", [_texts(rng, prompt=PROMPT, completion=length) for length in ragged])
         _write(folder / "dpo.jsonl", [_texts(rng, prompt=PROMPT, chosen=answer, rejected=answer) for _ in range(ROWS)])
         _write(folder / "grpo.jsonl", [_texts(rng, prompt=PROMPT) for _ in range(ROWS)])
     return folder

@@ -37,6 +37,7 @@ from typing import Any
 
 from benchmarks.environments import ROOT, SCRIPTS, Command, Worker, WorkerError, cores, last_line, python_of
 from benchmarks.machine import GFLOP, about, limits, now
+from benchmarks.workers.language_shared import MICRO_TOKENS
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
 SLOWEST = "slowest process"  # the part whose seconds count in the case `simulator`
@@ -271,6 +272,22 @@ CASES = [
     grpo(16, 8),
     grpo(128, 2),
     Case("sft", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
+    Case(
+        "sft-ragged",
+        "learned tokens",
+        (
+            Side("polopt --micro-tokens", job={"micro_tokens": MICRO_TOKENS}),
+            OURS,
+            Side("trl", "trl"),
+            Side("trl, group_by_length", "trl", job={"by_length": True}),
+        ),
+        {"case": "sft", "ragged": True, "seed": 0},
+        10,
+        5,
+        "tokens",
+        limit=MATRICES,
+        prepare=language_model,
+    ),
     Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("startup", "processes", STARTUP),
     *map(world, WORLDS),

@@ -20,6 +20,7 @@ Problem = dict[str, Any]
 
 SAMPLES = 8  # completions of each prompt
 SFT_ROWS, DPO_PAIRS = 32, 16  # per update
+MICRO_TOKENS = 2048  # of a backward pass of ours on texts of mixed lengths
 RATE_LR = 1e-6  # of GRPO and DPO on both sides: their usual one
 OPTIMIZER = {"weight_decay": 0.0, "max_grad_norm": 1.0}  # AdamW with constant learning rate, clipped
 STD_EPS = 1e-4  # added to the standard deviation of the rewards of a group; a constant in TRL

@@ -1,7 +1,8 @@
 """polopt's side of the language benchmarks, beside `peer_trl.py`.
 
 Every job has `model`, a folder of `benchmarks.language_model`, and may have `micro_batch`, the rows of one backward
-pass (by default all; fewer need less memory, and less time where activations outgrow the caches), and `compile`.
+pass (by default all; fewer need less memory, and less time where activations outgrow the caches), `micro_tokens`, its
+positions instead, and `compile`.
 
 Equal on both sides: weights, texts, tokenizer, batch sizes, lengths, float32, AdamW without weight decay, gradients
 clipped at norm 1, a constant learning rate, and for GRPO the reward, 8 completions a prompt, rewards standardized in
@@ -46,7 +47,7 @@ def build(method: str, task: str | Path, job: Job, task_options: dict[str, Any],
     threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     torch.set_num_threads(threads)
     settings |= {"model": job["model"], "threads": threads, "seed": job.get("seed", 0)}
-    settings["micro_batch"] = job.get("micro_batch")
+    settings |= {name: job.get(name) for name in ("micro_batch", "micro_tokens")}
     built = plan(method, str(task), task_options=task_options, **settings).build()
     if job.get("compile"):
         built.compile()
@@ -60,14 +61,14 @@ def step(method: Any) -> Any:
     return batch
 
 
-def rate(method: Any, clock: Clock, tokens: Callable[[Any], Any], expected: int) -> Run:
-    """Updates of `method`. Raises RuntimeError when one has other than `expected` tokens."""
+def rate(method: Any, clock: Clock, tokens: Callable[[Any], Any], expected: int | None) -> Run:
+    """Updates of `method`. Raises RuntimeError when one has other than `expected` tokens, unless that is None."""
     clock.watch("backward", torch.Tensor, "backward")
     clock.watch("optimizer", method.optimizer.torch, "step")
 
     def run(units: int) -> dict[str, float]:
         counts = [int(tokens(step(method))) for _ in range(units)]
-        if set(counts) != {expected}:
+        if expected is not None and set(counts) != {expected}:
             raise RuntimeError(f"updates had {set(counts)} tokens, not {expected}")
         return {"tokens": sum(counts), **clock.take()}
 
@@ -97,12 +98,14 @@ def grpo(job: Job) -> Run:
 
 
 def sft(job: Job) -> Run:
-    """32 sequences an update of 64 tokens, 48 of them learned; `tokens` are those."""
-    folder = Path(job["model"])
-    method = build("sft", folder / "sft.jsonl", job, {"heldout": False}, batch_size=SFT_ROWS, lr=RATE_LR, **OPTIMIZER)
+    """32 sequences an update of 64 tokens, 48 of them learned, or, where the job says `ragged`, of mixed lengths;
+    `tokens` are those learned."""
+    ragged = job.get("ragged", False)
+    file = Path(job["model"]) / ("sft-ragged.jsonl" if ragged else "sft.jsonl")
+    method = build("sft", file, job, {"heldout": False}, batch_size=SFT_ROWS, lr=RATE_LR, **OPTIMIZER)
     clock = Clock()
     clock.watch("log_prob", method, "imitation_loss")
-    return rate(method, clock, lambda batch: batch["mask"].sum(), SFT_ROWS * 48)
+    return rate(method, clock, lambda batch: batch["mask"].sum(), None if ragged else SFT_ROWS * 48)
 
 
 def dpo(job: Job) -> Run:

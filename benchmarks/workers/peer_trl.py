@@ -121,9 +121,9 @@ class Paced(TrainerCallback):
             self._left = self.asked.get()
 
 
-def rate(job: Job, trainer: Any, clock: Clock, tokens: Callable[[], int], expected: int) -> Run:
+def rate(job: Job, trainer: Any, clock: Clock, tokens: Callable[[], int], expected: int | None) -> Run:
     """Updates of `trainer`. `tokens` says how many there were since its last call; raises RuntimeError unless every
-    update had `expected`."""
+    update had `expected`, if that is known."""
     clock.watch("backward", torch.Tensor, "backward")
     clock.watch("optimizer", torch.optim.AdamW, "step")
     clock.watch("log_prob", trainer, "compute_loss")
@@ -138,7 +138,7 @@ def rate(job: Job, trainer: Any, clock: Clock, tokens: Callable[[], int], expect
             paced.asked.put(units)
             results.next()
         count = tokens()
-        if count != units * expected:
+        if expected is not None and count != units * expected:
             raise RuntimeError(f"{units} updates had {count} tokens, not {units * expected}")
         return {"tokens": count, **clock.take()}
 
@@ -177,7 +177,7 @@ def grpo(job: Job) -> Run:
     return rate(job, trainer, clock, tokens, completions * length)
 
 
-def supervised(job: Job, trainer: Any, expected: int) -> Run:
+def supervised(job: Job, trainer: Any, expected: int | None) -> Run:
     """A rate whose tokens are counted in the batches that are collated."""
     counts: list[int] = []
     collate = trainer.data_collator
@@ -192,20 +192,23 @@ def supervised(job: Job, trainer: Any, expected: int) -> Run:
     made = 0
 
     def tokens() -> int:
-        """Batches are collated one ahead of the update that takes them, and all have the same number of tokens."""
+        """Of the updates since the last call: batches are collated in their order, ahead of them."""
         nonlocal made
-        if set(counts) != {expected // trainer.args.gradient_accumulation_steps}:
-            raise RuntimeError(f"batches had {set(counts)} tokens, of {expected} in an update")
         before, made = made, trainer.state.global_step
-        return (made - before) * expected
+        batches = (made - before) * trainer.args.gradient_accumulation_steps
+        taken, counts[:batches] = counts[:batches], []
+        return sum(taken)
 
     return rate(job, trainer, Clock(), tokens, expected)
 
 
 def sft(job: Job) -> Run:
-    args = SFTConfig(**settings(job, SFT_ROWS, RATE_LR), loss_type="nll", max_length=None)
-    rows = read(Path(job["model"]) / "sft.jsonl")
-    return supervised(job, SFTTrainer(model=job["model"], args=args, train_dataset=rows), SFT_ROWS * 48)
+    ragged = job.get("ragged", False)
+    alike = {"train_sampling_strategy": "group_by_length"} if job.get("by_length") else {}
+    args = SFTConfig(**settings(job, SFT_ROWS, RATE_LR), **alike, loss_type="nll", max_length=None)
+    rows = read(Path(job["model"]) / ("sft-ragged.jsonl" if ragged else "sft.jsonl"))
+    trainer = SFTTrainer(model=job["model"], args=args, train_dataset=rows)
+    return supervised(job, trainer, None if ragged else SFT_ROWS * 48)
 
 
 def dpo(job: Job) -> Run:
