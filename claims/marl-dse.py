@@ -19,9 +19,10 @@ were not surely above 0: 0.024 and 0.078, of six seeds each. See the diagnosis. 
 0.992 to 1.000 of `late` there, as `marl` (0.994 to 0.999): what is gained, the heads of their own gain.
 
 Pilots of the second (seeds 1000 and 1001): `log_gap` of the box 2.5 to 7.5 above that of the learners in every cell.
-Of the first (seeds 1000 and 1001): `late` of `marl` 0.999, 0.995, 1.000 and 0.996 (latency weak and strong, power weak
-and strong), of `joint` 1.000, 0.998, 1.000 and 0.998, of `box` 0.975, 0.944, 0.956 and 0.912, with 0.010 to 0.124
-between `marl` and `box` in a pair of runs; of `random` 0.46 to 0.53. `found` is above 0.998 of all, so it shows nothing.
+Of the first (seeds 1000 and 1001): `late` of `marl` 0.999, 0.995, 1.000 and 0.996 (latency weak and strong, power
+weak and strong), of `joint` 1.000, 0.998, 1.000 and 0.998, of `box` 0.975, 0.944, 0.956 and 0.912, with 0.010 to 0.124
+between `marl` and `box` in a pair of runs; of `random` 0.46 to 0.53. `found` is above 0.998 of all, so it shows
+nothing.
 
 Expectations: the paper's is that the learners are above the box. What it calls multi-agent is two things, a head of its
 own for each parameter and a learner of its own; `joint` has only the first. It is reported and not judged: nothing says
