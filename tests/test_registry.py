@@ -144,7 +144,7 @@ def test_filters(built, recorded):
         ("sacc", "there is no method 'sacc'; did you mean 'sac'?"),
         ("DSAC_T", "there is no method 'DSAC_T'; did you mean 'dsac-t'?"),
         ("dsac-t", "dsac-t is planned, not built yet; of the same paper there is dsac-v1"),
-        ("uni-o4", "uni-o4 is planned, not built yet"),
+        ("rldp", "rldp is planned, not built yet"),
         ("rl-llm-survey", "rl-llm-survey is a survey, not a method that can be trained"),
     ],
 )

@@ -299,7 +299,7 @@ def test_wrong_names_get_the_nearest_right_ones(tmp_path):
         (lambda: polopt.train("ppo", "CartPole-v1", discont=0.9), "did you mean 'discount'"),
         (lambda: polopt.train("ppo", "CartPole-v1", network={"size": (3,)}), "did you mean"),
         (lambda: polopt.train("ppo", "CartPole-v1", preset="mujco"), "did you mean 'mujoco'"),
-        (lambda: polopt.train("a2pr", "CartPole-v1"), "a2pr is planned, not built yet"),
+        (lambda: polopt.train("rldp", "CartPole-v1"), "rldp is planned, not built yet"),
         (lambda: polopt.train("ppo", 3), "a task is a name, a function or an environment, not int"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UsageError, match=said):

@@ -235,7 +235,7 @@ DAMAGE: dict[str, Any] = {
         2,
         "there is no method 'sacc'; did you mean 'sac'?",
     ),
-    "a planned method": (lambda record: record.update(method="a2pr"), 2, "a2pr is planned, not built yet"),
+    "a planned method": (lambda record: record.update(method="rldp"), 2, "rldp is planned, not built yet"),
     "a value out of range": (lambda record: record["config"].update(tau=7), 2, "tau must be"),
     "an unknown field": (
         lambda record: record["config"].update(taau=0.1),
