@@ -42,7 +42,15 @@ def test_each_kind_is_served_by_its_class() -> None:
     assert isinstance(make_task("addition"), TextTask)
     assert {*BEGINS.values(), *ENDS.values()} == {
         place(name)
-        for name in ("grid/doors", "point/goals", "reasoning-gym/x", "datasets/a/b", "envpool/Pong-v5", "a/b.jsonl")
+        for name in (
+            "grid/doors",
+            "point/goals",
+            "reasoning-gym/x",
+            "datasets/a/b",
+            "envpool/Pong-v5",
+            "a/b.jsonl",
+            "a/b.npz",
+        )
     }
     assert place("CartPole-v1") is None
     assert own_class("os:getcwd") is None  # what is not polopt's own is not imported
