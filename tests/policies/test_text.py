@@ -186,7 +186,7 @@ def test_an_export_that_fails_keeps_the_old_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(policy.tokenizer, "save_pretrained", full)
-    with pytest.raises(Exception, match="could not write .*: the disk is full"):
+    with pytest.raises(Exception, match=r"could not write .*: the disk is full"):
         policy.export(folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
