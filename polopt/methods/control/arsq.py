@@ -22,7 +22,8 @@ log-sum of the temperature that it acts with.
 
 Departs from the paper in what becomes a demonstration: the released code admits an episode whose SUM of rewards exceeds
 the demonstrations' mean reward of a STEP, which is nearly every one; here returns are compared. The rates of the
-official configuration were not to be had (the released code has one for V and one for A; here one serves both).
+official configuration were not to be had (the released code has one for V and one for A; here one serves both), and
+levels and bins are those that a summary of the paper names for D4RL (`rlbench`: for RLBench).
 """
 
 import math
@@ -65,10 +66,13 @@ def margin(advantage: Tensor, part: Tensor, least: float) -> Tensor:
 class ARSQ(Offline):
     @dataclass(frozen=True)
     class Config(Offline.Config):
-        levels: int = param(2, "section 5", low=1, help="how often each coordinate is zoomed into")
-        bins: int = param(7, "section 5", low=2, help="parts of an interval")
+        levels: int = param(2, "assumed", low=1, help="how often each coordinate is zoomed into")
+        bins: int = param(7, "assumed", low=2, help="parts of an interval")
         conditioning: str = param(
-            "all", "section 4", choices=("all", "levels"), help="levels: coordinates do not see each other within one"
+            "all",
+            "official code",
+            choices=("all", "levels"),
+            help="levels: coordinates do not see each other within one",
         )
         entropy_temperature: float = param(0.1, "assumed", above=0, unit="value", help="the paper's alpha")
         sampling_temperature: float = param(0.1, "assumed", above=0, unit="value", help="alpha where the policy acts")
@@ -77,8 +81,8 @@ class ARSQ(Offline):
         admit: bool = param(True, "official code", help="own episodes that are as good join the demonstrations")
         margin_coefficient: float = param(0.1, "assumed", low=0, help="the paper's lambda")
         margin: float = param(-0.1, "assumed", below=0, unit="value", help="the paper's C_m")
-        discount: float = param(0.99, "official code", low=0, high=1)
-        tau: float = param(0.005, "official code", above=0, high=1)
+        discount: float = param(0.99, "assumed", low=0, high=1)
+        tau: float = param(0.005, "assumed", above=0, high=1)
         lr: float = param(1e-3, "assumed", above=0)
         network: Network = param(
             Network((512, 512, 512), "tanh", init="orthogonal", head_gain=0.01), "official code", help="of V, and of A"

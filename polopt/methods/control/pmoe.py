@@ -72,9 +72,11 @@ class PMOE(SAC):
         back_propagate: str = param(
             "max", "co-author's code", choices=("max", "all"), help="through the winner's value, or all components'"
         )
-        routing: str = param("frequency", "section 4", choices=("frequency", "gumbel"), help="what trains the router")
+        routing: str = param(
+            "frequency", "co-author's code", choices=("frequency", "gumbel"), help="what trains the router"
+        )
         routing_temperature: float = param(1.0, "assumed", above=0, help="of the Gumbel-softmax")
-        policy: GaussianMixture = param(GaussianMixture(), "section 4")  # type: ignore[assignment]
+        policy: GaussianMixture = param(GaussianMixture(), "co-author's code")  # type: ignore[assignment]
 
         def __post_init__(self) -> None:
             super().__post_init__()
