@@ -20,10 +20,8 @@ of that. The other alphas, and recorded actions alone, were not tried before the
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from polopt.claims import Above, Claim, Greater, best_of
 from polopt.claims.grids import BestOf
+from polopt.claims.recorded import learner_from
 
 TASK, EPISODES, GOOD, STEPS = "Pendulum-v1", 100, 10, 200
 ALPHAS = (1.0, 2.5, 10.0)
@@ -112,18 +111,11 @@ class OnTheMix:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
-        from polopt.data.demonstrations import save_demonstrations
         from polopt.tasks import make_task
-        from polopt.training.api import plan
 
         data = decisions(seed)
         settings = SETTINGS | {"alpha": self.alpha} | dict(self.settings)
-        with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
-            file = Path(folder) / "decisions.safetensors"
-            spec = make_task(TASK).spec
-            save_demonstrations(file, data, spec)
-            learner = plan(self.method, TASK, seed=seed, dataset=str(file), loggers=(), **settings).build()
-        learner.task.close()
+        learner = learner_from(data, make_task(TASK).spec, self.method, TASK, seed=seed, **settings)
         updates, returns = budget["updates"], []
         for update in range(1, updates + 1):
             learner.update(learner.collect())

@@ -19,10 +19,8 @@ cannot, has no reason to take any of the places.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -34,6 +32,7 @@ from torch import Tensor
 
 from polopt.claims import Above, Claim, Greater, best_of
 from polopt.claims.grids import BestOf
+from polopt.claims.recorded import learner_from
 
 DATA, SPREAD, BINS = 2_000, 0.05, 5
 PLACES = 0.8 * torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
@@ -93,21 +92,15 @@ class Zooming:
 
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
         from polopt.core.spec import Spec
-        from polopt.data.demonstrations import save_demonstrations
-        from polopt.training.api import plan
 
         torch.manual_seed(seed)
         action, reward = recorded()
         ends = torch.ones(DATA, dtype=torch.bool)
         columns = {"obs": torch.zeros(DATA, 1), "action": action, "reward": reward, "next_obs": torch.zeros(DATA, 1)}
         columns |= {"terminated": ends, "truncated": ~ends, "first": ends.clone()}
-        with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
-            file = Path(folder) / "decisions.safetensors"
-            spec = Spec(Decision.observation_space, Decision.action_space, "decision")
-            save_demonstrations(file, TensorDict(columns, batch_size=[DATA]), spec)
-            learner = plan("arsq", Decision, seed=seed, dataset=str(file), **dict(self.settings)).build()
-            learner.prepare_all()
-        learner.task.close()
+        spec = Spec(Decision.observation_space, Decision.action_space, "decision")
+        data = TensorDict(columns, batch_size=[DATA])
+        learner = learner_from(data, spec, "arsq", Decision, seed=seed, **dict(self.settings))
         score = averaged(
             lambda: learner.policy.act(torch.zeros(1, 1), greedy=True)[0]["action"][0],
             lambda: learner.update(learner.collect()),

@@ -24,10 +24,8 @@ of which half is asked for, as of the other differences. The data themselves hav
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -39,6 +37,7 @@ from torch import Tensor
 
 from polopt.claims import Below, Claim, Greater, mean_of
 from polopt.claims.grids import MeanOf
+from polopt.claims.recorded import learner_from
 
 ALPHAS = tuple(0.05 * 2**power for power in range(7))
 DATA, BINS, BEST = 2_000, 20, 1.1
@@ -98,16 +97,10 @@ class OnTheCliff:
 
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
         from polopt.core.spec import Spec
-        from polopt.data.demonstrations import save_demonstrations
-        from polopt.training.api import plan
 
-        data = decisions(seed)
         settings = SETTINGS | {"alpha": self.alpha} | dict(self.settings)
-        with tempfile.TemporaryDirectory(prefix="polopt-claim-", ignore_cleanup_errors=True) as folder:
-            file = Path(folder) / "decisions.safetensors"
-            save_demonstrations(file, data, Spec(Cliff.observation_space, Cliff.action_space, "cliff"))
-            learner = plan(self.method, Cliff, seed=seed, dataset=str(file), loggers=(), **settings).build()
-        learner.task.close()
+        spec = Spec(Cliff.observation_space, Cliff.action_space, "cliff")
+        learner = learner_from(decisions(seed), spec, self.method, Cliff, seed=seed, **settings)
         updates, found = budget["updates"], []
         for update in range(1, updates + 1):
             learner.update(learner.collect())
