@@ -118,8 +118,12 @@ class Rivals(Method):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         """The best return of the archive's policies, and how many there are."""
         results = []
-        for index in reversed(range(len(self.archive))):  # the best comes last, and stays
-            self.show(index)
-            results.append(evaluate_returns(self.policy, task, episodes, greedy=greedy))
+        try:
+            for index in reversed(range(len(self.archive))):
+                self.show(index)
+                results.append(evaluate_returns(self.policy, task, episodes, greedy=greedy))
+        finally:
+            if len(self.archive):
+                self.show(0)  # the best stays, also after an evaluation that was broken off
         results = results or [evaluate_returns(self.policy, task, episodes, greedy=greedy)]
         return max(results, key=lambda scores: scores["return"]) | {"archive": float(len(self.archive))}
