@@ -1,6 +1,6 @@
 """polopt beside its peers, on this machine.
 
-python -m benchmarks [speed] [CASE ...] [--rounds 7] [--peer-python NAME=PATH]     how fast; `make bench`
+python -m benchmarks [speed] [CASE ...] [--rounds 7] [--plain] [--peer-python NAME=PATH]     how fast; `make bench`
 python -m benchmarks returns ...                                                 how well: learning curves
 python -m benchmarks page                                                        docs/benchmarks.md from the results
 """

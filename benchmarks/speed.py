@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +510,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--peer-python", action="append", default=[], metavar="NAME=PATH", help="a library's Python, instead of our own"
     )
+    parser.add_argument("--plain", action="store_true", help="leave out the sides that compile, of every library")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="gets a line per case (%(default)s)")
     args = parser.parse_args(argv)
     for name in args.cases:
@@ -529,6 +530,8 @@ def main(argv: list[str]) -> int:
     for case in CASES:
         if args.cases and not any(_named(name, case) for name in args.cases):
             continue
+        if args.plain:
+            case = replace(case, sides=tuple(side for side in case.sides if not side.job.get("compile")))
         print(f"\n{case.name}: measuring", flush=True)
         try:
             line = {"date": now(), **measure(case, args.rounds, pythons, machine)}
