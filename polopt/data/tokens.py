@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from polopt.core.batch import Batch, replaced, sides_of
 ROW = ("prompt", "prompt_mask", "completion", "attention", "mask")  # what scoring a row takes
 LEFT = ("prompt", "prompt_mask")  # padded on the left; every other token dimension on the right
 NOT_TOKENS = ("turn_reward",)  # [B, M], one number a turn
+PASS = 1 / 16
 
 
 def widen(value: Tensor, size: int, left: bool = False) -> Tensor:
@@ -73,7 +75,8 @@ def trim(rows: Batch) -> Batch:
 
 def by_tokens(batch: Batch, budget: int) -> Sequence[Batch]:
     """The rows of a batch in trimmed pieces of at most `budget` positions, rows of about equal length together; a row
-    that is longer is a piece by itself.
+    that is longer is a piece by itself. Of all such cuts the one with the least padding, where a piece costs as much
+    as `PASS` of the budget in positions: what a pass takes however short it is.
 
     Reads prompt_mask [B, P] and attention [B, T], of both sides where rows are pairs, which stay together. The sides of
     a paired batch (batch_size []) are cut each by itself; one with fewer pieces is empty in the last ones.
@@ -90,14 +93,21 @@ def by_tokens(batch: Batch, budget: int) -> Sequence[Batch]:
         for name in ("prompt_mask", "attention")
     )
     order = sorted(range(len(batch)), key=lambda row: prompt[row] + completion[row])
+    costs, begins = [0.0], [0]  # of the best cut of the first so many rows, and where its last piece begins
+    for end in range(1, len(order) + 1):
+        widest, best, begin = (0, 0), math.inf, end - 1
+        for start in range(end - 1, -1, -1):
+            widest = max(widest[0], prompt[order[start]]), max(widest[1], completion[order[start]])
+            positions = len(sides) * (end - start) * sum(widest)
+            if positions > budget and start < end - 1:
+                break
+            if costs[start] + positions < best:
+                best, begin = costs[start] + positions, start
+        costs.append(best + PASS * budget)
+        begins.append(begin)
     parts: list[list[int]] = []
-    widest = 0, 0
-    for row in order:
-        wider = max(widest[0], prompt[row]), max(widest[1], completion[row])
-        if parts and len(sides) * (len(parts[-1]) + 1) * sum(wider) <= budget:
-            parts[-1].append(row)
-            widest = wider
-        else:
-            parts.append([row])
-            widest = prompt[row], completion[row]
-    return [trim(batch[torch.tensor(rows, device=batch.device)]) for rows in parts]
+    end = len(order)
+    while end:
+        parts.append(order[begins[end] : end])
+        end = begins[end]
+    return [trim(batch[torch.tensor(rows, device=batch.device)]) for rows in reversed(parts)]

@@ -16,6 +16,7 @@ from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
 
 
 class Optimizer(Stateful):
@@ -57,13 +58,14 @@ class Optimizer(Stateful):
         self.split = split
         self.progress = 0.0
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
-        self._moments: list[list[Tensor]] = []  # of the compiled step: averages, squares and counts of Adam
+        self._moments: list[list[Tensor]] = []  # averages, squares and counts of Adam, once all parameters have them
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
         if kind == "sgd":
             self.torch: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=lr, weight_decay=weight_decay)
         else:
             cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
             self.torch = cls(self.parameters, lr=lr, eps=eps, betas=betas, weight_decay=weight_decay, fused=True)
+        self._alike = kind in KERNELS and len({(each.device, each.dtype) for each in self.parameters}) == 1
 
     def minimize(self, loss: Loss, batch: Batch, **shared: Any) -> dict[str, Tensor]:
         """One step on `loss(batch, **shared)`, which returns a weighted sum and metrics that are weighted sums too.
@@ -188,15 +190,44 @@ class Optimizer(Stateful):
 
     def _apply(self) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
+        reached = [parameter.grad for parameter in self.parameters]
+        grads = [grad for grad in reached if grad is not None]
         if self.max_grad_norm is not None:
-            grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
             metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
             if grads:
                 torch._foreach_mul_(grads, factor)
+        if self._moments and self._alike and len(grads) == len(reached):
+            self._adam_step(grads)
+            return metrics
         for group in self.torch.param_groups:
             group["lr"] = self.rate
         self.torch.step()
+        if self._alike and len(grads) == len(reached):
+            self._adam_state()
         return metrics
+
+    def _adam_step(self, grads: list[Tensor]) -> None:
+        """The kernel that `torch.optim.Adam` calls, on lists that are kept: for small networks it spends most of its
+        step on gathering them."""
+        group = self.torch.param_groups[0]
+        averages, squares, steps = self._moments
+        with torch.no_grad():
+            torch._foreach_add_(steps, 1)
+            KERNELS[self.kind](
+                self.parameters,
+                grads,
+                averages,
+                squares,
+                [],
+                steps,
+                lr=self.rate,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
     def _norm_and_factor(self, grads: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
         """The global norm, and what to multiply the gradients by for one of at most `bound`.

@@ -57,6 +57,27 @@ def test_rows_of_like_lengths_go_together():
 
 
 @settings(max_examples=30)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 40))
+def test_no_cut_of_the_rows_in_order_of_length_costs_less(lengths, budget):
+    order = sorted(lengths)
+
+    def cost(sizes):
+        """Of pieces of these sizes, prompts being one token; infinite where one of several rows exceeds the budget."""
+        total, start = 0.0, 0
+        for size in sizes:
+            positions = size * (order[start + size - 1] + 1)
+            total += positions + budget / 16 if positions <= budget or size == 1 else float("inf")
+            start += size
+        return total
+
+    def cuts(count):
+        return [[size, *rest] for size in range(1, count + 1) for rest in cuts(count - size)] if count else [[]]
+
+    found = [len(part) for part in by_tokens(rows([(1, length) for length in lengths]), budget)]
+    assert cost(found) == pytest.approx(min(map(cost, cuts(len(lengths)))))
+
+
+@settings(max_examples=30)
 @given(LENGTHS, LENGTHS, st.integers(1, 60))
 def test_pairs_stay_together_and_sides_of_their_own_do_not(one, other, budget):
     count = min(len(one), len(other))

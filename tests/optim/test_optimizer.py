@@ -220,6 +220,30 @@ def test_the_state_of_a_fresh_optimizer_clears_the_moments_of_another(compiled, 
     torch.testing.assert_close((module.weight - before).abs(), torch.full((1, 2), 0.1), rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_its_steps_are_those_of_torch_bitwise(kind):
+    """Also where a parameter has no gradient in one of them, and with another rate each time."""
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
+    other = copy.deepcopy(own)
+    peer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](
+        other.parameters(), betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, fused=True
+    )
+    optimizer = Optimizer(own, lr=0.0, kind=kind, betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1)
+    for step in range(12):
+        optimizer.lr = peer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        x = torch.randn(4, 2)
+        module, reached = (own, other) if step != 6 else (own[0], other[0])
+        optimizer.step(module(x).square().sum())
+        peer.zero_grad()
+        reached(x).square().sum().backward()
+        peer.step()
+        assert all(map(torch.equal, own.parameters(), other.parameters())), step
+    optimizer_state, peer_state = optimizer.torch.state_dict()["state"], peer.state_dict()["state"]
+    for index, state in peer_state.items():
+        assert all(torch.equal(value, optimizer_state[index][name]) for name, value in state.items())
+
+
 def test_frozen_copies_share_normalizers():
     normalizer = Normalizer(spaces.Box(-1, 1, (2,)))
     module = nn.Sequential(normalizer, net())
