@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
+from polopt.bases.offline import DISTANCES
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.data.successes import admitted, best_episodes
@@ -131,6 +132,14 @@ def test_must_3_the_target_is_the_smaller_target_value_and_stops_at_termination_
         assert method.evaluated(batch)["target"].tolist() == pytest.approx(expected)
 
 
+def test_targets_follow_by_their_share(float64):
+    with built("arsq", tau=0.25) as method:
+        before = [parameter.clone() for parameter in method.target_value.parameters()]
+        method.update(method.collect())
+        for old, target, now in zip(before, method.target_value.parameters(), method.value.parameters()):
+            torch.testing.assert_close(target, old + 0.25 * (now - old))
+
+
 def test_with_one_coordinate_and_one_level_it_is_soft_q_learning(float64):
     """The gradient with respect to a table of scores, from its probabilities."""
     temperature, target, part = 0.3, torch.tensor([0.7, -0.2]), torch.tensor([[1], [2]])
@@ -175,6 +184,19 @@ def test_must_4_both_terms_have_their_weights_and_the_margin_reads_demonstration
         assert metrics["critic_loss"].item() == pytest.approx(errors.item())
 
 
+def test_learning_and_acting_have_temperatures_of_their_own(float64):
+    with built("arsq", entropy_temperature=0.3, sampling_temperature=0.7) as method:
+        batch = method.evaluated(method.collect())
+        _, metrics = method.total_loss(batch)
+        raw, part = method.policy.scores(batch)
+        own = soft_advantage(raw, 0.3)
+        q = method.value(batch["obs"]).squeeze(-1) + own.gather(-1, part.expand(2, -1, -1).unsqueeze(-1)).sum((-1, -2))
+        assert metrics["critic_loss"].item() == pytest.approx((q - batch["target"]).square().mean(1).sum().item())
+        log_probs = (soft_advantage(raw, 0.7).amin(0) / 0.7).log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum((-1, -2)).mean()
+        assert metrics["entropy"].item() == pytest.approx(entropy.item())
+
+
 # Data
 
 
@@ -206,6 +228,25 @@ def test_own_episodes_join_the_demonstrations_if_they_are_good_enough(bar, grows
         assert len(method.source.first.replay) > 40
 
 
+def test_data_are_in_the_policys_units_and_the_bar_is_the_mean_return_of_demonstrations():
+    with built("arsq", "Pendulum-v1", offline_updates=0, demonstrations=0.5) as method:
+        data, best = method.source.first.replay.whole(), method.source.second.replay.whole()
+        assert 0.9 < data["action"].abs().max() <= 1.0  # of the environment up to 2
+        returns = data["reward"].view(4, 200).double().sum(1).sort(descending=True).values
+        assert len(best) == 400
+        assert method.source.first.rollouts.bar == pytest.approx(returns[:2].mean().item(), rel=1e-5)
+
+
+def test_online_there_is_an_update_for_every_so_many_steps_after_whole_episodes():
+    with built("arsq", offline_updates=2, online_steps=3) as method:
+        for number in range(-2, 12):
+            method.collect()
+            if number < 0:
+                assert method.ledger.env_steps == 0
+            else:
+                assert 3 * number < method.ledger.env_steps <= 3 * number + 12
+
+
 def test_batches_have_their_share_of_demonstrations():
     with built("arsq", demonstration_share=0.25) as method:
         assert method.collect()["origin"].sum() == 8
@@ -226,3 +267,8 @@ def test_batches_have_their_share_of_demonstrations():
 def test_what_it_cannot_learn_from_is_refused(task, settings, said):
     with pytest.raises(UsageError, match=said):
         plan("arsq", task, dataset="random", **settings).build()
+
+
+def test_evaluations_say_how_far_it_is_from_the_data():
+    with built("arsq") as method:
+        assert set(DISTANCES) <= set(method.evaluate(method.task.twin(2), 2))

@@ -34,7 +34,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from polopt.bases.method import Smoke
-from polopt.bases.offline import Offline, OfflineThenOnline, reward_scaling
+from polopt.bases.offline import Offline, OfflineThenOnline, reward_scaling, sample_of
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
@@ -157,6 +157,7 @@ class ARSQ(Offline):
         data = self.dataset().clone(False)
         self.reward_scale, self.reward_shift = reward_scaling(data, config.rewards)
         data["action"] = self.policy.own_action(data["action"])
+        self._sample = sample_of(data)
         rows = round(config.demonstration_share * config.batch_size)
         best = best_episodes(data, config.demonstrations)
         rest, online = config.batch_size - rows, config.offline_updates is not None
