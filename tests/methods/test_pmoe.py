@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.methods.control.pmoe import router_error, router_terms
+from polopt.methods.control.ppo import PPO
 from polopt.networks import Network
 from polopt.policies.gaussian_mixture import picked
 from polopt.policies.mixture import GaussianMixture
@@ -195,6 +196,52 @@ def test_must_5_weights_are_near_equal_at_the_start():
         assert (weights - 1 / 3).abs().max() < 0.15
 
 
+def uniform(batch):
+    return batch.clone(False).set("weight", torch.full((len(batch),), 1 / len(batch)))
+
+
+def test_must_3_the_target_takes_a_component_by_its_weight_and_its_own_density(float64):
+    with built("pmoe", discount=0.5, **{"entropy": "fixed"}) as method:
+        batch = method.collect()
+        batch["terminated"] = torch.arange(len(batch)) % 2 == 0
+        torch.manual_seed(3)
+        found = method.target(batch)
+        torch.manual_seed(3)
+        action, own = method.policy.propose(batch["next_obs"])
+        value = method.target_critic(batch["next_obs"], action).amin(0) - method.temperature.value * own
+        torch.testing.assert_close(found, batch["reward"] + 0.5 * ~batch["terminated"] * value)
+
+
+def test_a_gumbel_choice_is_drawn_by_the_weights_and_has_the_gradient_of_the_relaxed_one(float64):
+    policy = spread(policy_of(squash=False), 0.5)
+    obs = torch.randn(1, 3).expand(20_000, 3)
+    mean, _ = policy.moments(obs)
+    torch.manual_seed(1)
+    choice, log_weights = policy.route(obs, mean, 0.5)
+    torch.testing.assert_close(choice.detach().amax(-1), torch.ones(20_000))
+    torch.testing.assert_close(choice.detach().mean(0), log_weights[0].exp().detach(), atol=0.015, rtol=0)
+    torch.manual_seed(1)
+    uniform_draws = torch.special.ndtr(torch.randn(20_000, 3))
+    soft = ((policy.router(obs).log_softmax(-1) - (-uniform_draws.log()).log()) / 0.5).softmax(-1)
+    parts, cost = list(policy.router.parameters()), torch.tensor([1.0, -2.0, 0.5])
+    for one, other in zip(*(torch.autograd.grad((each * cost).mean(), parts) for each in (choice, soft))):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_gumbel_loss_is_that_of_sac_at_the_chosen_action(float64):
+    with built("pmoe", routing="gumbel", **{"entropy": "fixed"}) as method:
+        batch = uniform(method.collect())
+        torch.manual_seed(4)
+        loss, metrics = method.policy_loss(batch)
+        torch.manual_seed(4)
+        action, log_prob = method.policy.rsample_each(batch["obs"])
+        chosen = method.policy.route(batch["obs"], action, 1.0)[0].argmax(-1)
+        own = picked(log_prob.unsqueeze(-1), chosen).squeeze(-1)
+        q = method.critic(batch["obs"], picked(action, chosen)).amin(0)
+        assert loss.item() == pytest.approx((method.temperature.value * own - q).mean().item())
+        assert metrics["entropy"].item() == pytest.approx(-own.mean().item())
+
+
 # On-policy
 
 
@@ -211,6 +258,14 @@ def test_winners_are_ranked_by_the_extra_critic_and_no_gradient_reaches_it(float
         loss, _ = method.total_loss(method.ranked(minibatch))
         grads = torch.autograd.grad(loss, list(method.ranker.parameters()), allow_unused=True)
         assert all(grad is None for grad in grads)
+
+
+def test_the_loss_is_that_of_ppo_and_the_error_of_the_router(float64):
+    with built("pmoe-ppo") as method:
+        minibatch = method.ranked(next(iter(method.minibatches(method.evaluate_window(method.collect())))))
+        log_weights = method.policy.router(minibatch["obs"]).log_softmax(-1)
+        more = method.total_loss(minibatch)[0] - PPO.total_loss(method, minibatch)[0]
+        assert more.item() == pytest.approx(router_error(log_weights, minibatch["winner"]).mean().item())
 
 
 def test_the_ranking_critic_learns_returns_by_the_full_square(float64):

@@ -23,9 +23,12 @@ optimizer of its own, ranks fresh proposals:
 
 `--routing gumbel` is the baseline of the paper that goes through the choice, by a straight-through Gumbel-softmax.
 
-Departs from the paper in: its constants were not to be had, and values are those of a co-author's code, which
-standardizes the rewards of each batch and multiplies them by 10; that changes the objective from batch to batch and is
-not done here. There one clip and one step serve the ranking critic and the rest of PPO; here it has its own.
+Departs from the paper in: its constants were not to be had. Those of a co-author's code are the presets `mujoco`; the
+defaults are those of SAC and PPO, the loss of the temperature included (that code has its logarithm there:
+`--entropy.form log-alpha`). It standardizes the rewards of each batch and multiplies them by 10, which changes the
+objective from batch to batch and is not done here; its policies and critics of SAC have four and three hidden layers,
+and it begins without random actions. One clip and one step serve its ranking critic and the rest of PPO; here that
+critic, with the hidden layers of the policy, has its own.
 """
 
 from dataclasses import dataclass
@@ -94,7 +97,16 @@ class PMOE(SAC):
         "entropy": "-log-density of the winners under their own components, in nats, in the policy's units [-1, 1] | "
         "settles at `target_entropy`"
     }
-    presets = SAC.presets
+    presets = SAC.presets | {
+        "mujoco": {  # the co-author's code
+            "warmup": 300,
+            "batch_size": 300,
+            "tau": 0.01,
+            "entropy.form": "log-alpha",
+            "network.sizes": (512, 512, 512),
+            "policy.components": 2,
+        }
+    }
     probes = {"routing_temperature": {"routing": "gumbel"}}
     limits = (
         Limit(
