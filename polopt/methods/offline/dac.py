@@ -15,8 +15,8 @@ Differs from its base, GAIL (arXiv 1606.03476), in drawing from a replay of all 
 and in the reward, which is the logit and so has no sign of its own.
 
 Departs from the paper in: SAC in place of TD3, with its entropy; the discriminator takes turns with the policy at every
-update, not episode by episode; absorbing states are not modelled, so d says nothing of ends, and episodes should have
-one length.
+update, not episode by episode, on 256 rows of each side and not 100; absorbing states are not modelled, so d says
+nothing of ends, and episodes should have one length.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class DAC(SAC):
         divergence: str = param("logistic", "section 4", choices=KINDS, help="the loss of the discriminator")
         penalty: float = param(10.0, "official code", low=0, help="of gradients whose length is not 1")
         bound: float | None = param(None, "official code", above=0, help="rewards are within +-bound, by tanh")
-        discriminator_rows: int = param(256, "official code", low=1, help="of each side in a step")
+        discriminator_rows: int = param(256, "polopt", low=1, help="of each side in a step")
         discriminator_updates: int = param(1, "official code", low=1, help="steps of the discriminator in an update")
         discriminator_lr: float = param(1e-3, "official code", above=0)
         discriminator_network: Network = param(Network((256, 256), "tanh", init="orthogonal"), "official code")
