@@ -12,6 +12,7 @@ from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.networks import Network
 from polopt.networks.encoders import Obs
+from polopt.networks.normalizer import Normalizer
 from polopt.values import Histogram
 from polopt.values.critics import QEnsemble
 
@@ -27,13 +28,26 @@ class HistogramQ(nn.Module):
 
     edges: Tensor
 
-    def __init__(self, spec: Spec, network: Network, members: int, histogram: Histogram, spread: float = 0.75) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        network: Network,
+        members: int,
+        histogram: Histogram,
+        spread: float = 0.75,
+        normalizer: Normalizer | None = None,
+    ) -> None:
         super().__init__()
         self.members = members
         self.histogram_config = histogram
         self.spread = spread
         self.network = network.build(
-            spec.obs, histogram.bins, inputs_extra=spec.action_dim, ensemble=members, head_gain=1.0
+            spec.obs,
+            histogram.bins,
+            inputs_extra=spec.action_dim,
+            ensemble=members,
+            head_gain=1.0,
+            normalizer=normalizer,
         )
         low = 0.0 if histogram.low is None else histogram.low
         high = low + 1.0 if histogram.high is None else histogram.high
@@ -75,11 +89,13 @@ class HistogramQ(nn.Module):
         return (weight * error).sum()
 
 
-def make_q(spec: Spec, network: Network, members: int, histogram: Histogram | None) -> QEnsemble | HistogramQ:
+def make_q(
+    spec: Spec, network: Network, members: int, histogram: Histogram | None, normalizer: Normalizer | None = None
+) -> QEnsemble | HistogramQ:
     """Critics whose values are histograms, or numbers without one."""
     if histogram is None:
-        return QEnsemble(spec, network, members=members)
-    return HistogramQ(spec, network, members, histogram)
+        return QEnsemble(spec, network, members=members, normalizer=normalizer)
+    return HistogramQ(spec, network, members, histogram, normalizer=normalizer)
 
 
 def value_range(reward: Tensor, terminated: Tensor, discount: float) -> tuple[float, float]:

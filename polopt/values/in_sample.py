@@ -13,6 +13,7 @@ from polopt.core.batch import Batch, same_shape, weighted_mean
 from polopt.core.spec import Spec
 from polopt.losses.regression import expectile, regression
 from polopt.networks import Network
+from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update
 from polopt.values import Histogram
 from polopt.values.critics import StateValue
@@ -38,7 +39,7 @@ class InSample(nn.Module):
 
     Keys read: obs, action (as the policy acts), reward, next_obs, terminated, weight, and target_q if present. Each
     optimizer belongs to the method; the order of an update is value, (policy,) critic, `follow`. `value` is a V to
-    train in place of one of its own.
+    train in place of one of its own; `normalizer` is that of the observations, shared by Q and its target.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class InSample(nn.Module):
         members: int = 2,
         histogram: Histogram | None = None,
         value: StateValue | None = None,
+        normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
         self.expectile, self.discount, self.tau = expectile, discount, tau
-        self.critic = make_q(spec, network, members, histogram)
+        self.critic = make_q(spec, network, members, histogram, normalizer)
         self.target_critic = frozen_copy(self.critic)
-        self.value = value or StateValue(spec, network)
+        self.value = value or StateValue(spec, network, normalizer=normalizer)
 
     @torch.no_grad()
     def q(self, batch: Batch) -> Tensor:

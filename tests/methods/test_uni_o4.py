@@ -14,6 +14,7 @@ from polopt.core.errors import UsageError
 from polopt.core.random import paired
 from polopt.methods.offline.uni_o4 import OnlinePPO
 from polopt.methods.offline.uni_o4_offline import nearest_kl
+from polopt.training.api import plan
 from tests.guards.harness import advance, built
 
 MUST = 5
@@ -265,6 +266,43 @@ def test_the_online_value_loss_is_the_whole_square(float64):
         batch = method.learner.evaluate_window(method.collect())
         loss, _ = method.learner.critic_loss(batch)
         assert float(loss) == pytest.approx(float((method.critic.value(batch) - batch["returns"]).square().mean()))
+
+
+def test_policies_and_values_see_observations_in_units_of_the_data():
+    with built("uni-o4", normalize_obs=True) as method:
+        learner, own = method.learner, method.policy.normalizer
+        nets = [policy.net for policy in (*learner.members, *learner.old)]
+        nets += [learner.values.critic.network, learner.values.target_critic.network, method.critic.network]
+        assert all(net.normalizer is own for net in nets)
+        torch.testing.assert_close(own.mean, learner.source.data["obs"].double().mean(0))
+
+
+def test_settings_reach_the_parts_they_are_of():
+    offline = {"offline.discount": 0.5, "offline.expectile": 0.9, "offline.tau": 0.25, "offline.value_lr": 3e-3}
+    with built("uni-o4", lr=1e-3, critic_lr=2e-3, **offline) as method:
+        values = method.learner.values
+        assert (values.discount, values.expectile, values.tau) == (0.5, 0.9, 0.25)
+        assert method.learner.value_optimizer.lr == method.learner.critic_optimizer.lr == 3e-3
+        advance(method, 12)
+        assert (method.learner.optimizer.lr, method.learner.critic_optimizer.lr) == (1e-3, 2e-3)
+
+
+def test_cloning_ends_and_fitting_goes_on():
+    with built("uni-o4", **{"offline.clone_updates": 2}) as method:
+        moved = []
+        for _ in range(4):
+            before = [flat(each) for each in method.learner.members]
+            method.update(method.collect())
+            moved.append([not torch.equal(flat(each), old) for each, old in zip(method.learner.members, before)])
+        assert moved == [[True, True]] * 2 + [[False, False]] * 2
+
+
+def test_presets_have_the_sizes_of_the_released_scripts():
+    configs = {name: plan("uni-o4", "Pendulum-v1", preset=name).config for name in ("locomotion", "adroit", "kitchen")}
+    assert [config.normalize_obs for config in configs.values()] == [True, False, True]
+    assert [config.offline.horizon for config in configs.values()] == [1_000, 50, 4]
+    assert [config.offline.fit_updates for config in configs.values()] == [2_000_000, 2_000_000, 1_000_000]
+    assert [config.offline.lr for config in configs.values()] == [1e-4, 1e-5, 1e-5]
 
 
 def test_one_clone_is_not_pushed():

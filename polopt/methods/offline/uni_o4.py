@@ -12,8 +12,10 @@ Differs from PPO in: the first stage, where the advantage is that of frozen valu
 `--offline.gate always` its old policy moves at every gate: BPPO (arXiv 2302.11312) with values of IQL.
 
 Departs from the paper in: what the first stage says of itself (uni_o4_offline.py); log standard deviations are clamped,
-not squashed; the policy that goes on is the best accepted one by the estimate alone, where the released code asks the
-environment. The budget counts updates of both stages.
+not squashed, and hidden layers begin with the gain sqrt 2; the policy that goes on is the best accepted one by the
+estimate alone, where the released code asks the environment; statistics of observations (`--normalize-obs`) go on
+moving online, where there they stay those of the data, and rewards keep their scale, where some of its scripts divide
+them by 10. The budget counts updates of both stages.
 """
 
 from dataclasses import dataclass

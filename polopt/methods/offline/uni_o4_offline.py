@@ -19,7 +19,8 @@ Optimization", 2023, arXiv 2311.03351. Held by uni_o4.py; no entry of its own.
 Departs from the paper in: the diversity term goes through the moments of the clone (`heuristic` is the released form,
 whose gradient is that of cloning times 1 + diversity, so that it makes nothing diverse); all J_i are of the same states
 and the same luck of the model; Q judges what the bounds make of an action; fitting of values, model and clones takes
-turns. Values of SARSA and Monte Carlo returns, in two of the released scripts, are not here (expectile 0.5 is nearest).
+turns. Values of SARSA and Monte Carlo returns, in two of the released scripts, are not here (expectile 0.5 is nearest),
+nor is cloning of rewarded episodes alone, in those for antmaze.
 """
 
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class OfflinePPO(Offline):
         self.members = [duplicate(self.policy, {id(own): own} if own is not None else None), *more]
         self.old = [frozen_copy(member) for member in self.members]
         value = self.part("critic", StateValue, self.spec, config.q_network)
-        how = {"expectile": config.expectile, "discount": config.discount, "tau": config.tau}
+        how = {"expectile": config.expectile, "discount": config.discount, "tau": config.tau, "normalizer": own}
         self.values = InSample(self.spec, config.q_network, value=value, **how)
         self.model = config.model.build(self.spec)
         self.value_optimizer = self.make_optimizer(self.values.value, lr=config.value_lr)

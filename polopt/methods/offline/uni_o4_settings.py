@@ -35,7 +35,8 @@ class UniO4Settings(Settings):
     }
     default_steps = 2_010_000 + 1_465  # 3 million environment steps online
     presets = {
-        "locomotion": {},  # halfcheetah, hopper, walker2d of D4RL; Minari has mujoco/hopper/medium-v0 and the like
+        # halfcheetah, hopper, walker2d of D4RL; Minari has mujoco/hopper/medium-v0 and the like
+        "locomotion": {"normalize_obs": True},
         "antmaze": {
             "offline.expectile": 0.9,
             "offline.q_network.sizes": (256, 256, 256),
@@ -44,8 +45,15 @@ class UniO4Settings(Settings):
             "offline.lr": 3e-5,
             "offline.horizon": 200,
         },
-        "adroit": {"offline.lr": 1e-5, "lr": 4e-6},
-        "kitchen": {"offline.lr": 2e-5, "offline.improve_updates": 1_000},
+        "adroit": {"offline.lr": 1e-5, "offline.horizon": 50, "lr": 4e-6, "minibatches": 8},
+        "kitchen": {  # partial and mixed
+            "normalize_obs": True,
+            "offline.fit_updates": 1_000_000,
+            "offline.clone_updates": 200_000,
+            "offline.improve_updates": 1_000,
+            "offline.lr": 1e-5,
+            "offline.horizon": 4,
+        },
         "pendulum": {  # polopt
             "envs": 8,
             "window": 128,
