@@ -114,7 +114,7 @@ def export_verb(argv: list[str]) -> int:
     parser.add_argument("dir", type=Path)
     parser.add_argument("--format", default="onnx", help="onnx, torchscript or pt2")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: policy.onnx, .pt or .pt2 in the run folder")
-    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    parser.add_argument("--checkpoint", default="latest", help="latest, best, or the step of one that is there")
     add_own_code(parser)
     args = parser.parse_args(argv)
 

@@ -91,19 +91,21 @@ VERB = ("task", "out", "init", "task.rewards")  # options that belong to the ver
 
 METHODS: dict[str, str] = {
     "a2c": "docs/adding-a-method.md builds it",
+    "awac": "iql is the method of its kind",
     "cispo": "it is grpo --preset cispo",
+    "cql": "iql and td3-bc are methods of its kind",
     "dapo": "it is grpo --preset dapo",
-    "ddpg": "sac is the method of its kind",
+    "ddpg": "it is td3 --critics 1 --target-noise 0 --delay 1",
     "dft": "it is sft --emphasis probability",
     "dqn": "of discrete actions learn ppo, mdpo and reinforce",
     "dr-grpo": "it is grpo --preset dr-grpo",
+    "gail": "dac is the method of its kind",
     "gspo": "it is grpo --preset gspo",
     "ipo": "it is dpo --loss ipo",
     "maskable-ppo": "it is ppo, on observations with an action_mask",
     "recurrent-ppo": "it is ppo --network.recurrent gru",
     "rloo": "it is rec --baseline rloo",
-    "td3": "sac is the method of its kind",
-    "td3+bc": "iql is the method of its kind",
+    "td3+bc": "it is td3-bc",
     "trpo": "ppo and mdpo are methods of its kind",
 }
 """Methods that people look for under a name that may not be here; one that is here is found before."""

@@ -75,8 +75,8 @@ def _begin(parent: int) -> None:
 def _note(number: int, frame: Any) -> None:
     """What SIGTERM does outside of training, which has a handler of its own."""
     global _stopped
-    _stopped = True
-    if _working:
+    again, _stopped = _stopped, True  # a group of processes and the parent may both be told to stop
+    if _working and not again:
         raise KeyboardInterrupt
 
 

@@ -6,8 +6,9 @@ that take long (steps of episodes, tokens, steps of optimizers) call `check()`, 
     inside `breakable()`    at once: an evaluation leaves nothing behind, and is made up for when the run goes on
     elsewhere               when `PATIENCE` seconds have passed: the checkpoint before is then what is left of the run
 
-A second signal raises KeyboardInterrupt wherever it comes. Outside of `watched()` nothing is noted: Ctrl-C raises, as
-Python has it, and within `raising()` SIGTERM does, too.
+A second signal raises KeyboardInterrupt wherever it comes, but for a SIGTERM that comes with the first (`ECHO`).
+Outside of `watched()` nothing is noted: Ctrl-C raises, as Python has it, and within `raising()` SIGTERM does, too.
+Worker processes leave both to their parent (`leave_to_parent`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PATIENCE = 10.0  # seconds that an update may go on after the first signal: schedulers kill 30 seconds after it
+ECHO = 1.0  # seconds in which SIGTERM again is the same one, as `timeout` sends it to a process and to its group
 SAID = "stopping: what has been begun ends and is saved; once more stops at once"
 _watch: Watch | None = None
 
@@ -44,9 +46,12 @@ class Watch:
 
     def note(self, number: int, frame: Any) -> None:
         """The handler of both signals."""
-        if self.heard:
+        now = time.monotonic()
+        if self.since is not None:
+            if number == signal.SIGTERM and now - self.since < ECHO:
+                return
             raise KeyboardInterrupt
-        self.since = time.monotonic()
+        self.since = now
         _say(f"polopt: {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}: {SAID}")
 
     def act(self) -> None:
@@ -108,6 +113,21 @@ def raising() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave_to_parent() -> None:
+    """In a worker: Ctrl-C and SIGTERM, which come to whole groups of processes, are for its parent to act on.
+
+    What the worker starts hears them, which it would not if they were ignored here.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+        if hasattr(signal, "siginterrupt"):
+            signal.siginterrupt(number, False)  # no call of a library fails because one came
+
+
+def _leave(number: int, frame: Any) -> None:
+    pass
 
 
 def _say(text: str) -> None:

@@ -20,10 +20,11 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import Pipe
+from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from polopt.core import signals
 from polopt.core.errors import UsageError
 
 Outcome = Callable[[], Any]
@@ -206,6 +207,7 @@ def _kill(process: subprocess.Popen[bytes], connection: Connection) -> None:
 def serve(handle: int) -> None:
     """Answers calls until the other end is closed."""
     os.set_inheritable(handle, False)
+    signals.leave_to_parent()
     connection = Connection(handle)
     asked = connection.recv()
     end_with(asked["parent"])
@@ -278,6 +280,23 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_maker(patience: float = 5.0) -> None:
+    """Has this process of multiprocessing, whose parent may be a server, end when the one that made it does. Where it
+    waits to be asked it ends by itself; `patience` are the seconds for whatever else it does then."""
+    import threading
+
+    maker = parent_process()
+    if maker is None:
+        return
+
+    def watch() -> None:
+        maker.join()
+        time.sleep(patience)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -37,7 +37,10 @@ class CausalPasses:
         self.keys = "cache" if "cache" in takes else "past_key_values"  # the older name, until transformers 5.24
         if checkpointing:
             with quiet():
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                if hasattr(model, "activation_checkpointing_enable"):
+                    model.activation_checkpointing_enable({"use_reentrant": False})
+                else:  # the older name, until transformers 5.24
+                    model.gradient_checkpointing_enable({"use_reentrant": False})
         self.headed = self._has_plain_head(probe)
 
     def compile(self, **options: Any) -> None:

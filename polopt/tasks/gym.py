@@ -7,6 +7,7 @@ bitwise for an environment is tested on throw-away copies (`exact_restore`). Ver
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import sys
@@ -74,6 +75,8 @@ class GymTask(Task):
         self._vector, info, said = self._make_vector(workers)
         self._broken = False
         self._finalizer = weakref.finalize(self, _close, self._vector)
+        if workers:
+            atexit.register(self._finalizer)  # before the end of multiprocessing, which would wait for them
         space, action = self._vector.single_observation_space, self._vector.single_action_space
         self._read = reader(space, name)
         self._write = writer(action)
@@ -340,9 +343,12 @@ def _close(vector: VectorEnv, force: bool = False) -> None:
         return
     with contextlib.suppress(Exception):
         if isinstance(vector, AsyncVectorEnv):
-            waiting = vector._state.value != "default"
+            force = force or vector._state.value != "default"
             vector._state = type(vector._state).DEFAULT  # else Gymnasium warns and waits for the pending call
-            vector.close(terminate=force or waiting)
+            if force:
+                for process in vector.processes:
+                    process.kill()  # workers leave SIGTERM to the run
+            vector.close(terminate=force)
         else:
             vector.close()
     vector.closed = True

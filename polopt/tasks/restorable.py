@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from polopt.core import signals
 from polopt.core.observations import check_spaces, checker
+from polopt.core.workers import end_with_maker
 from polopt.tasks.facts import Shapes, legal, objectives, pack
 from polopt.tasks.petting import TeamEnv
 
@@ -101,7 +102,8 @@ class Restorable(gymnasium.Wrapper):
 
 
 class Row:
-    """Makes one row: what a worker process is sent. Workers leave Ctrl-C to the run, which saves before it stops.
+    """Makes one row: what a worker process is sent. Workers leave signals to the run, which saves before it stops, and
+    end with it, whatever the environment is doing then.
 
     `info` holds what is registered about the environment, and `said` what else the task's spec says of it (its facts,
     objectives and team), once a row was made in this process. Raises UsageError for spaces that are not served.
@@ -118,7 +120,8 @@ class Row:
 
     def __call__(self) -> Restorable:
         if os.getpid() != self.parent:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signals.leave_to_parent()
+            end_with_maker()
         env = self.make()
         check_spaces(env.observation_space, env.action_space, self.name)
         if env.spec is not None:

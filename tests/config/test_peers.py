@@ -59,6 +59,7 @@ def test_what_a_method_has_under_the_name_is_taken():
 
 
 def test_methods_are_what_they_are_called_here():
+    assert not set(peers.METHODS) & set(registry.entries())
     for name, said in peers.METHODS.items():
         named = re.search(r"it is ([\w-]+)((?: --\S+ \S+)*)$", said)
         if named and named[2]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -20,7 +22,8 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_the_first_is_noted_and_answered_and_the_second_raises(number, name, capsys):
+def test_the_first_is_noted_and_answered_and_the_second_raises(number, name, capsys, monkeypatch):
+    monkeypatch.setattr(signals, "ECHO", 0.0)
     before = [signal.getsignal(each) for each in BOTH]
     with signals.watched() as watch:
         assert not watch.heard
@@ -32,6 +35,30 @@ def test_the_first_is_noted_and_answered_and_the_second_raises(number, name, cap
         with pytest.raises(KeyboardInterrupt):
             send(number)
     assert [signal.getsignal(each) for each in BOTH] == before
+
+
+def test_sigterm_that_comes_with_a_signal_is_the_same(capsys):
+    """`timeout` sends it to a process and to its group."""
+    with signals.watched() as watch:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert watch.heard
+        with pytest.raises(KeyboardInterrupt):  # nobody presses Ctrl-C by chance
+            send(signal.SIGINT)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_worker_leaves_both_to_its_parent_and_what_it_starts_does_not():
+    before = [signal.getsignal(each) for each in BOTH]
+    try:
+        signals.leave_to_parent()
+        for number in BOTH:
+            send(number)
+        code = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+    finally:
+        for number, handler in zip(BOTH, before):
+            signal.signal(number, handler)
 
 
 def test_it_is_acted_on_where_nothing_is_lost(capsys):

@@ -23,6 +23,7 @@ from polopt.tasks import make_task
 from polopt.tasks.base import Task, start_seed
 from polopt.tasks.gym import leaves
 from polopt.tasks.tabular import random_mdp
+from tests.core.test_pool import alive, until
 from tests.guards.spaces import VECTOR, Walk
 
 from .envs import Counter, Drifting, Echo, FakeAtari, Faulty, Unseeded
@@ -339,14 +340,53 @@ def test_the_row_is_named() -> None:
 # Workers
 
 
-def test_workers_leave_ctrl_c_to_the_run() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_run(number: int) -> None:
     task: Any = make_task(Counter, num=2, workers=2)
     task.reset()
     for process in task._vector.processes:
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
     play(task, 5, torch.Generator().manual_seed(0))
     task.close()
     task.close()
+
+
+STUCK = r"""
+import os, signal, sys, threading, time
+import gymnasium, torch
+from polopt.tasks import make_task
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, seed=None, options=None):
+        return 0, {}
+    def step(self, action):
+        os.write(1, f"{os.getpid()}\n".encode())  # at once, as two do it
+        time.sleep(600 * int(action))
+        return 0, 1.0, False, False, {}
+task = make_task(lambda: Mine(), num=2, workers=2)
+task.reset()
+if sys.argv[1] == "interrupted":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
+    threading.Timer(3.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+task.step({"action": torch.tensor([0, 1])})
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_workers_end_with_the_run_whatever_the_environment_is_doing(how: str, tmp_path: Any) -> None:
+    (tmp_path / "script.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "script.py"), how]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as run:
+        assert run.stdout is not None
+        workers = [int(run.stdout.readline()) for _ in range(2)]
+        assert all(map(alive, workers))
+        if how == "killed":
+            run.kill()
+        assert run.wait(60) != 0
+        assert until(lambda: not any(map(alive, workers)))
 
 
 def test_a_script_without_a_main_guard_may_use_workers_and_ends_silently(tmp_path: Any) -> None:

@@ -23,6 +23,7 @@ from polopt.training import loop
 from polopt.training.folder import Run
 from polopt.training.warm_start import warm_start
 from tests.training.runs import TINY, command, differing, final_state, settings, train
+from tests.training.test_resume import start, wait_for
 
 STEP = {"ppo": (CartPoleEnv, "step"), "bc": (CartPoleEnv, "step"), "rec": (CausalLMPolicy, "_draw")}
 """A step of an episode, and one token."""
@@ -159,6 +160,22 @@ def test_a_process_whose_evaluation_never_ends_stops_and_leaves_a_checkpoint(tmp
     assert "interrupted; saved: continue with 'polopt resume" in err
     assert "Traceback" not in err
     assert Run(tmp_path / "run").checkpoints.steps() == [0]
+
+
+def test_sigterm_to_all_processes_of_a_run_with_workers_is_its_own_to_hear(tmp_path, monkeypatch):
+    """As batch systems send it, and `timeout`, which sends it to the process once more."""
+    monkeypatch.setitem(TINY, "ppo", (f"{__name__}:Endless", TINY["ppo"][1] | {"workers": 2, "eval_length": 10}))
+    folder = tmp_path / "run"
+    process = start("ppo", folder, group=True, steps=10**6, eval_every=10**6, checkpoint_every=200)
+    wait_for(process, folder, 400)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"polopt: SIGTERM: {signals.SAID}" in err
+    assert "interrupted; saved: continue with 'polopt resume" in err
+    assert "Traceback" not in err
+    assert Run(folder).checkpoints.steps()[-1] == Run(folder).rows[-1]["env_steps"]
 
 
 def test_a_warm_start_stops_within_a_token_and_leaves_nothing(tmp_path, monkeypatch):

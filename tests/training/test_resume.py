@@ -23,11 +23,13 @@ from polopt.training.plan import plan
 from tests.training.runs import TINY, command, differing, final_state, same, settings, train
 
 
-def start(name: str, folder: Path, **changes: Any) -> subprocess.Popen:
+def start(name: str, folder: Path, *, group: bool = False, **changes: Any) -> subprocess.Popen:
+    """A run in a process; with `group` the first one of a group of its own."""
     words = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from polopt.cli import run; run()"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     words += command(name, folder, **changes)
-    return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=env, start_new_session=group, **pipes)
 
 
 def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
