@@ -24,6 +24,7 @@ class ByValue(Config):
     margin: float = param(0.1, "assumed", low=0, unit="value", help="by how much an action may be worse")
     ahead: int = param(10, "assumed", low=1, help="decisions that the values look into the world")
     mistakes: float = param(0.05, "official code", low=0, high=1, help="probability that a decision is the wrong one")
+    late: bool = param(False, "polopt", help="judged is what the learner did last, not what it is about to do")
 
     def build(self, actor: Actor, task: Task, discount: float) -> Overseer:
         from polopt.policies import overseers
@@ -37,6 +38,7 @@ class ByValue(Config):
             ahead=self.ahead,
             discount=discount,
             mistakes=self.mistakes,
+            late=self.late,
         )
 
 

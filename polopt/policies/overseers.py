@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from polopt.tasks.spaces import as_given, writer
 class Overseer(nn.Module, ABC):
     """Says at every decision whether it wants to take over, and what it would do."""
 
+    lets_go: ClassVar[bool] = False  # whether a takeover ends where it wants none, since it says nothing to do then
+
     @abstractmethod
     def watch(self, obs: Obs, action: Tensor, mind: Record | None) -> tuple[Tensor, Tensor, Record]:
         """Of what the learner is about to do at `obs` [N, ...]: (wants, instead, mind).
@@ -39,9 +41,11 @@ class Asked(Overseer):
     """Asks `ask(obs, action)`, a person or a program, row by row.
 
     It is given one observation and the action that the learner is about to take, both as the environment has them
-    (NumPy), and returns an action for the environment to take over, or None to let the learner go on. Raises
-    UsageError for an answer that is no action of the space.
+    (NumPy), and returns an action for the environment to take over, or None to let the learner go on, within a takeover
+    too. Raises UsageError for an answer that is no action of the space.
     """
+
+    lets_go = True
 
     def __init__(self, actor: Actor, ask: Callable[[Any, Any], Any]) -> None:
         super().__init__()
@@ -115,6 +119,9 @@ class ByValue(Behaving):
     Q is that of the behavior `reference`, by looking `ahead` decisions into the world: the discounted rewards of the
     action and of the reference's ahead - 1 next decisions, with the same luck for both actions. With probability
     `mistakes` the decision is the wrong one. The expert who takes over may be another, and worse.
+
+    With `late` it sees what the learner has done and not what it is about to do: judged is the decision before this one
+    (within a takeover without an end, what the learner would have done).
     """
 
     def __init__(
@@ -128,17 +135,21 @@ class ByValue(Behaving):
         ahead: int,
         discount: float,
         mistakes: float,
+        late: bool = False,
     ) -> None:
         super().__init__(actor, world, expert)
         self._reference = self.world.scripted(reference)
         self.margin, self.ahead, self.discount, self.mistakes = margin, ahead, discount, mistakes
+        self.late = late
 
     def watch(self, obs: Obs, action: Tensor, mind: Record | None) -> tuple[Tensor, Tensor, Record]:
         better = self.acts(self._reference, action)
         own = self._actor[0].env_action(action).to(better)
         high, low = self.values(torch.cat([better, own])).to(action.device).chunk(2)
         wrong = torch.rand(len(action), device=action.device) < self.mistakes
-        return (high - low > self.margin) ^ wrong, self.instead(action), {}
+        lost = high - low
+        judged = lost if not self.late else torch.zeros_like(lost) if mind is None else mind["lost"]
+        return (judged > self.margin) ^ wrong, self.instead(action), {"lost": lost} if self.late else {}
 
     def values(self, actions: Tensor) -> Tensor:
         """Q [K N] of K actions in each row [K N, A], where the rows are now."""

@@ -146,7 +146,8 @@ class Intervened(Wrapper):
 
     The record has what was done as `action`, what the actor would have done as `own_action`, and `takeover`, bool [N];
     nothing that scores the actor's own action. The carry remembers how long a takeover still lasts, and what the
-    overseer keeps in mind. Greedy acting does not change who is asked. Raises UsageError for a hold below 1.
+    overseer keeps in mind. An overseer that `lets_go` may end its takeover before. Greedy acting does not change who is
+    asked. Raises UsageError for a hold below 1.
     """
 
     def __init__(self, actor: Actor, overseer: Overseer, hold: int | None = None) -> None:
@@ -168,8 +169,9 @@ class Intervened(Wrapper):
         takes = wants
         if self.hold is not None:
             left = kept["held"] if "held" in kept else torch.zeros(len(own), dtype=torch.int64, device=own.device)
-            takes = torch.where(left > 0, left > 1, wants)  # the last of `left` is the actor's own decision
-            after["held"] = torch.where(left > 0, left - 1, self.hold * wants)
+            goes_on = (left > 1) & wants if self.overseer.lets_go else left > 1
+            takes = torch.where(left > 0, goes_on, wants)  # the last of `left` is the actor's own decision
+            after["held"] = torch.where(left > 0, (left - 1) * goes_on, self.hold * wants)
         record = {name: value for name, value in record.items() if name not in SCORES}
         action = torch.where(align_left(takes, own), instead, own)
         return {**record, "action": action, "own_action": own, "takeover": takes}, after

@@ -109,6 +109,8 @@ def test_must_4_the_ensemble_is_evaluated_one_learner_for_each_episode(float64):
         _, carry = method.ensemble.act(obs.expand(4_000, -1))
         share = (carry["member"] == 2).double().mean()
         assert float(share) == pytest.approx(0.05, abs=0.015)
+        rounds_of(method, 3)
+        assert method.evaluate(method.task.twin(2), 2)["learners"] == 2  # there is room for no more
 
 
 def test_must_5_the_penalty_is_of_what_lies_between_expert_and_learners(float64):

@@ -107,6 +107,43 @@ def test_a_truncated_decision_keeps_its_successor(float64):
         torch.testing.assert_close(step, (2 * cut["action"].flatten()).clamp(-1, 1))
 
 
+def test_ends_of_recorded_episodes_are_what_ends_are():
+    """A failure that was recorded is no better than one that was met; recorded steps are not followed by takeovers."""
+    many = {"random_episodes": 60}
+    with built("rlif", **many) as method, built("rlif", ends="success", **many) as good:
+        prior = method.source.replay.whole()
+        assert 0 < prior["terminated"].sum() < len(prior)
+        assert prior["reward"].equal(-prior["terminated"].float())
+        assert not good.source.replay.whole()["reward"].any()
+        assert len(good.source.replay) == len(prior)
+    with built("rlif", ends="dropped", **many) as without:
+        assert without.source.replay.whole()["obs"].equal(prior["obs"][~prior["terminated"]])
+
+
+def test_a_share_of_prior_data_has_no_reward_of_the_task_either(float64):
+    with built("rlif", LINE, overseer=HOME, prior_share=0.25) as method:
+        recorded = {round(float(value), 9) for value in method.source.replay.whole()["obs"]}
+        advance(method, 40)
+        batch = method.collect()
+        assert batch.batch_size == torch.Size([2 * 16])
+        known = [round(float(value), 9) in recorded for value in batch["obs"]]
+        for each in (known[:4], known[16:20]):
+            assert all(each)
+        assert not all(known)
+        assert set(batch["reward"].tolist()) <= {0.0, -1.0}
+        assert not batch["reward"].view(2, 16)[:, :4].any()
+
+
+def test_the_overseer_watches_before_the_first_update_too():
+    with built("rlif", LINE, overseer=ByChance(expert="home", rate=1.0), hold=None, inside=True, warmup=9) as method:
+        prior = len(method.source.replay)
+        method.collect()
+        stored = method.source.replay.whole()[prior:]
+        assert (method.ledger.env_steps, len(stored)) == (9 + 1, 9)  # the newest one waits for what follows
+        home = -stored["obs"].clamp(-1, 1) / 2
+        torch.testing.assert_close(stored["action"], home)
+
+
 def test_must_3_critics_are_an_ensemble_with_many_updates_and_the_data_in_the_replay(float64):
     """The defaults of the official code, and updates that are those of RLPD."""
     config = api.plan("rlif", "Pendulum-v1", dataset="random").config
@@ -194,8 +231,8 @@ def test_wrong_settings_are_one_sentence():
         api.plan("rlif", "Pendulum-v1", dataset="random").build()
     with pytest.raises(UsageError, match="no effect with rewards that are made of takeovers"):
         api.plan("rlif", "Pendulum-v1", reward_scale=2.0)
-    with pytest.raises(UsageError, match="prior"):
-        api.plan("rlif", "Pendulum-v1", prior_share=0.5)
+    with pytest.raises(UsageError, match=r"a share of 0\.001 of 256 transitions is all or nothing"):
+        api.plan("rlif", "Pendulum-v1", prior_share=0.001)
     with pytest.raises(UsageError, match="has no behavior 'hom'"):
         api.plan("rlif", LINE, dataset="random", overseer=ByValue(expert="hom")).build()
     with pytest.raises(UsageError, match="needs prior data"):

@@ -140,3 +140,19 @@ def test_what_cannot_be_watched_is_said_in_one_sentence():
         AskedConfig().build(actor, pendulum, 0.9)
     assert AskedConfig.from_value(print) == AskedConfig(ask=print)
     assert AskedConfig.from_value(3) is None
+
+
+def test_who_comes_late_judges_what_was_done_before():
+    """The decision before this one, by what it was worth where it was taken; nothing at the beginning of an episode."""
+    world, actor = world_and_actor(3)
+    late = ByValue(actor, world, "home", "home", margin=0.5, ahead=1, discount=1.0, mistakes=0.0, late=True)
+    world.state = {"place": torch.tensor([2.0, 2.0, 2.0])}
+    good, bad = torch.full((1,), -0.5), torch.full((1,), 0.25)  # of bounds of 2; the latter is 1.5 worse at once
+    wants, _, mind = late.watch(world.obs, torch.stack([bad, good, bad]), None)
+    assert not wants.any()
+    world.state = {"place": torch.tensor([2.5, 1.0, 2.5])}
+    mind = {name: value * torch.tensor([1, 1, 0]) for name, value in mind.items()}  # row 2 begins anew
+    wants, instead, mind = late.watch(world.obs, torch.stack([good, bad, good]), mind)
+    assert wants.tolist() == [True, False, False]
+    assert instead.flatten().tolist() == [-0.5] * 3
+    assert late.watch(world.obs, torch.stack([good] * 3), mind)[0].tolist() == [False, True, False]

@@ -187,6 +187,16 @@ def test_a_takeover_goes_on_where_the_overseer_would_not_begin_one():
     assert [int(record["takeover"]) for record in records] == [1, 0, 0]
 
 
+def test_who_is_asked_may_let_go_within_a_takeover():
+    """Nobody acts in the learner's place where nothing was said, and then the takeover is over."""
+    actor = watched([[True], [True], [False], [False], [True], [True], [True], [True], [True], [True]], 4)
+    actor.overseer.lets_go = True
+    records, _ = play(actor, 10)
+    assert [int(record["takeover"]) for record in records] == [1, 1, 0, 0, 1, 1, 1, 1, 0, 1]
+    for record in records:
+        assert record["action"].equal(torch.ones(1, 2)) == bool(record["takeover"])
+
+
 def test_rows_are_watched_by_themselves_and_anew_in_a_new_episode():
     actor = watched([[True, False], [False, True], [False, False]], 3)
     records, carry = play(actor, 2, rows=2)

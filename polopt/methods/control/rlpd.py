@@ -191,12 +191,15 @@ class RLPD(SAC):
         return data.clone(False).set("action", action.clamp(-EDGE, EDGE) if self.policy.unit else action)
 
     def prepare(self) -> None:
+        if self.config.prior_share > 0:
+            self.sample_beside(self.prior_data())
+
+    def sample_beside(self, data: Batch) -> None:
+        """Every slice has its share of these decisions [B] from now on."""
         config = self.config
-        if config.prior_share > 0:
-            data = self.prior_data()
-            steps = Replay(len(data), n_step=config.n_step, discount=config.discount, seed=0)
-            steps.add(data)
-            self.prior = Samples(steps.whole(), config.updates_per_step * config.prior_rows, self.generator)
+        steps = Replay(len(data), n_step=config.n_step, discount=config.discount, seed=0)
+        steps.add(data)
+        self.prior = Samples(steps.whole(), config.updates_per_step * config.prior_rows, self.generator)
 
     def collect(self) -> Batch:
         batch = super().collect()

@@ -155,4 +155,5 @@ class AILBoost(DAC):
 
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         mixture = evaluate_returns(self.ensemble, task, episodes, greedy=greedy)["return"]
-        return super().evaluate(task, episodes, greedy=greedy) | {"mixture_return": mixture, "learners": self.rounds}
+        scores = super().evaluate(task, episodes, greedy=greedy)
+        return scores | {"mixture_return": mixture, "learners": len(self.ensemble.members)}

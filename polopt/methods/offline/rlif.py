@@ -6,22 +6,25 @@ An overseer watches and may act for `hold` decisions in the learner's place. Clo
 good as the overseer at best. Here nobody asks whether they are good: what leads into a takeover is bad, everything else
 is equal, and the learner ends where nobody wants to take over.
 
-    reward of a decision   -1 if a takeover begins at the next one, else 0; the task's own is never used
+    reward of a decision   -1 if a takeover begins at the next one or it ends in failure, else 0; never the task's own
     stored                 decisions of the learner, and the last one of a takeover; those that lie within are not,
                            unless `inside`
     all else               as RLPD (rlpd.py): critics, targets, policy, temperature, updates for each step
 
-The replay begins with recorded decisions, all of reward 0. Who oversees is `overseer`: a scripted expert of the world,
-judged by value or by chance, or a person or program of your own, `--overseer module:function`, which is asked with one
-observation and the action that the learner is about to take, and returns an action to take over or None.
+The replay begins with recorded decisions, after which nobody takes over. Who oversees is `overseer`: a scripted expert
+of the world, by value or by chance, or a person or program of your own, `--overseer module:function`, which is asked
+with one observation and the action that the learner is about to take, and returns an action to take over or None. An
+overseer that judges what the learner is about to do makes the decision before it bad; one that comes late
+(`--overseer.late true`) that very decision, which has been done by then.
 
-Differs from RLPD in: what is collected, with the overseer's part in it, and the rewards; the target without entropy; no
-second set of data beside the replay, and no random actions at the start.
+Differs from RLPD in: what is collected, with the overseer's part in it, and the rewards; the target without entropy;
+data in the replay and not beside it (`prior_share` has both); no random actions at the start.
 
 Departs from the paper in: values are compared by a difference and not by a factor, which means nothing below 0. The
 last decision of an episode is stored, where the released code forgets it: cut by a time limit it has reward 0 and a
-successor; ended, it has reward -1 (`ends` says what an end is), since otherwise failing would be the best that can
-happen among rewards of 0 and -1.
+successor; ended, it has reward -1 (`ends` says what an end is, in recorded episodes as well), since otherwise failing
+would be the best that can happen among rewards of 0 and -1. What a `prior_share` draws has such rewards too, where the
+released code has the task's own. Networks begin and recorded actions are clamped as in RLPD.
 """
 
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.methods.control.rlpd import RLPD
 from polopt.networks import Network
-from polopt.policies.overseeing import AnyOverseer, ByValue
+from polopt.policies.overseeing import AnyOverseer, ByChance, ByValue
 from polopt.policies.takeover import Intervened
 from polopt.tasks.base import Task
 
@@ -64,7 +67,10 @@ class RLIF(RLPD):
     class Config(RLPD.Config):
         overseer: AnyOverseer = param(ByValue(), "section 5", help="who watches; or module:function of your own")
         hold: int | None = param(
-            4, "official code", low=1, help="decisions of a takeover; none: as long as the overseer wants to"
+            4,
+            "official code",
+            low=1,
+            help="decisions of a takeover, fewer if who is asked lets go; none: as long as the overseer wants to",
         )
         inside: bool = param(False, "official code", help="store the decisions within a takeover as well")
         ends: str = param(
@@ -73,8 +79,12 @@ class RLIF(RLPD):
             choices=("failure", "success", "dropped"),
             help="what the end of an episode is, other than by a time limit; dropped: it is not stored",
         )
-        prior_share: float = param(0.0, "official code", low=0, high=0, help="the prior data is in the replay")
-        warmup: int = param(0, "official code", low=0, high=0, unit="env_steps", help="the replay holds data already")
+        prior_share: float = param(
+            0.0, "official code", low=0, below=1, help="of a batch from the prior data, beside that in the replay"
+        )
+        warmup: int = param(
+            0, "official code", low=0, unit="env_steps", help="under the eyes of the overseer, before the first update"
+        )
         updates_per_step: int = param(5, "official code", low=1, help="critic steps for one of the policy")
         backup_entropy: bool = param(False, "official code", help="the target counts the entropy of the next action")
         network: Network = param(Network(DEEP, "relu"), "official code")
@@ -98,7 +108,7 @@ class RLIF(RLPD):
     default_steps = 1_000_000
     presets = {
         "pen": {},
-        "hopper-random": {"updates_per_step": 15, "hold": None},
+        "hopper-random": {"updates_per_step": 15, "hold": None, "overseer": ByChance(rate=0.5)},
         "walker": {"updates_per_step": 1},
     }
     studies = {}
@@ -141,8 +151,8 @@ class RLIF(RLPD):
         return ReplaySource(
             Delayed(Rollouts(task, config.steps_per_update, self.ledger), ("takeover",)),
             Replay(config.replay_size, discount=config.discount),
-            batch_size=config.updates_per_step * config.batch_size,
-            warmup=0,
+            batch_size=config.updates_per_step * (config.batch_size - config.prior_rows),
+            warmup=config.warmup,
             ratio=1 / config.steps_per_update,
             store=self.store,
         )
@@ -151,8 +161,17 @@ class RLIF(RLPD):
         config = self.config
         overseer = config.overseer.build(self.policy, self.task, config.discount)
         self.watched = Intervened(self.policy, overseer, config.hold)
-        data = self.prior_data().select(*STORED, "next_obs")
-        self.source.replay.add(data.set("reward", torch.zeros_like(data["reward"])))
+        data = self.prior_data()
+        self.source.replay.add(data)
+        if config.prior_share > 0:
+            self.sample_beside(data)
+
+    def prior_data(self) -> Batch:
+        """The recorded decisions [B] that are stored, with the rewards of those after which nobody takes over."""
+        data, config = super().prior_data(), self.config
+        nobody = torch.zeros(len(data), dtype=torch.bool)
+        data = supervised(data.set("takeover", nobody).set("next_takeover", nobody), config.ends, config.inside)
+        return data[data["mask"]].select(*STORED, "next_obs")
 
     def store(self, window: Batch) -> Batch:
         """What the replay stores of a window; the share of takeovers in it is noted."""
