@@ -2,20 +2,27 @@
 
 One decision in a plane with four equal goals around the start (`point/goals-once`): the reward is -3 times the distance
 of the action to the nearest goal, 0 at best and -1.3 for uniform actions. All arms are SAC with critics of 64 x 64 that
-learn from their own decisions, and the entropy held at -4 nats, where a Gaussian's spread costs about a tenth of what
-there is to win. `sac` has one squashed Gaussian, the others four and a router: `all` and `max` train the router by
-which component proposes the best action and send the policy's gradient through all components' values or the winner's
-alone; `gumbel` goes through the choice by a straight-through Gumbel-softmax. Each arm has the rate of three that earned
-most on a tuning seed.
+learn from their own decisions, and the entropy held at -4 nats by a temperature that starts at 0.1, near where it ends,
+and moves by its logarithm, as in the co-author's code. `sac` has one squashed Gaussian, the others four and a router:
+`all` and `max` train the router by which component proposes the best action and send the policy's gradient through all
+components' values or the winner's alone; `gumbel` goes through the choice by a straight-through Gumbel-softmax. Each
+arm has the rate of three that earned most on a tuning seed.
 
 Of 1,000 actions drawn as while training: `goals` is how many goals are the nearest of more than a tenth of them,
-`reward` their mean reward, `used` how many components have a weight above a tenth; each the mean of ten evaluations
-over the second half of the run.
+`reward` their mean reward, `used` how many components have a weight above a tenth, `off` half the sum of absolute
+differences between the weights and how often each component's proposal is the critic's best, `told` how much more the
+same would be for equal weights; each the mean of ten evaluations over the second half of the run.
 
-What perfect code gets: nothing in the objective asks for more than one goal once the entropy is met, so that even with
-all components trained the count is between 1 and 4, by where they began. A mixture that draws its components alike and
-never trains the router has as many goals as components have found. A single Gaussian between goals would pay for it:
-`goals` of `sac` above 1 can only be had with a `reward` far below.
+What perfect code gets: a Gaussian of -4 nats at a goal earns -0.12. The winner of four proposals is nearer to its mean
+than another, by 3/4 of a nat where all components are as good, so that theirs have -3.25 nats while the winners have
+-4, and earn -0.18; with values that are exact the steps of `all` came to -0.18 and three goals, those of `max` to one
+goal, those of `sac` to -0.12 and one. Nothing in the objective asks for more than one goal, so the count is between 1
+and 4, by where components began. A mixture of which the temperature or the gradient is wrong stays as wide as it began,
+with four goals and -0.85, and `reward` shows it; a single Gaussian between goals likewise, so `sac` is expected at one
+goal and above -0.4. A router that never learns is not found by this: `told` reports it.
+
+A pilot whose temperature started at 1 (rate 3e-3, 3,000 updates, seed 1000) had 3.1 goals and -0.38 for `all`, half of
+the run still wide, `off` 0.09 and `told` 0.12: hence the start at 0.1. The arms as they stand were not piloted.
 """
 
 from __future__ import annotations
@@ -28,12 +35,14 @@ from typing import Any
 from polopt.claims import Above, Below, Claim, Greater, best_of
 from polopt.claims.grids import BestOf
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 DRAWS = 1_000
 SETTINGS: dict[str, Any] = {
     "warmup": 256,
     "batch_size": 128,
     "network.sizes": (64, 64),
+    "entropy.initial": 0.1,
+    "entropy.form": "log-alpha",
     "entropy.target_entropy": -4.0,
 }
 
@@ -75,7 +84,12 @@ def looked_at(learner: Any) -> dict[str, float]:
     router = getattr(policy, "router", None)
     if router is not None:
         with torch.no_grad():
-            found["used"] = float((router(obs[:1]).softmax(-1) > 0.1).sum())
+            weights = router(obs[:1]).softmax(-1)[0]
+            proposed = policy.rsample_each(obs)[0].movedim(-2, 0)  # [components, DRAWS, 2]
+            wins = learner.critic(obs, proposed).amin(0).argmax(0).bincount(minlength=len(weights)) / DRAWS
+        found["used"] = float((weights > 0.1).sum())
+        found["off"] = float(0.5 * (weights - wins).abs().sum())
+        found["told"] = float(0.5 * (wins - 1 / len(weights)).abs().sum()) - found["off"]
     return found
 
 
@@ -89,7 +103,7 @@ def tuned(method: str, **settings: Any) -> BestOf:
 CLAIM = Claim(
     method="pmoe",
     statement="on four equal goals a mixture that follows the critic with all components keeps more of them than SAC",
-    budget={"updates": 3_000},
+    budget={"updates": 2_000},
     seeds=5,
     minutes=8,
     arms={
@@ -100,8 +114,8 @@ CLAIM = Claim(
     },
     expect=(
         Greater("goals", "all", "sac", by=0.5),
-        Above("reward", "all", -0.135),
-        Above("reward", "sac", -0.3, control=True),
+        Greater("reward", "all", "sac", by=-0.2),
+        Above("reward", "sac", -0.4, control=True),
         Below("goals", "sac", 1.5, control=True),
     ),
 )
