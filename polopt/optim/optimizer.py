@@ -18,6 +18,8 @@ from polopt.core.state import Stateful
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
 
+LATE = 1e6  # from so many steps on the bias correction of Adam is 1
+
 
 class Optimizer(Stateful):
     """Adam over the parameters of some modules, with clipping, accumulation and a learning-rate schedule.
@@ -33,6 +35,7 @@ class Optimizer(Stateful):
         micro_batch: rows per backward pass in `minimize`; None takes the whole batch at once.
         split: cuts a batch into pieces in place of `micro_batch`.
         kind: "adam", "adamw" or "sgd".
+        bias_correction: without, the averages of Adam count as they are from the first step on.
     """
 
     saved = ("lr",)
@@ -49,10 +52,12 @@ class Optimizer(Stateful):
         eps: float = 1e-8,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        bias_correction: bool = True,
     ) -> None:
         self.lr = lr
         self.schedule = schedule or Constant()
         self.kind = kind
+        self.begin = 0.0 if bias_correction else LATE
         self.max_grad_norm = max_grad_norm
         self.micro_batch = micro_batch
         self.split = split
@@ -182,7 +187,7 @@ class Optimizer(Stateful):
         for parameter in self.parameters:
             state = self.torch.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["step"] = torch.full((), self.begin, dtype=torch.float32, device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [[self.torch.state[parameter][name] for parameter in self.parameters] for name in names]
@@ -196,6 +201,8 @@ class Optimizer(Stateful):
             metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
             if grads:
                 torch._foreach_mul_(grads, factor)
+        if self.begin and not self.torch.state:
+            self._adam_state()
         if self._moments and self._alike and len(grads) == len(reached):
             self._adam_step(grads)
             return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -389,3 +390,27 @@ def test_what_is_forgotten_was_never_learned(compiled, float64):
     before = module.weight.detach().clone()
     optimizer.minimize(squared(module), batch())
     torch.testing.assert_close((module.weight - before).abs().detach(), torch.full((1, 2), 0.1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_its_correction_the_averages_of_adam_count_from_the_first_step_on(compiled, float64):
+    """Three steps by hand, decay apart from the gradient; the last one after a state was loaded."""
+    module = net()
+    optimizer = Optimizer(module, lr=0.1, kind="adamw", betas=(0.6, 0.9), weight_decay=0.2, bias_correction=False)
+    if compiled:
+        optimizer.compile(backend=Graphs(), fullgraph=True)
+    x, y, weight = batch()["x"].numpy(), batch()["y"].numpy(), np.array([1.0, -2.0])
+    mean, square = 0.0, 0.0
+    for step in range(3):
+        grad = 2 * ((x @ weight - y)[:, None] * x).mean(0)
+        mean, square = 0.6 * mean + 0.4 * grad, 0.9 * square + 0.1 * grad**2
+        weight = weight - 0.1 * (mean / (square**0.5 + 1e-8) + 0.2 * weight)
+        if step == 2:
+            restore(optimizer, {path: copy.deepcopy(leaf) for path, leaf in gather(optimizer).items()})
+        optimizer.minimize(squared(module), batch())
+        assert module.weight.detach().numpy()[0] == pytest.approx(weight, rel=1e-6)
+    optimizer.forget()
+    before = module.weight.detach().clone()
+    optimizer.step(module.weight.sum())
+    moved = 0.4 / (0.1**0.5 + 1e-8) + 0.2 * before
+    torch.testing.assert_close(module.weight.detach(), before - 0.1 * moved)
