@@ -213,3 +213,8 @@ def test_networks_are_those_of_the_released_code():
     config = registry.load("a2pr").Config()
     assert (config.network.sizes, config.critic_network.sizes) == ((256,) * 3, (256,) * 4)
     assert (config.vae_network.sizes, config.vae_lr, config.lr) == ((750, 750), 1e-3, 3e-4)
+
+
+def test_the_autoencoder_has_a_rate_of_its_own():
+    method = make(vae_lr=7e-3, lr=1e-3)
+    assert (method.vae_optimizer.lr, method.value_optimizer.lr) == (7e-3, 1e-3)

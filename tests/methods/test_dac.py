@@ -124,3 +124,8 @@ def test_wrong_settings_are_one_sentence():
         api.plan("dac", "Pendulum-v1").build()
     with pytest.raises(UsageError, match="without the demonstrations 'random'"):
         api.plan("dac", "Pendulum-v1", random_episodes=3)
+
+
+def test_the_discriminator_has_a_rate_of_its_own():
+    with built("dac", discriminator_lr=7e-3, lr=1e-3) as method:
+        assert (method.discriminator_optimizer.lr, method.policy_optimizer.lr) == (7e-3, 1e-3)

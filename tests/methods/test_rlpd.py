@@ -151,6 +151,15 @@ def test_prior_data_is_summed_over_steps_too(float64):
         advance(method, 56, 2)
 
 
+def test_it_begins_with_uniform_actions_and_updates_once_in_so_many_steps():
+    with built("rlpd", warmup=400, steps_per_update=4, prior_share=0.0, dataset="", random_episodes=10) as method:
+        method.collect()
+        first = method.source.replay.whole()["action"][:400].flatten().sort().values
+        assert (first - torch.linspace(-1, 1, 400)).abs().max() < 0.15
+        method.update(method.collect())
+        assert method.ledger.env_steps == 408
+
+
 def test_wrong_settings_are_one_sentence():
     with pytest.raises(UsageError, match="of 3 critics 4 cannot be the target"):
         api.plan("rlpd", "Pendulum-v1", critics=3, target_critics=4)

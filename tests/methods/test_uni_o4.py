@@ -188,11 +188,12 @@ def test_must_4_the_rate_falls_to_nothing_and_the_clip_range_soon_stands_still()
             learner.improve(batch, step)
             assert learner.optimizers_of[0].rate == pytest.approx(learner.config.lr * share)
         assert learner.clone_optimizers[0].rate == learner.config.clone_lr
+        assert [each.max_grad_norm for each in learner.optimizers_of] == [0.5, 0.5]
 
 
 def test_must_2_the_gate_lets_only_rises_through():
     with built("uni-o4", **{"offline.gate_every": 1}) as method:
-        told = iter([1.0, 2.0, 0.9, 2.5, 3.0, 2.4])
+        told = iter([1.0, 2.0, 0.9, 2.5, 3.0, 2.4, 2.0, 2.0])
         method.learner.estimate = lambda member: next(told)
         learner = fitted(method)
         assert torch.equal(flat(learner.policy), flat(learner.members[1]))
@@ -208,6 +209,9 @@ def test_must_2_the_gate_lets_only_rises_through():
         assert torch.equal(flat(learner.old[0]), flat(learner.members[0]))
         assert torch.equal(flat(learner.old[1]), first)
         assert torch.equal(flat(method.policy), flat(learner.old[0]))
+        method.update(method.collect())
+        assert not torch.equal(flat(learner.members[0]), flat(learner.old[0]))
+        assert torch.equal(flat(method.policy), flat(learner.old[0]))  # and not what was turned down
 
 
 def test_without_a_gate_all_pass_and_with_restoring_what_fails_goes_back():
