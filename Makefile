@@ -1,7 +1,7 @@
 # make demo    train a controller and a language model         make test    lint, types and tests
 # make test-all   also what is too slow for every change (not in CI)
 # make bench   measured speed (not in CI)                    make claims  every claim, what is missing of it (an hour)
-# make docs    the README's list, docs/metrics.md, docs/methods/ and the pictures of claims, from files and results
+# make docs    the README's list, docs/metrics.md, capabilities.md, methods/ and the pictures of claims, from files and results
 # make test-oldest   language models with the oldest versions that pyproject.toml allows (not in CI)
 # make test-peers    losses against other libraries' own code (not in CI)
 PYTHON ?= python3
@@ -55,7 +55,8 @@ OLDEST := .venv-oldest/bin/python
 .venv-oldest/done: pyproject.toml .venv/base
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
-	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[language]' 'pytest>=8' 'hypothesis>=6.100'
+	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[language]' 'datasets<4.1' \
+		'pytest>=8' 'hypothesis>=6.100'
 	touch $@
 
 # Those tests that call what transformers, peft, datasets and torch have changed between versions.

@@ -1,4 +1,5 @@
-"""What pages say of methods, written from the method files: the README's list, docs/metrics.md, and docs/methods/.
+"""What pages say of methods, written from the method files: the README's list, docs/metrics.md, docs/methods/, and
+docs/capabilities.md.
 
 `python -m polopt.cli.pages` (`make docs`) writes the first two between the marks that these pages have, the others
 whole, and draws the pictures of the claims; a test keeps all in date.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polopt import registry
+from polopt.cli import capabilities
 from polopt.cli.describe import split_metric
 from polopt.cli.method_pages import built, method_pages, table
 from polopt.core import files
@@ -81,7 +83,7 @@ def pages(root: Path) -> dict[Path, str]:
 
 def write(root: Path) -> list[Path]:
     """Writes all pages and pictures under `root`, removes those that nothing stands behind, and returns their paths."""
-    written = pages(root)
+    written = pages(root) | {root / "docs" / "capabilities.md": capabilities.page()}  # which builds every method
     for path, text in written.items():
         files.make_folder(path.parent)
         files.replace(path, text.encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -107,15 +108,21 @@ def _need(package: str) -> Any:
 def _onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str]) -> tuple[bytes, Any]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _need(package)
-    program = torch.onnx.export(
-        module,
-        example,
-        input_names=inputs,
-        output_names=["action"],
-        dynamic_shapes=_free(example),
-        dynamo=True,
-        verbose=False,
-    )
+    said = logging.getLogger("torch.onnx")
+    level = said.level
+    said.setLevel(logging.ERROR)  # it warns of packages that are not installed and not needed
+    try:
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=inputs,
+            output_names=["action"],
+            dynamic_shapes=_free(example),
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        said.setLevel(level)
     assert program is not None
     content = program.model_proto.SerializeToString()
     session = _need("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -115,15 +115,15 @@ def _initialize(method: Method, folder: Path, say: Callable[[str], None]) -> Non
     state = _renamed(_method_state(run.checkpoints.load(steps[-1])), _learns(run.config["method"]), method.learns)
     used = restore(method, state, strict=False)
     theirs, own = ({path for path in each if path.startswith(f"{method.learns}.")} for each in (state, gather(method)))
-    # A bias or two fits almost anywhere, but a whole policy may be no more than that.
-    if not any(state[path].dim() > 1 for path in used) and not (own and theirs == own == own.intersection(used)):
+    policy = own.intersection(used)
+    # A bias or two fits almost anywhere, and so does the last layer of a critic, but a whole policy may be no more.
+    if not any(state[path].dim() > 1 for path in (policy if own else used)) and not (own and theirs == own == policy):
         raise UsageError(f"--init {folder}: nothing there has the names and shapes of this run")
     for path in state:
         if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:
             raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
     for _, learner in method.learners():
         learner.initialized()
-    policy = own.intersection(used)
     others = f", and {len(used) - len(policy)} others" if len(used) > len(policy) else ""
     said = f"--init {folder}: took {len(policy)} of the {len(own)} tensors of the policy{others}"
     if len(policy) < len(own):

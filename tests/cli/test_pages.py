@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polopt import registry
-from polopt.cli import pages
+from polopt.cli import capabilities, pages
 from polopt.cli.describe import describe
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,26 @@ def test_what_a_method_explains_includes_its_bases_and_stages():
     assert shown["mdpo"]["clip_fraction"] == ["nothing is clipped", "0"]
     assert shown["dsac-t"]["entropy_temperature"] == shown["sac"]["entropy_temperature"]
     assert all(meaning for metrics in shown.values() for meaning, _ in metrics.values())
+
+
+def test_the_matrix_is_in_date_and_says_what_is_refused():
+    text = capabilities.page()
+    assert (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8") == text, "out of date: make docs"
+    policies, actions = ({row[0]: row[1:] for row in rows(part)} for part in text.split("\n## Actions\n"))
+    named = policies["method"]
+    assert [name for name, cell in zip(named, policies["[sac](methods/sac.md)"]) if cell] == [
+        "`gaussian`",
+        "`squashed-gaussian`",
+    ]
+    assert set(policies["[bc](methods/bc.md)"]) == {"yes"}
+    assert policies["[iql](methods/iql.md)"][named.index("`flow`")] == "yes"
+    assert actions["[sac](methods/sac.md)"][:3] == ["yes", "`gaussian`", ""]
+    assert actions["[ppo](methods/ppo.md)"][:5] == ["yes"] * 5
+    assert "[sft](methods/sft.md)" not in actions
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
 def test_a_page_without_its_place_is_not_written(tmp_path):

@@ -214,6 +214,10 @@ def test_starting_from_another_run(tmp_path):
     told = "took 5 of the 9 tensors of the policy, and 2 others; the rest of the policy begins anew"
     with pytest.warns(UserWarning, match=told):
         train("ppo", tmp_path / "deeper", steps=16, init=first.folder, **{"network.sizes": (8, 8)})
+    for task in ("Acrobot-v1", "Pendulum-v1"):  # a bias of the policy, and the last layer of the critic
+        with pytest.raises(UsageError, match="nothing there has the names and shapes of this run"):
+            polopt.train("ppo", task, out=tmp_path / task, init=first.folder, **settings("ppo"))
+        assert not (tmp_path / task).exists()
     with pytest.raises(UsageError, match="nothing there has the names and shapes of this run"):
         polopt.train(
             "sac", "Pendulum-v1", out=tmp_path / "third", init=first.folder, **settings("sac") | {"network.sizes": (9,)}
