@@ -56,7 +56,7 @@ class Still(gymnasium.Env):
 @functools.cache
 def served(policy: str) -> tuple[str, ...]:
     """The kinds that a policy can act in, whatever trains it."""
-    return tuple(name for name in KINDS if _builds(lambda at=name: POLICIES[policy]().build(_spec(at), Network())))
+    return tuple(name for name in KINDS if _builds(functools.partial(_acting, policy, name)))
 
 
 @functools.cache
@@ -129,6 +129,10 @@ def _builds(build: Callable[[], Any]) -> bool:
         except UsageError:
             return False
     return True
+
+
+def _acting(policy: str, name: str) -> Any:
+    return POLICIES[policy]().build(_spec(name), Network())
 
 
 def _still(name: str) -> Any:
