@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import polopt
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
-from polopt.methods.offline.cdsa import Denser, Score, cap, ladder
+from polopt.methods.offline.cdsa import Denser, cap
 from polopt.models.inputs import Scale
+from polopt.models.score import Score
 from polopt.networks import Network
 from tests.guards.harness import built
 
@@ -30,8 +31,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_the_ladder_and_the_cap():
-    torch.testing.assert_close(ladder(1.0, 0.01, 3), torch.tensor([1.0, 0.1, 0.01]))
+def test_the_cap():
     shift = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
     torch.testing.assert_close(cap(shift, 0.2), torch.tensor([[0.12, 0.16], [0.03, 0.04], [0.0, 0.0]]))
 
@@ -112,6 +112,18 @@ def test_must_1_the_score_loss_is_that_of_denoising(float64):
         torch.testing.assert_close(method.score_loss(batch)[0], expected)
 
 
+def test_every_level_of_noise_is_drawn_as_often(float64):
+    seen: list[Any] = []
+    with built("cdsa", clone_updates=0, batch_size=2_000, levels=4, lowest_noise=0.125, noise=0.25) as method:
+        method.score_optimizer.minimize = lambda loss, batch: seen.append(batch) or {}
+        method.update(method.collect())
+    levels, counts = seen[0]["sigma"].unique(return_counts=True)
+    torch.testing.assert_close(levels, torch.tensor([0.125, 0.25, 0.5, 1.0]))
+    assert counts.min() > 400
+    torch.testing.assert_close(seen[0]["score_noise"].std(0), torch.ones(4), atol=0.1, rtol=0)
+    assert seen[0]["score_noise"].mean(0).abs().max() < 0.1
+
+
 def test_the_rows_of_all_data_are_standardized(float64):
     with built("cdsa") as method:
         data = method.source.data
@@ -184,28 +196,10 @@ def test_a_policy_is_brought(tmp_path):
     assert (ours.actor.predict(obs) == theirs.predict(obs)).all()  # type: ignore[attr-defined]
     assert not (ours.predict(obs) == theirs.predict(obs)).all()
     assert polopt.evaluate(run.folder, episodes=1)["length"] == 200
-
-
-def test_the_score_points_to_the_data():
-    """Two modes in the plane: after a short training the score agrees with that of the mixture."""
-    torch.manual_seed(0)
-    modes, sigma = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.full((1,), 0.3)
-    rows = modes[torch.randint(2, (4096,))] + 0.2 * torch.randn(4096, 2)
-    score = Score(2, Network((64, 64), "silu"))
-    optimizer = torch.optim.Adam(score.parameters(), lr=3e-3)
-    for _ in range(300):
-        x, noise = rows[torch.randint(4096, (256,))], torch.randn(256, 2)
-        loss = (score.noise(x + sigma * noise, sigma.expand(256, 1)) - noise).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    x = rows[:500] + sigma * torch.randn(500, 2)
-    spread = 0.2**2 + 0.3**2
-    logits = -(x.unsqueeze(1) - modes).square().sum(-1) / (2 * spread)
-    exact = ((modes - x.unsqueeze(1)) / spread * logits.softmax(1).unsqueeze(-1)).sum(1)
-    learned = score(x, sigma.expand(500, 1))
-    assert nn.functional.cosine_similarity(learned, exact).mean() > 0.9
-    assert 0.7 < (learned.norm() / exact.norm()).item() < 1.3
+    assert run.evaluations[-1]["data_distance"] > 0
+    cloned = SMALL | {"clone_updates": 2}
+    with pytest.raises(UsageError, match="leaves the policy of --init as it is"):
+        polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "both", init=base.folder, **cloned)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +207,8 @@ def test_the_score_points_to_the_data():
     [
         ("CartPole-v1", {}, "actions are corrected where they are continuous|Box"),
         ("Pendulum-v1", {"network.recurrent": "gru"}, "recurrent"),
+        ("Pendulum-v1", {"score_network.recurrent": "gru"}, "a score network is feed-forward"),
+        ("Pendulum-v1", {"model_network.recurrent": "gru"}, "an inverse model is feed-forward"),
         (
             "Pendulum-v1",
             {"noise": 2.0},

@@ -11,7 +11,7 @@ serves every policy that was trained on the same data.
 With x = (s, a), each coordinate standardized by the data, n ~ N(0, I), and sigma drawn from a ladder of `levels` from
 `highest_noise` down to `lowest_noise`, S = (S_s, S_a):
 
-    score     E sigma^2 | S(x + sigma n, sigma) + n / sigma |^2         a mean over coordinates
+    score     E sigma^2 | S(x + sigma n, sigma) + n / sigma |^2         a mean over coordinates (`polopt.models.score`)
     forward   E | f(s, a) - (s' - s) |^2                                decisions that do not terminate
     inverse   E | I(s, s') - a |^2                                      likewise
     toward    d(s, a) = sigma^2 S(s, a; sigma)                          one step of Tweedie, at sigma = `noise`
@@ -39,9 +39,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.bases.method import Method, Smoke
-from polopt.bases.offline import recorded_data
+from polopt.bases.offline import DISTANCES, distance_from, recorded_data, sample_of
 from polopt.config import param
-from polopt.core.batch import Batch, decision_mean, weigh
+from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.demonstrations import Samples
 from polopt.losses.regression import imitation
@@ -49,6 +49,7 @@ from polopt.models.dynamics import Dynamics
 from polopt.models.ensemble import Ensemble
 from polopt.models.inputs import Scale
 from polopt.models.inverse import Inverse
+from polopt.models.score import Score, ladder
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import AnyPolicy, Deterministic
@@ -60,27 +61,6 @@ from polopt.tasks.base import Task
 def cap(shift: Tensor, length: float) -> Tensor:
     """`shift` [..., A], shortened where it is longer than `length`."""
     return shift * (length / shift.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-
-
-def ladder(high: float, low: float, levels: int) -> Tensor:
-    """Levels of noise [levels] from `high` down to `low`, each a fixed share of the one before."""
-    return torch.linspace(math.log(high), math.log(low), levels).exp()
-
-
-class Score(nn.Module):
-    """The gradient of the log density of rows [..., D] that noise of deviation sigma [..., 1] was added to; rows are
-    standardized. The network predicts the noise, -sigma times the score, which is of the order of 1 at every level."""
-
-    def __init__(self, size: int, network: Network) -> None:
-        super().__init__()
-        self.size = size
-        self.net = network.build(spaces.Box(-math.inf, math.inf, (size + 1,)), size, head_gain=1.0)
-
-    def noise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.net(torch.cat([x, sigma.log().expand(*x.shape[:-1], 1)], -1))
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return -self.noise(x, sigma) / sigma
 
 
 class Denser(nn.Module):
@@ -124,7 +104,7 @@ class CDSA(Method):
         clone_lr: float = param(1e-3, "assumed", above=0)
         action_weight: float = param(0.5, "assumed", low=0, high=1, help="of the step towards denser actions; 0: none")
         state_weight: float = param(0.25, "assumed", low=0, high=1, help="of the step towards denser states; 0: none")
-        cap: float = param(0.2, "assumed", above=0, unit="action", help="longest either step, of [-1, 1]")
+        cap: float = param(0.2, "assumed", above=0, unit="action", help="longest either step, as the policy acts")
         noise: float = param(
             0.2, "assumed", above=0, unit="deviation of the data", help="at which the score is taken when acting"
         )
@@ -144,11 +124,6 @@ class CDSA(Method):
                 self.refuse("random_episodes", because="without the dataset 'random'")
             if self.clone_updates == 0:
                 self.refuse("clone_lr", because="without clone_updates")
-            for name in ("score_network", "model_network"):
-                if getattr(self, name).recurrent != "none":
-                    raise UsageError(
-                        f"{name} sees single decisions, which a recurrent network does not: recurrent none"
-                    )
             if not self.lowest_noise <= self.noise <= self.highest_noise:
                 raise UsageError(
                     f"the score is known from lowest_noise to highest_noise, {self.lowest_noise:g} to "
@@ -167,6 +142,7 @@ class CDSA(Method):
         "as good as nothing",
         "model_loss": "squared error of the change of the observation and of the reward, standardized | falls",
         "inverse_loss": "squared error of the action between two observations | falls",
+        **DISTANCES,
     }
     default_steps = 200_000
     probes = {"cap": {"cap": 1e-3}}
@@ -187,6 +163,7 @@ class CDSA(Method):
     saved = ("updates", "brought")
     updates = 0
     brought = False  # a policy by --init
+    _sample: Batch | None = None  # of the data, for evaluations
     policy: Corrected
 
     def build(self, task: Task) -> None:
@@ -219,16 +196,21 @@ class CDSA(Method):
         data = recorded_data(config.dataset, self.task, random_episodes=config.random_episodes)
         if data is None:
             raise UsageError("cdsa learns from a dataset: name one as --task, or with --dataset")
+        if "next_obs" not in data.keys():
+            raise UsageError(f"cdsa needs the observation after each decision: record {config.dataset} anew")
         data = data.clone(False).set("action", self.base.own_action(data["action"]))
         if self.base.unit:
             data["action"] = data["action"].clamp(-1.0, 1.0)
         self.base.update_normalizer(data)
         self.scale.fit(torch.cat([data["obs"], data["action"]], -1))
         self.model.fit_scales(data)
+        self._sample = sample_of(data)
         self.source = Samples(data, config.batch_size, self.generator)
 
     def initialized(self) -> None:
         super().initialized()
+        if self.config.clone_updates:
+            raise UsageError("cdsa leaves the policy of --init as it is: leave out --clone-updates")
         self.brought = True
 
     @property
@@ -240,11 +222,8 @@ class CDSA(Method):
         return loss, {"imitation_loss": loss}
 
     def score_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """sigma^2 |S(x + sigma n) + n / sigma|^2 is |n - predicted noise|^2."""
         x = self.scale(torch.cat([batch["obs"], batch["action"]], -1))
-        sigma, noise = batch["sigma"], batch["score_noise"]
-        error = self.gradient.noise(x + sigma * noise, sigma) - noise
-        loss = decision_mean(error.square(), batch["weight"])
+        loss = weighted_mean(self.gradient.errors(x, batch["sigma"], batch["score_noise"]), batch["weight"])
         return loss, {"score_loss": loss}
 
     def model_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,12 +247,13 @@ class CDSA(Method):
         )
 
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
-        """Raises UsageError where there is no policy to correct."""
+        """As `Method.evaluate`, with `distance_from` the data. Raises UsageError where there is no policy to correct."""
         if not self.brought and not self.config.clone_updates:
             raise UsageError(
                 "cdsa corrects a trained policy: bring one with --init RUN, or clone one, --clone-updates N"
             )
-        return super().evaluate(task, episodes, greedy=greedy)
+        scores = super().evaluate(task, episodes, greedy=greedy)
+        return scores if self._sample is None else scores | distance_from(self._sample, self.policy)
 
 
 def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
