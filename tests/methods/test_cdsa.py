@@ -196,7 +196,7 @@ def test_a_policy_is_brought(tmp_path):
     assert (ours.actor.predict(obs) == theirs.predict(obs)).all()  # type: ignore[attr-defined]
     assert not (ours.predict(obs) == theirs.predict(obs)).all()
     assert polopt.evaluate(run.folder, episodes=1)["length"] == 200
-    assert run.evaluations[-1]["data_distance"] > 0
+    assert run.evaluations[-1]["eval/data_distance"] > 0
     cloned = SMALL | {"clone_updates": 2}
     with pytest.raises(UsageError, match="leaves the policy of --init as it is"):
         polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "both", init=base.folder, **cloned)

@@ -247,7 +247,7 @@ class CDSA(Method):
         )
 
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
-        """As `Method.evaluate`, with `distance_from` the data. Raises UsageError where there is no policy to correct."""
+        """As `Method.evaluate`, and `distance_from` the data. Raises UsageError where there is no policy to correct."""
         if not self.brought and not self.config.clone_updates:
             raise UsageError(
                 "cdsa corrects a trained policy: bring one with --init RUN, or clone one, --clone-updates N"
