@@ -26,12 +26,12 @@ a policy that does well no gain is to be expected: it becomes a little slower. S
 TD3+BC, and none on the mean return.
 
 Pilots (seed 1003, this experiment): cvar from base to cdsa -2.76 to -2.30 (td3-bc), -2.77 to -2.04 (far) and -6.05 to
--5.14 (bc), a gain of 0.70 on average, exact 0.52, noise 0.02 and -0.26 with td3-bc and bc; of bc action alone 0.21 and state alone 0.40; distance
-0.26 to 0.09, 0.26 to 0.20 and 0.123 to 0.126; cosine 0.89. Before, with alpha 5 or 40 and targets that follow four times
-faster, seeds 1000 to 1002 had policies that never arrived (cvar -2.74 to -2.84, and -5.19 to -1.94) and one without a
-fault (-2.07 to -2.19), distances 0.53 to 0.48, 1.24 to 0.13 and 0.136 to 0.096, and the same clones: cvar -4.37 to
--2.96, -6.30 to -5.65 and -6.04 to -2.68. Thresholds are at half of the smallest of these gains of the clones, and less
-than half of the mean gain.
+-5.14 (bc), a gain of 0.70 on average, exact 0.52, noise 0.02 and -0.26 with td3-bc and bc; with bc action alone 0.21,
+state alone 0.40; distance 0.26 to 0.09, 0.26 to 0.20 and 0.123 to 0.126; cosine 0.89. Before, with alpha 5 or 40 and
+targets that follow four times faster, seeds 1000 to 1002 had policies that never arrived (cvar -2.74 to -2.84, and
+-5.19 to -1.94) and one without a fault (-2.07 to -2.19), distances 0.53 to 0.48, 1.24 to 0.13 and 0.136 to 0.096, and
+the same clones: cvar -4.37 to -2.96, -6.30 to -5.65 and -6.04 to -2.68. Thresholds are at half of the smallest of these
+gains of the clones, and less than half of the mean gain.
 """
 
 from __future__ import annotations
