@@ -208,7 +208,7 @@ def test_a_policy_is_brought(tmp_path):
         ("CartPole-v1", {}, "actions are corrected where they are continuous|Box"),
         ("Pendulum-v1", {"network.recurrent": "gru"}, "recurrent"),
         ("Pendulum-v1", {"score_network.recurrent": "gru"}, "a score network is feed-forward"),
-        ("Pendulum-v1", {"model_network.recurrent": "gru"}, "an inverse model is feed-forward"),
+        ("Pendulum-v1", {"model_network.recurrent": "gru"}, "no recurrent"),
         (
             "Pendulum-v1",
             {"noise": 2.0},
