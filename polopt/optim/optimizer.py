@@ -17,7 +17,6 @@ from polopt.core.state import Stateful
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
-
 LATE = 1e6  # from so many steps on the bias correction of Adam is 1
 
 
@@ -203,11 +202,11 @@ class Optimizer(Stateful):
                 torch._foreach_mul_(grads, factor)
         if self.begin and not self.torch.state:
             self._adam_state()
+        for group in self.torch.param_groups:
+            group["lr"] = self.rate
         if self._moments and self._alike and len(grads) == len(reached):
             self._adam_step(grads)
             return metrics
-        for group in self.torch.param_groups:
-            group["lr"] = self.rate
         self.torch.step()
         if self._alike and len(grads) == len(reached):
             self._adam_state()
@@ -227,7 +226,7 @@ class Optimizer(Stateful):
                 squares,
                 [],
                 steps,
-                lr=self.rate,
+                lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 weight_decay=group["weight_decay"],

@@ -317,13 +317,13 @@ def test_the_learning_rate_follows_the_kl_before_each_step():
     method = make(adaptive_lr="adaptive-kl", lr=1e-3, lr_schedule="constant")
     kls, rates = iter([0.0, 0.05, 0.001, 0.015]), []
     method.kl_from_old = lambda batch: torch.tensor(next(kls))
-    original = method.optimizer.torch.step
+    original = method.optimizer.minimize
 
-    def spy() -> None:
-        rates.append(float(method.optimizer.torch.param_groups[0]["lr"]))
-        original()
+    def spy(*args: Any, **shared: Any) -> Any:
+        rates.append(method.optimizer.rate)
+        return original(*args, **shared)
 
-    method.optimizer.torch.step = spy
+    method.optimizer.minimize = spy
     method.update(method.collect())
     assert rates == pytest.approx([1e-3, 1e-3 / 1.5, 1e-3, 1e-3])
 

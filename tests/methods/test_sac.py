@@ -184,7 +184,7 @@ def test_must_5_temperature_follows_the_mean_entropy(form, float64):
     before = float(method.temperature.value)
     method.temperature_optimizer.step(method.temperature.loss(torch.tensor(-2.0)))
     assert float(method.temperature.value) == pytest.approx(before * math.exp(3e-4))  # Adam's first step is lr
-    method.temperature_optimizer.torch.state.clear()
+    method.temperature_optimizer.forget()
     method.temperature_optimizer.step(method.temperature.loss(torch.tensor(2.0)))
     assert float(method.temperature.value) == pytest.approx(before)
 
