@@ -18,11 +18,11 @@ from polopt.tasks import make_task
 
 
 def transitions(start: int, end: int, ends: tuple[int, ...] = ()) -> TensorDict:
-    """Transitions whose action is their number; those in `ends` terminate."""
+    """Transitions whose action is their number; those in `ends` terminate, and a time limit breaks off all others."""
     number = torch.arange(float(start), float(end))
     over = torch.tensor([i in ends for i in range(start, end)])
     columns = {"obs": number.unsqueeze(1), "action": number, "reward": -number, "next_obs": number.unsqueeze(1) + 1}
-    flags = {"terminated": over, "truncated": torch.zeros_like(over)}
+    flags = {"terminated": over, "truncated": ~over}
     return TensorDict({**columns, **flags}, batch_size=[end - start])
 
 

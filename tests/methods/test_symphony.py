@@ -37,13 +37,14 @@ def make(task: Any = tasks.box, **changes: Any) -> Any:
 
 
 def prepared(method: Any) -> Any:
-    """A batch as `total_loss` gets it, of networks no two of which are equal."""
+    """A batch as `total_loss` gets it, of networks no two of which are equal; time limits break off what goes on."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for module in (method.policy, method.critic, method.target_critic):
             for parameter in module.parameters():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     batch = weigh(method.collect())
+    batch["truncated"] = ~batch["terminated"]
     batch["reward"] = batch["reward"] / method.source.reward_scale
     batch["next_noise"] = method.policy.noise(batch["action"])
     return batch
