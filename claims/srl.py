@@ -15,8 +15,8 @@ steps (both root mean squares), on episodes of the policy.
 What perfect code gets: the pendulum is deterministic, so that a sequence from a known state loses nothing, and `fas` of
 `srl` could be that of looking always. A decoder without recall has no reason to tell places apart: what it does is the
 action that is best for one step, held, as with `sac`. Near the top an error of the angle grows by exp(3.9 t), to almost
-five times in the 0.4 seconds of 8 decisions, and a torque that is held all the while overshoots: of the best policy for every
-step, from value iteration on a grid, the returns are -146, -148, -177 and -725, and `fas` is 0.86.
+five times in the 0.4 seconds of 8 decisions, and a torque that is held all the while overshoots: of the best policy for
+every step, from value iteration on a grid, the returns are -146, -148, -177 and -725, and `fas` is 0.86.
 
 Pilot, seed 1000 at the rate 1e-3: `srl` has a `fas` of 0.997, -128 at every step, -154 at every eighth, and a drift of
 0.04. The other arms had none; thresholds are those that were planned.

@@ -27,9 +27,10 @@ Differs from SAC in: the policy, the places that are summed, and the model; the 
 `--recall none` is the ablation in which all actions are scored at the state of the first.
 
 Departs from the paper in: how experience is collected, and the score over intervals, follow from the abstract and from
-what is released of the baselines, but updates begin after the warm-up, and not in it. Actions are read, and densities are, in the units of the policy, [-1, 1], where the
-released code takes those of the environment; weights begin as PyTorch's do, and not by Xavier's rule. The latent
-variant, a plain recurrent cell, the time-aware critic and gradients through the model are not here.
+what is released of the baselines, but updates begin after the warm-up, and not in it. Actions are read, and densities
+are, in the units of the policy, [-1, 1], where the released code takes those of the environment; weights begin as
+PyTorch's do, and not by Xavier's rule. The latent variant, a plain recurrent cell, the time-aware critic and gradients
+through the model are not here.
 """
 
 from dataclasses import dataclass
