@@ -215,9 +215,10 @@ def test_must_5_random_actions_are_uniform_and_only_in_the_loss_of_v(float64):
     torch.testing.assert_close(loss, (residual + residual**2 / 4).clamp(min=0).mean())
 
 
-def test_the_order_of_an_update(float64):
-    """V (in as many steps as asked for), then the policy with that V, then Q with that V, then the targets."""
-    method, reference = dvl(value_updates=2), dvl(value_updates=2)
+@pytest.mark.parametrize("divergence", ["chi2", "rkl"])
+def test_the_order_of_an_update(divergence, float64):
+    """V (in as many steps as asked for, each with its own peak), then policy and Q with that V, then the targets."""
+    method, reference = (dvl(value_updates=2, divergence=divergence) for _ in range(2))
     batch = method.collect()
     reseed()
     method.update(batch)
@@ -239,6 +240,33 @@ def test_the_order_of_an_update(float64):
             assert torch.equal(value, reference.in_sample.state_dict()[name]), name
     for name, value in method.policy.state_dict().items():
         assert torch.equal(value, reference.policy.state_dict()[name]), name
+
+
+def test_the_order_of_an_update_of_recoil(float64):
+    method, reference = recoil(), recoil()
+    batch = method.collect()
+    reseed()
+    method.update(batch)
+    reseed()
+    sides = {name: side.set("target_q", reference.in_sample.q(side)) for name, side in weigh(batch).items()}
+    rest = TensorDict(sides, [])
+    reference.value_optimizer.minimize(reference.value_loss, rest)
+    reference.policy_optimizer.minimize(reference.policy_loss, rest)
+    reference.critic_optimizer.minimize(reference.critic_loss, rest)
+    reference.in_sample.follow()
+    for part in ("in_sample", "policy"):
+        for name, value in getattr(method, part).state_dict().items():
+            torch.testing.assert_close(value, getattr(reference, part).state_dict()[name], msg=name)
+
+
+def test_the_sides_of_recoil_are_drawn_apart_and_act_as_the_policy_does():
+    method = recoil("Pendulum-v1")
+    expert = method.source.sources["expert"].data  # torques up to 2
+    assert 0.9 < float(expert["action"].abs().max()) <= 1.0
+    batch = method.collect()
+    assert not torch.equal(batch["offline"]["obs"], batch["expert"]["obs"])
+    expert["action"] = torch.full_like(expert["action"], 3.0)
+    assert (method.collect()["expert"]["action"] == 1.0).all()
 
 
 def test_cloning_is_what_recoil_does_without_a_temperature(float64):

@@ -141,6 +141,12 @@ def test_a_row_twice_counts_twice():
     np.testing.assert_allclose(none[:4], inverse_weights(variance[:4], 2))
 
 
+def test_equal_errors_weigh_alike():
+    np.testing.assert_allclose(inverse_weights(torch.zeros(2, 8), 4), 1 / 8)
+    expected = 0.5 * (math.log(1e-6) + 0.25 / 1e-6)
+    assert gaussian_nll(torch.tensor(0.5), torch.tensor(0.0)).item() == pytest.approx(expected)
+
+
 # The loss
 
 
@@ -255,6 +261,31 @@ def test_members_are_networks_of_their_own():
     for parameter in method.critic.parameters():
         moved = parameter.grad.flatten(1).abs().sum(1) > 0
         assert moved.nonzero().tolist() == [[8]]
+
+
+def test_the_weights_of_a_batch_count_its_rows():
+    method = make()
+    batch = sample(8).set("row_weight", torch.tensor([1.0, 2.0, 0.0, 1.0, 1.0, 3.0, 1.0, 1.0]))
+    batch = method.evaluate_batch(batch)
+    np.testing.assert_allclose((batch["row_weight"].unsqueeze(-1) * batch["error_weight"]).sum(0), 1)
+
+
+def test_critics_then_the_policy_then_the_targets():
+    method, reference = make(), make()
+    before = {name: value.clone() for name, value in method.target_critic.state_dict().items()}
+    torch.manual_seed(3)
+    method.update(sample(16))
+    torch.manual_seed(3)
+    batch = reference.evaluate_batch(sample(16))
+    reference.critic_optimizer.minimize(reference.critic_loss, batch)
+    reference.improve(batch)
+    for name in ("critic", "policy"):
+        other = getattr(reference, name).state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in getattr(method, name).state_dict().items())
+    tau = method.config.tau
+    for key, value in method.target_critic.state_dict().items():
+        torch.testing.assert_close(value, before[key] + tau * (method.critic.state_dict()[key] - before[key]))
+    assert any(not torch.equal(value, before[key]) for key, value in method.critic.state_dict().items())
 
 
 @pytest.mark.parametrize(
