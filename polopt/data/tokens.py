@@ -15,7 +15,7 @@ from polopt.core.batch import Batch, replaced, sides_of
 ROW = ("prompt", "prompt_mask", "completion", "attention", "mask")  # what scoring a row takes
 LEFT = ("prompt", "prompt_mask")  # padded on the left; every other token dimension on the right
 NOT_TOKENS = ("turn_reward",)  # [B, M], one number a turn
-PASS = 1 / 16
+PASS = 1 / 16  # of a budget: what a pass costs beside its positions
 
 
 def widen(value: Tensor, size: int, left: bool = False) -> Tensor:
