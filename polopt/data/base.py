@@ -17,6 +17,7 @@ from polopt.data.templates import continues
 from polopt.tasks.base import Task
 
 Carry = dict[str, Tensor]
+DONE_BEFORE = "done_before"  # of a carry: the last action of the episode [N, ...], whoever took it
 
 
 class Acts(Protocol):

@@ -13,7 +13,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put, to_env
+from polopt.data.base import DONE_BEFORE, Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put, to_env
 from polopt.data.teams import as_rows, playing
 from polopt.tasks.base import Task
 
@@ -96,8 +96,9 @@ class Rollouts(Source):
         return [(float(value), int(length)) for value, length in ended]
 
     def forget(self) -> None:
-        """Drops the carry: needed when another kind of actor goes on in the same episodes."""
-        self._carry = None
+        """Drops the carry, but not what was done before: needed when another kind of actor goes on in the same
+        episodes."""
+        self._carry = {name: value for name, value in (self._carry or {}).items() if name == DONE_BEFORE} or None
 
     def _finish(self, done: Tensor) -> None:
         self.ledger.episodes += int(done.sum())

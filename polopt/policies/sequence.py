@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polopt.core.batch import align_left
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
+from polopt.data.base import DONE_BEFORE
 from polopt.networks.build import GRU
 from polopt.networks.encoders import Obs, leading_shape
 from polopt.networks.layers import initialize
@@ -106,19 +107,22 @@ def open_loop(plan: Callable[[Tensor | None], Tensor], carry: Record | None) -> 
     `plan(previous) -> [N, length, ...]` makes new sequences from the actions done before [N, ...], which are 0 in new
     episodes, or None if all rows are new. It is called only when some row needs one, and then for all.
     """
-    if carry:
+    carry = carry or {}
+    previous = carry.get(DONE_BEFORE)
+    if "plan" in carry:
         place, actions = carry["place"], carry["plan"]
-        row = torch.arange(len(place), device=place.device)
-        previous = actions[row, place - 1]  # at the first place that is the last of the sequence before
         asks = place == 0
         if asks.any():
             actions = torch.where(align_left(asks, actions), plan(previous), actions)
-    else:
-        actions = plan(None)
         row = torch.arange(len(actions), device=actions.device)
-        place, previous = torch.zeros_like(row), torch.zeros_like(actions[:, 0])
-    after = {"place": (place + 1) % actions.shape[1], "plan": actions}
-    return {"action": actions[row, place], "previous_action": previous}, after
+    else:  # also where another actor has begun the episode
+        actions = plan(previous)
+        row = torch.arange(len(actions), device=actions.device)
+        place = torch.zeros_like(row)
+    action = actions[row, place]
+    previous = torch.zeros_like(action) if previous is None else previous
+    after = {"place": (place + 1) % actions.shape[1], "plan": actions, DONE_BEFORE: action}
+    return {"action": action, "previous_action": previous}, after
 
 
 class Infrequent(Wrapper):
@@ -157,7 +161,7 @@ class Recalling(Wrapper):
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         rest = dict(carry or {})
-        previous = rest.pop("done_before", None)
+        previous = rest.pop(DONE_BEFORE, None)
         record, after = self.actor.act(obs, rest or None, greedy=greedy)
         previous = torch.zeros_like(record["action"]) if previous is None else previous
-        return {**record, "previous_action": previous}, {**after, "done_before": record["action"]}
+        return {**record, "previous_action": previous}, {**after, DONE_BEFORE: record["action"]}

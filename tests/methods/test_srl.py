@@ -257,7 +257,7 @@ def test_with_one_action_it_is_sac_with_the_decoder_for_its_policy_bitwise(float
 # Collect and act
 
 
-@pytest.mark.parametrize("steps", [(20, 0), (0, 20)], ids=["random", "of the policy"])
+@pytest.mark.parametrize("steps", [(20, 0), (0, 20), (7, 13)], ids=["random", "of the policy", "from one to the other"])
 def test_must_3_the_action_before_is_stored_beside_each(steps):
     """What warms up and what the policy does, over episodes that a time limit ends after 5 decisions."""
     warmup, more = steps

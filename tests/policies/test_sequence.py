@@ -11,7 +11,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
-from polopt.data.base import keep_rows
+from polopt.data.base import DONE_BEFORE, keep_rows
 from polopt.networks import Network
 from polopt.policies import Categorical, Deterministic, Gaussian
 from polopt.policies.decoding import SequenceDecoder
@@ -131,6 +131,17 @@ def test_a_new_episode_drops_what_is_left_and_has_no_action_before():
     assert record["action"][0].equal(policy.plan(obs, None, 3, greedy=True)[0, 1])
     assert record["action"][1].equal(new[1, 0])
     assert record["previous_action"].equal(torch.stack([policy.plan(obs, None, 3, greedy=True)[0, 0], torch.zeros(2)]))
+
+
+def test_a_sequence_may_begin_after_what_another_actor_did():
+    policy, obs = policy_of(3), torch.randn(4, 3)
+    done = 2 * torch.rand(4, 2) - 1
+    record, carry = policy.act(obs, {DONE_BEFORE: done}, greedy=True)
+    plan = policy.plan(obs, done, 3, greedy=True)
+    assert record["previous_action"].equal(done)
+    assert record["action"].equal(plan[:, 0])
+    assert policy.act(obs + 1, carry, greedy=True)[0]["action"].equal(plan[:, 1])
+    assert not plan.equal(policy.plan(obs, None, 3, greedy=True))
 
 
 def test_predict_follows_a_sequence_until_it_is_reset():
