@@ -16,6 +16,7 @@ os.environ["POLOPT_CACHE"] = _cache.name
 settings.register_profile("polopt", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("polopt")
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # no test has to survive a power failure, and the disk takes its time
 
 
 @pytest.fixture(autouse=True)

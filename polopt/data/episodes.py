@@ -176,10 +176,10 @@ class Episodes(Source):
         with torch.no_grad():
             obs = put(task.reset(index=index[job.clamp_min(0)]), device)
             carry: Carry | None = None
-            while (job >= 0).any():
+            busy, live = job >= 0, job[job >= 0]  # the rows that play, and what they play
+            while len(live):
                 signals.check()
                 first = task.first
-                busy = job >= 0
                 if elastic:
                     record, carry, action = _act_active(actor, obs, carry, busy, self.greedy)
                     record["active"] = busy
@@ -188,13 +188,14 @@ class Episodes(Source):
                     action = to_env(actor, obs, record["action"])
                 next_obs, reward, terminated, truncated = task.step({**record, "action": action})
                 next_obs = put(next_obs, device)
-                length[job[busy]] += 1
-                self.ledger.env_steps += int(busy.sum())
-                cut = busy.clone()
-                cut[busy] = length[job[busy]] >= longest
-                cut &= ~(terminated | truncated)
-                self.cut += int(cut.sum())
-                truncated = truncated | cut
+                length[live] += 1
+                self.ledger.env_steps += len(live)
+                if len(steps) + 1 >= longest:  # no episode is longer than the loop
+                    cut = busy.clone()
+                    cut[busy] = length[live] >= longest
+                    cut &= ~(terminated | truncated)
+                    self.cut += int(cut.sum())
+                    truncated = truncated | cut
                 if not steps:
                     check_facts(task, record)
                 step = {
@@ -220,6 +221,7 @@ class Episodes(Source):
                         if upcoming < total:
                             begin[upcoming], played[upcoming] = len(steps), row
                             upcoming += 1
+                    busy, live = job >= 0, job[job >= 0]
                     again = done & (job >= 0) if elastic else done
                     if again.any():
                         next_obs = put(task.reset(again, index=index[job.clamp_min(0)]), device)

@@ -18,7 +18,7 @@ from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows, per_agent
 from polopt.values.critics import StateValue
 from polopt.values.returns import gae, standardize
-from tests.tasks.teams import Duo
+from tests.tasks.duo import Duo
 
 T, F = True, False
 

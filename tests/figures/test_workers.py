@@ -10,7 +10,7 @@ from benchmarks import returns, speed
 from benchmarks.environments import ROOT, WORKERS, environment
 
 RATE = {"sizes": [8], "warmup": 100, "log_every": 50, "transitions": 3000, "batch_size": 16, "replay_size": 1000}
-CURVE = {"eval_every": 128, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
+CURVE = {"eval_every": 192, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
 STEPS = {"learning_starts": 64, "steps": 192, "buffer_size": 1000, "n_envs": 2, "n_steps": 64}
 SCRIPT = """
 import json, sys

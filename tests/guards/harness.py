@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from polopt import registry
+from polopt.bases.language import GroupMethod, LanguageMethod
 from polopt.bases.method import Method
 from polopt.core.state import find
 from polopt.data.base import Source
@@ -53,9 +54,22 @@ def kind(name: str) -> tuple[str, ...]:
     return (base.__name__, *sorted(value.__name__ for value in named if issubclass(value, Source)))
 
 
-def one_of_a_kind(names: Sequence[str]) -> list[Any]:
+def compiled_code(name: str) -> tuple[str, ...]:
+    """What `compile` makes of a method: its own losses and steps, so those of its kind. Of language models it is the
+    passes of `policies/causal_passes.py`, in all of them the same, which have tests of their own."""
+    cls = load(name)
+    return ("passes", str(issubclass(cls, GroupMethod))) if issubclass(cls, LanguageMethod) else kind(name)
+
+
+def seen_by_verbs(name: str) -> tuple[Any, ...]:
+    """What of a method the verbs tell apart: its base, what it counts, and whether it has a score of its own."""
+    cls = load(name)
+    return kind(name)[0], cls.unit, cls.score == "return"
+
+
+def one_of_a_kind(names: Sequence[str], of: Callable[[str], tuple[Any, ...]] = kind) -> list[Any]:
     """Parameters for a guard that is dear: the plainest method of every kind always, the others in `make test-all`."""
-    plainest = {kind(name): name for name in sorted(names, key=lambda name: len(load(name).__mro__), reverse=True)}
+    plainest = {of(name): name for name in sorted(names, key=lambda name: len(load(name).__mro__), reverse=True)}
     dear = {name: () if name in plainest.values() else pytest.mark.exhaustive for name in names}
     return [pytest.param(name, marks=marks) for name, marks in dear.items()]
 

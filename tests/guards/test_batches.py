@@ -9,7 +9,7 @@ import torch
 
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
-from tests.guards.harness import BUILT, advance, built, load, one_of_a_kind, parameters, reseed
+from tests.guards.harness import BUILT, advance, built, compiled_code, load, one_of_a_kind, parameters, reseed
 
 
 def learns(name: str) -> bool:
@@ -56,7 +56,7 @@ def test_pieces_of_like_lengths_change_nothing(name, float64):
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
 
 
-@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))
+@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES, compiled_code))
 def test_updates_compile_without_graph_breaks(name, float64):
     """One update after half of the run; of a staged method that of the last stage, and one of every stage before."""
     results = []
@@ -91,7 +91,7 @@ def spied(learner: Method, seen: dict) -> None:
         spy(loss)
 
 
-@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES))
+@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES, compiled_code))
 def test_losses_compile_without_graph_breaks(name, float64):
     with built(name) as method:
         seen: dict[tuple[Method, str], tuple] = {}  # what each loss of each learner was last called with

@@ -17,7 +17,9 @@ from polopt.config import apply
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.evaluation.score import Score
 from polopt.optim import copies
-from tests.guards.harness import BUILT, OWN, advance, built, one_of_a_kind, parameters, plan
+from tests.guards.harness import BUILT, OWN, advance, built, one_of_a_kind, parameters, plan, seen_by_verbs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -46,17 +48,18 @@ def test_trains_what_it_says(name):
 @pytest.mark.parametrize("name", BUILT)
 def test_evaluates(name):
     with built(name) as method:
-        task = plan(name).make_task(1, 2)
+        task = plan(name, eval_length=20).make_task(1, 2)
         scores = method.evaluate(task, 2)
         assert scores == method.evaluate(task, 2)  # the same starts, and nothing of the run disturbed
         assert math.isfinite(Score(method.score).of(scores))
         task.close()
 
 
-@pytest.mark.parametrize("name", one_of_a_kind(BUILT))
+@pytest.mark.parametrize("name", one_of_a_kind(BUILT, seen_by_verbs))
 def test_every_verb_serves_it(name, tmp_path, capsys):
     smoke = registry.load(name).smoke
-    settings = {"steps": smoke.steps, "task_options": smoke.task_options, "eval_episodes": 1, "loggers": ()}
+    settings = {"steps": smoke.steps, "task_options": smoke.task_options, "loggers": ()}
+    settings |= {"eval_episodes": 1, "eval_length": 20}
     polopt.train(name, smoke.task, out=tmp_path / "run", **settings, **smoke.config)
     assert main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
     assert main(["eval", str(tmp_path / "run"), "--checkpoint", "best", "--stochastic", "--episodes", "1"]) == 0

@@ -20,6 +20,8 @@ from polopt.training import seeding
 from polopt.training.folder import Run
 from tests.guards.harness import BUILT, SEED, advance, built, plan
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
+
 
 def settings(name):
     smoke = registry.load(name).smoke
@@ -29,6 +31,7 @@ def settings(name):
         "seed": SEED,
         "task_options": smoke.task_options,
         "eval_episodes": 1,
+        "eval_length": 20,
         "eval_every": smoke.steps,
         "checkpoint_every": every,
         "log_every": every,

@@ -18,7 +18,7 @@ from polopt.policies import Auto, CausalLM
 from polopt.policies.small_lm import make_language_model
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
-from tests.tasks.teams import duo
+from tests.tasks.duo import duo
 
 LINE = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (2, 4), np.uint8)

@@ -1,7 +1,8 @@
-"""Small environments with known numbers, and some that misbehave."""
+"""Small environments with known numbers, and some that misbehave. Imports no torch: workers import what they run."""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -155,6 +156,10 @@ class FakeAtari(gymnasium.Env):
         return np.zeros((210, 160, 3), np.uint8), 5.0, self.frame >= 80, False, {}
 
 
+def endless() -> Counter:
+    return Counter(length=10**9)
+
+
 def counter(length: int = 3, end: str = "terminated") -> gymnasium.Env:
     return Counter(length, end)
 
@@ -179,3 +184,62 @@ class Costly(Counter):
         if self.time == 3 and self.fault in ("shape", "nan", "words"):
             info["energy"] = {"shape": np.ones(3), "nan": np.array([0.0, np.nan]), "words": "none"}[self.fault]
         return obs, reward, terminated, truncated, info
+
+
+class Troubled(gymnasium.Env):
+    """Cart-pole's spaces, episodes of `length` steps, and one `fault` after `after` steps in all."""
+
+    def __init__(
+        self, fault: str = "", after: int = 40, length: int = 10, box: bool = False, high: float = 1.0
+    ) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = spaces.Box(-high, high, (1,), np.float32) if box else spaces.Discrete(2)
+        self.fault, self.after, self.length = fault, after, length
+        self.total = self.time = 0
+
+    @property
+    def due(self) -> bool:
+        return self.total >= self.after
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.time = 0
+        if self.due and self.fault == "reset raises":
+            raise ValueError("the arm is stuck")
+        if self.due and self.fault == "reset shape":
+            return np.zeros(5), {}
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.total += 1
+        self.time += 1
+        reward = 1.0
+        obs = self.observe()
+        if self.due and self.fault == "step raises":
+            raise ValueError("joint 3\nbroke")
+        if self.due and self.fault == "nan reward":
+            reward = math.nan
+        if self.due and self.fault == "nan observation":
+            obs[1] = math.nan
+        return obs, reward, self.time >= self.length, False, {}
+
+    def observe(self) -> np.ndarray:
+        return self.np_random.normal(size=4)
+
+
+def troubled(**kwargs: Any) -> gymnasium.Env:
+    return Troubled(**kwargs)
+
+
+class Endless(gymnasium.Env):
+    """Nothing ever ends it."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return self.observation_space.low, 1.0, False, False, {}

@@ -16,7 +16,8 @@ from polopt.core.state import gather, restore
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows, per_agent
 
-from .teams import Crew, Duo
+from .duo import Duo
+from .teams import Crew
 
 T, F = True, False
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 from polopt.data import PromptGroups
 from polopt.data.components import added, means, tally
 from polopt.evaluation.completions import evaluate_completions
@@ -84,7 +84,8 @@ def test_names_are_short_and_different() -> None:
 def test_a_batch_says_what_each_function_gave_and_where_it_failed() -> None:
     task = Turns(rewards=[length, vowel, fragile], weights=[1, 1, 0.5])
     typist = Typist({"q0": "abc", "q1": "77", "q2": "aq", "q3": "much too long"})
-    batch = PromptGroups(task, 4, 1).next(typist)
+    with pytest.warns(Notice, match="the reward function 'fragile' raised ValueError: no q"):
+        batch = PromptGroups(task, 4, 1).next(typist)
     assert task.spec.info["components"] == ["length", "vowel", "fragile"]
     assert batch["components"].tolist() == [[3, 1, 0.25], [2, 0, 0.25], [2, 1, 0], [0, 0, 0]]
     assert batch["component_known"].int().tolist() == [[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]]

@@ -24,11 +24,7 @@ from polopt.tasks import make_task, plans
 from polopt.tasks.plans import Plans
 from polopt.training.folder import Run
 
-from .envs import Counter
-
-
-def endless() -> Counter:
-    return Counter(length=10**9)
+from .envs import Counter, endless
 
 
 def nothing(rows: int) -> dict[str, torch.Tensor]:
@@ -109,13 +105,16 @@ def test_an_evaluation_that_was_cut_says_so(tmp_path, capsys, monkeypatch):
     assert run.final["eval/cut"] == 3
     assert run.final["eval/length"] == 5
     assert run.final["eval/return"] == 15  # 1 + ... + 5
-    scores = polopt.evaluate(run.folder, task=endless, episodes=2)
+    with pytest.warns(Notice, match="2 of 2 episodes of endless had not ended"):
+        scores = polopt.evaluate(run.folder, task=endless, episodes=2)
     assert (scores["cut"], scores["length"]) == (2, 5)
     monkeypatch.chdir(Path(__file__).parents[2])
-    words = ["eval", str(run.folder), "--episodes", "2", "--task", "tests.tasks.test_endless:endless"]
-    assert main(words) == 0
+    words = ["eval", str(run.folder), "--episodes", "2", "--task", "tests.tasks.envs:endless"]
+    with pytest.warns(Notice, match="2 of 2 episodes of tests.tasks.envs:endless had not ended"):
+        assert main(words) == 0
     assert "(2 greedy episodes, 2 of them cut before their end)" in capsys.readouterr().out
-    assert main([*words, "--json"]) == 0
+    with pytest.warns(Notice, match="had not ended"):
+        assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cut"] == 2
     page = polopt.report([run.folder], video=False).read_text()
     count = len(run.evaluations)
@@ -124,6 +123,7 @@ def test_an_evaluation_that_was_cut_says_so(tmp_path, capsys, monkeypatch):
     assert "episodes had not ended" in " ".join(table.split())
 
 
+@pytest.mark.filterwarnings("ignore:3 of 3 episodes of endless had not ended")
 def test_a_run_goes_on_after_a_resume_that_began_an_episode_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(plans, "LONGEST", 10)
     run = train(tmp_path / "run")

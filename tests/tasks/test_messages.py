@@ -46,6 +46,7 @@ SAID = {  # "@" stands for the module of misused environments
 }
 
 
+@pytest.mark.filterwarnings("ignore:tests.tasks.misused.words does not repeat itself")
 @pytest.mark.parametrize("words", SAID)
 def test_the_command_says_it_in_one_sentence(words, tmp_path, capsys):
     def here(text: str) -> str:

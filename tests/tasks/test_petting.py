@@ -16,7 +16,7 @@ from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
 from polopt.tasks.petting import TeamEnv
 
-from .teams import Duo
+from .duo import Duo
 
 
 class Uneven(Duo):
@@ -106,7 +106,7 @@ def test_facts_of_agents_are_facts_of_the_task():
 def test_worker_processes_give_the_same():
     played = []
     for workers in (0, 2):
-        task = make_task("tests.tasks.teams:duo", num=2, seed=5, workers=workers, box=True)
+        task = make_task("tests.tasks.duo:duo", num=2, seed=5, workers=workers, box=True)
         obs = task.reset()
         steps = [task.step({"action": torch.full((2, 2, 1), 0.5)}) for _ in range(3)]
         played.append([obs, *(step[1] for step in steps), task.facts["rewards"], task.facts["alive"]])

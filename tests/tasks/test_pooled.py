@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import polopt
-from polopt.core.errors import UsageError
+from polopt.core.errors import Notice, UsageError
 from polopt.tasks import make_task
 from polopt.tasks.gym import GymTask
 
@@ -66,6 +66,7 @@ def test_evaluation_is_gymnasiums(task):
     assert task.spec.info["horizon"] == 500
 
 
+@pytest.mark.filterwarnings("ignore:EnvPool cannot bring back an episode")
 def test_equal_seeds_give_equal_runs_and_others_do_not(tmp_path):
     options = {"steps": 128, "envs": 2, "window": 32, "threads": 1, "eval_episodes": 1}
     seeds = (0, 0, 1)
@@ -77,8 +78,10 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(tmp_path):
 
 def test_a_resumed_run_starts_its_episodes_anew(tmp_path):
     options = {"envs": 2, "window": 32, "threads": 1, "eval_episodes": 1}
-    run = polopt.train("ppo", NAME, steps=64, out=tmp_path / "run", **options)
-    assert polopt.resume(run.folder, extend=128).final["env_steps"] == 128
+    with pytest.warns(Notice, match="EnvPool cannot bring back an episode, so episodes start anew"):
+        run = polopt.train("ppo", NAME, steps=64, out=tmp_path / "run", **options)
+    with pytest.warns(Notice, match="EnvPool cannot bring back an episode, so episodes start anew"):
+        assert polopt.resume(run.folder, extend=128).final["env_steps"] == 128
     assert "anew" in make_task(NAME).restore_note
 
 

@@ -22,8 +22,8 @@ from polopt.tasks.base import Task
 from polopt.tasks.gym import leaves
 from tests.data.actors import Random
 
+from .duo import Duo
 from .envs import Costly, Drifting, Unseeded
-from .teams import Duo
 from .worlds import Errands, Toll
 
 Make = Callable[[int], Task]

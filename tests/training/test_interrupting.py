@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import pytest
-from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import polopt
@@ -129,23 +127,9 @@ def interrupt_while_collecting(name: str, folder: Path, trap: Any) -> None:
             trap.armed, trap.at = True, count + options["checkpoint_every"]
 
 
-class Endless(gymnasium.Env):
-    """Nothing ever ends it."""
-
-    observation_space = spaces.Box(-1.0, 1.0, (2,))
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
-        super().reset(seed=seed)
-        return self.observation_space.low, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        return self.observation_space.low, 1.0, False, False, {}
-
-
 def test_a_process_whose_evaluation_never_ends_stops_and_leaves_a_checkpoint(tmp_path):
     words = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from polopt.cli import run; run()"]
-    words += ["train", "ppo", "--task", f"{__name__}:Endless", "--out", str(tmp_path / "run")]
+    words += ["train", "ppo", "--task", "tests.tasks.envs:Endless", "--out", str(tmp_path / "run")]
     words += ["--eval-length", "100000000", "--eval-episodes", "1", "--steps", "64", "--network.sizes", "8"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -164,7 +148,7 @@ def test_a_process_whose_evaluation_never_ends_stops_and_leaves_a_checkpoint(tmp
 
 def test_sigterm_to_all_processes_of_a_run_with_workers_is_its_own_to_hear(tmp_path, monkeypatch):
     """As batch systems send it, and `timeout`, which sends it to the process once more."""
-    monkeypatch.setitem(TINY, "ppo", (f"{__name__}:Endless", TINY["ppo"][1] | {"workers": 2, "eval_length": 10}))
+    monkeypatch.setitem(TINY, "ppo", ("tests.tasks.envs:Endless", TINY["ppo"][1] | {"workers": 2, "eval_length": 10}))
     folder = tmp_path / "run"
     process = start("ppo", folder, group=True, steps=10**6, eval_every=10**6, checkpoint_every=200)
     wait_for(process, folder, 400)

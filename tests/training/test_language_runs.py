@@ -16,7 +16,7 @@ import torch
 
 import polopt
 from polopt.cli import main
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import Notice, RunError, UsageError
 from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.policies.small_lm import make_language_model
 from polopt.training.folder import Run
@@ -195,7 +195,8 @@ def learn(folder: Path, **changes: Any) -> Run:
 
 
 def test_a_reward_that_fails_sometimes_costs_those_samples(tmp_path):
-    run = learn(tmp_path / "run", task_options=rewarded("sometimes"))
+    with pytest.warns(Notice, match="the reward function .*sometimes' raised ValueError: not this one"):
+        run = learn(tmp_path / "run", task_options=rewarded("sometimes"))
     failed = [row["failed"] for row in run.rows if "failed" in row]
     assert 0 < max(failed) <= 1
     assert min(failed) < 1
@@ -219,7 +220,7 @@ def test_a_reward_that_always_fails_ends_the_run_and_loses_nothing(tmp_path, cap
         return float(len(completion))
 
     monkeypatch.setattr(sys.modules[__name__], "constant", fails_later)
-    with pytest.raises(RunError, match="the judge is asleep"):
+    with pytest.raises(RunError, match="the judge is asleep"), pytest.warns(Notice, match="the judge is asleep"):
         learn(folder, task_options=rewarded("constant"))
     assert Run(folder).checkpoints.steps()
     calls += [1] * 100
@@ -232,6 +233,7 @@ class Judge:
         return 3.0
 
 
+@pytest.mark.filterwarnings("ignore:.* raised ValueError. not this one")
 @pytest.mark.parametrize(
     ("rewards", "names", "again"),
     [

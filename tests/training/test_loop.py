@@ -8,11 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 import polopt
 from polopt.cli import main
@@ -20,53 +17,8 @@ from polopt.core.errors import RunError, UsageError
 from polopt.training.folder import Run, write_config
 from polopt.training.options import Until
 from polopt.training.plan import Plan, plan
+from tests.tasks.envs import Troubled
 from tests.training.runs import TINY, command, settings, train
-
-
-class Troubled(gymnasium.Env):
-    """Cart-pole's spaces, episodes of `length` steps, and one `fault` after `after` steps in all."""
-
-    def __init__(
-        self, fault: str = "", after: int = 40, length: int = 10, box: bool = False, high: float = 1.0
-    ) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
-        self.action_space = spaces.Box(-high, high, (1,), np.float32) if box else spaces.Discrete(2)
-        self.fault, self.after, self.length = fault, after, length
-        self.total = self.time = 0
-
-    @property
-    def due(self) -> bool:
-        return self.total >= self.after
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
-        super().reset(seed=seed)
-        self.time = 0
-        if self.due and self.fault == "reset raises":
-            raise ValueError("the arm is stuck")
-        if self.due and self.fault == "reset shape":
-            return np.zeros(5), {}
-        return self.observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        self.total += 1
-        self.time += 1
-        reward = 1.0
-        obs = self.observe()
-        if self.due and self.fault == "step raises":
-            raise ValueError("joint 3\nbroke")
-        if self.due and self.fault == "nan reward":
-            reward = math.nan
-        if self.due and self.fault == "nan observation":
-            obs[1] = math.nan
-        return obs, reward, self.time >= self.length, False, {}
-
-    def observe(self) -> np.ndarray:
-        return self.np_random.normal(size=4)
-
-
-def troubled(**kwargs: Any) -> gymnasium.Env:
-    return Troubled(**kwargs)
-
 
 FAULTS = {
     "step raises": "ValueError: joint 3 broke",
@@ -79,7 +31,7 @@ FAULTS = {
 
 def argv(out: Path, **changes: Any) -> list[str]:
     words = command("ppo", out, **changes)
-    words[words.index("--task") + 1] = "tests.training.test_loop:troubled"
+    words[words.index("--task") + 1] = "tests.tasks.envs:troubled"
     return words
 
 
@@ -94,7 +46,7 @@ def test_a_task_that_fails_ends_the_run_in_one_sentence_and_keeps_what_was_saved
     saved = Run(folder).checkpoints
     assert saved.steps() == [48, 64]
     saved.load(64)
-    again = ["--task", "tests.training.test_loop:troubled"]
+    again = ["--task", "tests.tasks.envs:troubled"]
     assert main(["resume", str(folder), *again]) == 0  # the fault has not come back yet
     assert Run(folder).rows[-1]["env_steps"] == 96
     assert main(["eval", str(folder), "--episodes", "1", *again]) == 0
@@ -125,7 +77,7 @@ def test_double_precision_throughout(name, tmp_path):
 
 
 def test_infinite_bounds_and_a_squashed_policy(tmp_path, capsys):
-    words = ["train", "sac", "--task", "tests.training.test_loop:troubled", "--out", str(tmp_path / "run")]
+    words = ["train", "sac", "--task", "tests.tasks.envs:troubled", "--out", str(tmp_path / "run")]
     assert main([*words, "--task.box", "true", "--task.high", "Infinity"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("polopt: a squashed Gaussian needs a Box action space with finite bounds; tests.training")

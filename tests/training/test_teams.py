@@ -28,7 +28,7 @@ from polopt.training.datasets import make_datasets
 from polopt.training.plan import plan
 from polopt.values.critics import StateValue
 from polopt.values.returns import gae
-from tests.tasks.teams import Duo, duo
+from tests.tasks.duo import Duo, duo
 from tests.training.runs import differing, final_state
 
 TINY: dict[str, Any] = {"seed": 3, "loggers": (), "eval_episodes": 2, "network.sizes": (8,)}
