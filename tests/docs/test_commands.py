@@ -31,7 +31,9 @@ def short(monkeypatch):
     def shorten(plan):
         original(plan)
         steps = min(plan.steps, STEPS[plan.cls.unit])
-        plan.options = dataclasses.replace(plan.options, steps=steps, eval_every=10**6, eval_episodes=1)
+        plan.options = dataclasses.replace(
+            plan.options, steps=steps, eval_every=10**6, eval_episodes=1, eval_length=min(plan.options.eval_length, 100)
+        )
         if hasattr(plan.config, "warmup"):
             plan.config = dataclasses.replace(plan.config, warmup=steps - 8)
 
@@ -87,6 +89,7 @@ def own_modules(tmp_path):
             del sys.modules[name]
 
 
+@pytest.mark.filterwarnings("ignore:.* had not ended after 100 decisions")
 @pytest.mark.parametrize("page", pages())
 def test_commands_of(page, tmp_path, monkeypatch, capsys, short, own_modules):
     monkeypatch.chdir(tmp_path)

@@ -54,11 +54,17 @@ def kind(name: str) -> tuple[str, ...]:
     return (base.__name__, *sorted(value.__name__ for value in named if issubclass(value, Source)))
 
 
-def compiled_code(name: str) -> tuple[str, ...]:
-    """What `compile` makes of a method: its own losses and steps, so those of its kind. Of language models it is the
-    passes of `policies/causal_passes.py`, in all of them the same, which have tests of their own."""
+def compiled_code(name: str) -> tuple[Any, ...]:
+    """What of a method decides how it is compiled: its base, whose steps and losses are compiled, and what it collects.
+
+    Of language models it is the passes of `policies/causal_passes.py`, in all of them the same, which have tests of
+    their own. `make test-all` compiles every method.
+    """
     cls = load(name)
-    return ("passes", str(issubclass(cls, GroupMethod))) if issubclass(cls, LanguageMethod) else kind(name)
+    if issubclass(cls, LanguageMethod):
+        return "passes", issubclass(cls, GroupMethod)
+    base, *sources = kind(name)
+    return base, *(source in sources for source in ("ReplaySource", "Rollouts", "Episodes"))
 
 
 def seen_by_verbs(name: str) -> tuple[Any, ...]:

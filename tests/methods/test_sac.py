@@ -239,6 +239,7 @@ def test_a_budget_within_the_warmup_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive  # what it computes is compared above; its claim learns this with five seeds
 def test_it_learns_pendulum(tmp_path):
     settings = {"preset": "pendulum", "warmup": 500, "lr": 2e-3, "batch_size": 128, "threads": 1, "loggers": ()}
     run = polopt.train("sac", "Pendulum-v1", steps=3_800, out=tmp_path / "run", eval_every=3_800, **settings)
