@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.errors import UsageError
-from polopt.networks.layers import MLP, EnsembleLinear
+from polopt.networks.layers import MLP, Chain, EnsembleLinear
 
 
 class SwitchedDropout(nn.Dropout):
@@ -34,7 +34,7 @@ def drop_before_normalization(network: nn.Module, rate: float) -> None:
     for layer in trunk.layers:
         hidden = isinstance(layer, (nn.Linear, EnsembleLinear)) and layer is not trunk.head
         layers += [layer, SwitchedDropout(rate)] if hidden else [layer]
-    trunk.layers = nn.Sequential(*layers)
+    trunk.layers = Chain(*layers)
 
 
 @contextlib.contextmanager

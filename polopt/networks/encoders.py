@@ -101,7 +101,8 @@ class VectorEncoder(Encoder):
         self.divisor = _divisor(space)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return _real(obs, self.divisor).reshape(*obs.shape[: obs.dim() - self.dims], self.size)
+        real = _real(obs, self.divisor)
+        return real if self.dims == 1 else real.reshape(*obs.shape[: obs.dim() - self.dims], self.size)
 
 
 class OneHotEncoder(Encoder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,7 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = _first(self.weight, x), _first(self.bias, x)
-        if weight.shape[-1] == 1:  # with one column, a batched product and its backward pass take thrice this
-            return (x * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
-        return torch.baddbmm(bias, x, weight)
+        return ensemble_linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return "members={}, inputs={}, outputs={}".format(*self.weight.shape)
@@ -79,6 +77,39 @@ class GradientDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.p, training=self.training and torch.is_grad_enabled())
+
+
+def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[members, B, inputs] times the first `members` of `weight` [E, inputs, outputs], plus those of `bias`."""
+    weight, bias = _first(weight, x), _first(bias, x)
+    if weight.shape[-1] == 1:  # with one column, a batched product and its backward pass take thrice this
+        return (x * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, x, weight)
+
+
+PLAIN: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.Linear: lambda own, x: functional.linear(x, own["weight"], own["bias"]),
+    EnsembleLinear: lambda own, x: ensemble_linear(x, own["weight"], own["bias"]),
+    nn.ReLU: lambda own, x: torch.relu(x),
+    nn.Tanh: lambda own, x: torch.tanh(x),
+}
+"""What layers compute, of their parameters by name and their input."""
+
+
+class Chain(nn.Sequential):
+    """Layers one after the other, as in its base.
+
+    Of plain layers the function is called and not the module, whose call takes as long as the product where networks
+    are small. Layers of other classes, and those with hooks, are called as ever.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        for layer in self._modules.values():
+            function = PLAIN.get(type(layer))
+            x = layer(x) if function is None or _hooked(layer) else function(layer._parameters, x)
+        return x
 
 
 class MLP(nn.Module):
@@ -109,7 +140,7 @@ class MLP(nn.Module):
         self.outputs = outputs
         layers = self.hidden(inputs, sizes, activation, normalization, init, dropout)
         layers.append(_linear((inputs, *sizes)[-1], outputs, init, head_gain, members))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def hidden(
         self, inputs: int, sizes: Sequence[int], activation: str, normalization: str, init: str, dropout: float
@@ -136,6 +167,8 @@ class MLP(nn.Module):
         if self.members is None:
             return self.layers(x)
         count = members or self.members
+        if x.dim() == 2:
+            return self.layers(x.expand(count, -1, -1))
         rows = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
         return self.layers(rows).reshape(count, *x.shape[:-1], self.outputs)
 
@@ -152,7 +185,7 @@ class ResidualBlock(nn.Module):
             layers.append(nn.LayerNorm(width) if members is None else EnsembleLayerNorm(members, width))
         layers.append(_linear(width, 4 * width, init, _hidden_gain(init), members))
         layers += [ACTIVATIONS[activation](), _linear(4 * width, width, init, 1.0, members)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -183,7 +216,12 @@ class Stack(nn.Module):
 
 def _first(parameter: Tensor, x: Tensor) -> Tensor:
     """The part of a parameter [E, ...] that belongs to the members that `x` [members, ...] is the input of."""
-    return parameter if len(x) == len(parameter) else parameter[: len(x)]
+    rows = x.shape[0]
+    return parameter if rows == parameter.shape[0] else parameter[:rows]
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _hidden_gain(init: str) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from polopt.networks.layers import ACTIVATIONS, MLP, EnsembleLayerNorm, EnsembleLinear, ResidualMLP, initialize
+from polopt.networks.layers import ACTIVATIONS, MLP, Chain, EnsembleLayerNorm, EnsembleLinear, ResidualMLP, initialize
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -130,3 +130,50 @@ def test_residual_blocks_of_an_ensemble_and_their_dropout():
     assert not torch.equal(dropped(x), dropped(x))
     with torch.no_grad():
         assert torch.equal(dropped(x), dropped(x))
+
+
+@pytest.mark.parametrize("kind", [MLP, ResidualMLP])
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "mish"])
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_a_chain_computes_what_its_modules_do_bit_for_bit(kind, members, activation, normalization):
+    torch.manual_seed(5)
+    net = kind(5, 2, (8, 8), activation=activation, normalization=normalization, members=members).float()
+    x = torch.randn(16, 5, dtype=torch.float32)
+    weights = [*net.parameters()]
+    found = [net(x), *torch.autograd.grad(net(x).square().sum(), weights)]
+    chains = [part for part in net.modules() if isinstance(part, Chain)]
+    assert len(chains) == (1 if kind is MLP else 3)
+    for part in chains:
+        part.__class__ = nn.Sequential
+    plain = [net(x), *torch.autograd.grad(net(x).square().sum(), weights)]
+    assert all(map(torch.equal, found, plain))
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_hooks_of_layers_in_a_chain_are_called(members):
+    net, x, seen = MLP(3, 2, (4,), activation="relu", members=members), torch.randn(6, 3, requires_grad=True), []
+    before = net(x)
+    linear, act, _ = net.layers
+    handles = [
+        linear.register_forward_pre_hook(lambda module, inputs: seen.append("pre")),
+        linear.register_full_backward_hook(lambda module, grads, more: seen.append("backward")),
+        act.register_forward_hook(lambda module, inputs, output: 2.0 * output),
+    ]
+    after = net(x)
+    after.sum().backward()
+    assert seen == ["pre", "backward"]
+    assert not torch.allclose(after, before)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_chain_reads_weights_that_are_put_in_place_of_its_own(members):
+    net, x = MLP(3, 2, (4,), members=members), torch.randn(6, 3)
+    other = {name: 2.0 * value for name, value in net.named_parameters()}
+    swapped = torch.func.functional_call(net, other, (x,))
+    assert not torch.equal(swapped, net(x))
+    net.load_state_dict(other)
+    assert torch.equal(net(x), swapped)
