@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polopt.cli.arguments import add_own_code, make_parser, own_code, split_task
-from polopt.core.errors import UsageError
+from polopt.core.errors import DiskError, UsageError
 
 HELP = """polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]
              [--device D] [any option of the method]
@@ -77,6 +77,10 @@ def _trained(work: Callable[[], Any], folder: Path, own: Mapping[str, Any]) -> i
         if (folder / "config.json").exists():  # else it was stopped before there was anything to save
             said += f": continue with 'polopt resume {folder}'"
         raise KeyboardInterrupt(said) from error
+    except DiskError as error:
+        if not (folder / "config.json").exists():
+            raise
+        raise DiskError(f"{error}; once it can be written, continue with 'polopt resume {folder}'") from error
 
     from polopt.evaluation.score import NO_RETURN
     from polopt.report.compare import report

@@ -14,6 +14,10 @@ class RunError(Exception):
     """A run that failed while it ran (non-finite loss, broken environment, full disk): exit code 1."""
 
 
+class DiskError(RunError):
+    """The disk has refused to be written to; what was saved before is untouched."""
+
+
 class Notice(UserWarning):
     """What a run says without failing: on the command line it is one line, whoever has called."""
 

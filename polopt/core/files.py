@@ -11,11 +11,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from polopt.core.errors import RunError
+from polopt.core.errors import DiskError, RunError, UsageError
 
 REFUSALS = {
     errno.ENOSPC: "the disk is full",
@@ -44,11 +44,27 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes `data` to a new file and flushes it to disk. Raises RunError when the disk refuses."""
-    with writing(path), open(path, "wb") as file:
+    """Writes `data` to a new file and flushes it to disk. Raises RunError when the disk refuses, and leaves nothing."""
+    with writing(path), whole(path):
+        _put(path, data)
+
+
+def _put(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Removes what was begun of a new file or folder inside, when the disk refuses the rest."""
+    try:
+        yield
+    except (OSError, RunError):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def append(path: Path, data: bytes) -> None:
@@ -75,10 +91,24 @@ def rename(source: Path, target: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Writes a file whole, in place of the one that is there."""
+    """Writes a file whole, in place of the one that is there. Raises RunError, and for what is no file UsageError."""
+    check_file(path)
     beside = path.with_name(f".{path.name}.new")
-    write(beside, data)
-    rename(beside, path)
+    with writing(path), whole(beside):
+        _put(beside, data)
+        rename(beside, path)
+
+
+def check_file(path: Path) -> None:
+    """Raises UsageError where there is something that is no file, such as a folder or a device."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'a device'}, not a file")
+
+
+def check_folder(path: Path) -> None:
+    """Raises UsageError where there is something that is no folder."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, not a folder")
 
 
 def make_folder(path: Path) -> None:
@@ -118,6 +148,13 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
         yield Path(name)
 
 
+def reserve(path: Path, size: int) -> None:
+    """Raises DiskError unless there is room for `size` bytes at `path`: for who cannot stand a disk that fills up."""
+    if hasattr(os, "posix_fallocate"):
+        with writing(path), tempfile.NamedTemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def remove(path: Path) -> None:
     """Removes a file or folder; what is not there is fine."""
     with writing(path):
@@ -132,6 +169,6 @@ def refuses(error: OSError) -> bool:
     return error.errno in REFUSALS
 
 
-def refused(path: Path | str, error: OSError) -> RunError:
+def refused(path: Path | str, error: OSError) -> DiskError:
     reason = REFUSALS.get(error.errno or 0, str(error.strerror or error))
-    return RunError(f"could not write {path}: {reason}; what was saved before is untouched")
+    return DiskError(f"could not write {path}: {reason}; what was saved before is untouched")

@@ -93,6 +93,7 @@ def compare(
     if score is None:
         common((member.name, Score(registry.load(member.method).score)) for member in among)
     folder = Path(out) if out is not None else Path("runs") / f"compare-{_file_name(task_name(task))}"
+    files.check_folder(folder)
     given = {member.name: settings_of(member, among, settings, each or {}) for member in among}
     todo, new = [], []
     for member in among:
@@ -212,6 +213,9 @@ def report(
     for place in places:
         Run(place).config  # noqa: B018  a folder that is no run is refused before anything is written
     target = Path(out) if out is not None else (Path(folders[0]) if len(folders) == 1 else Path(".")) / "report.html"
+    files.check_file(target)
+    if figures is not None:
+        files.check_folder(Path(figures))
     runs = read_runs(places, score)
     if ranges and len(runs) == 1:
         raise UsageError("--range puts several runs on one scale: here is only one")

@@ -359,8 +359,7 @@ def demonstrate(
     """
     method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     file = Path(file)
-    if file.is_dir():
-        raise UsageError(f"--record {file} is a folder, not a file")
+    files.check_file(file)
     files.make_folder(file.parent)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))

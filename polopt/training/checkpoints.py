@@ -71,8 +71,9 @@ class Checkpoints:
         for leftover in self.folder.glob(".*-*"):  # of a save that was killed
             files.remove(leftover)
         files.make_folder(beside)
-        files.write(beside / "tensors.safetensors", data)
-        files.write(beside / "state.json", manifest_data)
+        with files.whole(beside):
+            files.write(beside / "tensors.safetensors", data)
+            files.write(beside / "state.json", manifest_data)
         if target.exists():  # the same step again, after a resume
             self._discard(target)
         files.rename(beside, target)

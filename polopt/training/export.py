@@ -31,8 +31,9 @@ def export(
     """
     if format not in FORMATS:
         raise UsageError(f"there is no format '{format}'; choose {', '.join(FORMATS)}")
-    content = exported(load(folder, checkpoint=checkpoint, device="cpu", **own), format)
     file = Path(folder) / f"policy{FORMATS[format]}" if file is None else Path(file)
+    files.check_file(file)
+    content = exported(load(folder, checkpoint=checkpoint, device="cpu", **own), format)
     files.make_folder(file.parent)
     files.replace(file, content)
     return file

@@ -96,8 +96,7 @@ def new_folder(out: Path | None, method: str, task: str, seed: int) -> Path:
     """
     if out is not None:
         check_free(out)
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"--out {out} is a file, not a folder")
+        files.check_folder(out)
         return out
     base = Path("runs") / f"{method}-{task.replace('/', '_').replace(':', '_')}-s{seed}"
     folder, number = base, 2

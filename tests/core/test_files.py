@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polopt.core import files
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import DiskError, RunError, UsageError
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
@@ -48,10 +48,47 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["model"], "nothing is left beside it"
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("write", [files.write, files.replace])
+def test_nothing_is_left_of_a_file_that_the_disk_refuses(write, call, tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, call, full)
+        if write is files.write and call == "replace":
+            write(path, b"whole")
+        else:
+            with pytest.raises(DiskError, match=f"could not write {path}: the disk is full"):
+                write(path, b"half")
+            assert list(tmp_path.iterdir()) == []
+    files.write(path, b"whole")
+    monkeypatch.setattr(files.os, call, full)
+    with pytest.raises(DiskError):
+        files.replace(path, b"half")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    for path, kind in ((tmp_path, "folder"), (Path(os.devnull), "device")):
+        with pytest.raises(UsageError, match=f"{path} is a {kind}, not a file"):
+            files.replace(path, b"x")
+
+
+def test_room_is_asked_for_before_it_is_needed(tmp_path, monkeypatch):
+    files.reserve(tmp_path / "data", 1)
+    with pytest.raises(DiskError, match=f"could not write {tmp_path}/data: "):
+        files.reserve(tmp_path / "data", 2**62)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     for wrong in (lambda p: files.opened(p, "wb"), lambda p: files.append(p, b"x"), lambda p: files.replace(p, b"x")):
-        with pytest.raises(RunError, match=f"could not write {tmp_path}/file/[.\\w]*: Not a directory"):
+        with pytest.raises(RunError, match=f"could not write {tmp_path}/file/below: Not a directory"):
             wrong(tmp_path / "file" / "below")
     files.append(tmp_path / "file", b"y")
     assert (tmp_path / "file").read_text() == "xy"

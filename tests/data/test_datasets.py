@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 from dataclasses import replace
 from typing import Any
@@ -16,11 +18,11 @@ from tensordict import TensorDict
 
 import polopt
 from polopt.bases.offline import recorded_data
-from polopt.core.errors import UsageError
+from polopt.core.errors import DiskError, UsageError
 from polopt.core.spec import Spec
 from polopt.data.datasets import episode_returns, load_dataset, returns_to_go
 from polopt.data.demonstrations import record
-from polopt.data.storing import write_dataset
+from polopt.data.storing import write_dataset, write_references
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task, recorded
 from tests.tasks.envs import Costly
@@ -80,6 +82,34 @@ def test_minari_reads_it():
     np.testing.assert_allclose(stored[1].truncations, THREE[1]["truncated"])
     np.testing.assert_allclose(minari.get_normalized_score(stored, np.array([5.0])), [0.5])
     assert list(minari.list_local_datasets()) == ["walks/three-v0"] == recorded.local_datasets()
+
+
+def test_a_disk_without_room_for_a_dataset_is_refused_before_it_is_full(folder, monkeypatch):
+    """HDF5 ends the process by a fault of memory where a disk fills up under it."""
+    asked = []
+
+    def full(file: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(DiskError, match="walks/three-v0: the disk is full"):
+            write_dataset("walks/three-v0", THREE, BOX)
+    assert list((folder / "walks").iterdir()) == []
+    write_dataset("walks/three-v0", THREE, BOX, references=(0.0, 1.0))
+    assert asked[0] >= sum(path.stat().st_size for path in (folder / "walks/three-v0").rglob("*") if path.is_file())
+
+    def refusing(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refusing)
+        with pytest.raises(DiskError, match="the disk is full"):
+            write_references("walks/three-v0", (2.0, 3.0))
+    assert load_dataset("walks/three-v0").references == (0.0, 1.0)
+    write_references("walks/three-v0", (2.0, 3.0))
+    assert minari.load_dataset("walks/three-v0").storage.metadata["ref_max_score"] == 3.0
 
 
 def test_a_dataset_that_minari_wrote_is_read():

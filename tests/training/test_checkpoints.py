@@ -189,6 +189,8 @@ def test_a_full_disk_exits_with_1(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("polopt: could not write")
     assert "the disk is full; what was saved before is untouched" in said
+    assert said.endswith(f"continue with 'polopt resume {folder}'")
+    assert not list(folder.rglob(".new-*"))
     assert Run(folder).checkpoints.steps()[-1] == 4
 
 
@@ -211,7 +213,7 @@ def test_demonstrations_on_a_disk_that_refuses(number, tmp_path, monkeypatch, ca
     assert main([*words, str(file)]) == 0
     assert file.exists()
     assert main([*words, str(tmp_path)]) == 2
-    assert f"--record {tmp_path} is a folder, not a file" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder, not a file" in capsys.readouterr().err
 
 
 def damage(path: Path, kind: str) -> None:
