@@ -104,6 +104,7 @@ SAC = MUJOCO | {
     "warmup": 1_000,
     "log_every": 250,
 }
+SMALL = SAC | {"case": "sac", "sizes": [64, 64], "batch_size": 64}  # what is around the arithmetic costs most here
 TD3 = SAC | {"delay": 2, "exploration_noise": 0.1, "target_noise": 0.2, "target_noise_clip": 0.5}
 PPO: Job = MUJOCO | {  # Stable-Baselines3's own
     "envs": 8,
@@ -207,6 +208,10 @@ def grpo(length: int, slice: int) -> Case:
 
 CASES = [
     Case("sac", "environment steps", (OURS, COMPILED, SB3, SBX), SAC, 1_000, 500, limit=MATRICES),
+    *(
+        Case(name, "environment steps", (OURS, COMPILED, SB3), SMALL | {"task": task}, 2_000, 500, limit=MATRICES)
+        for name, task in (("sac-small", "InvertedDoublePendulum-v5"), ("sac-small-pendulum", "Pendulum-v1"))
+    ),
     Case("td3", "environment steps", (OURS, COMPILED, SB3), TD3, 1_000, 500, limit=MATRICES),
     Case(
         "ppo",

@@ -177,3 +177,10 @@ def test_a_chain_reads_weights_that_are_put_in_place_of_its_own(members):
     assert not torch.equal(swapped, net(x))
     net.load_state_dict(other)
     assert torch.equal(net(x), swapped)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_chain_is_one_graph_for_a_compiler(members):
+    net, x = MLP(3, 2, (4,), members=members), torch.randn(6, 3)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), net(x))
