@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,12 +10,12 @@ from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.build import FeedForward, join
 from polopt.networks.encoders import Obs
-from polopt.policies.base import Imitates, NetworkActor, Record, Scores
+from polopt.policies.base import Imitates, Record, Scores
+from polopt.policies.boxes import BoxActor
 from polopt.policies.categorical import draw
-from polopt.policies.gaussian import register_bounds, rescale, to_unit
 
 
-class AutoregressivePolicy(NetworkActor, Scores, Imitates):
+class AutoregressivePolicy(BoxActor, Scores, Imitates):
     """pi(a) = prod_d pi(bin of a_d | bins of a_1 .. a_(d-1), obs), each a softmax over `bins` equal parts of [-1, 1].
 
     Samples are the centers of bins.
@@ -32,17 +31,11 @@ class AutoregressivePolicy(NetworkActor, Scores, Imitates):
 
     family = "autoregressive policy"
     unit = True
-    low: Tensor
-    high: Tensor
     net: FeedForward
 
     def __init__(self, spec: Spec, net: nn.Module, *, bins: int) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
-        self.shape = spec.action.shape
-        self.size = spec.action_dim
         self.bins = bins
-        register_bounds(self, spec.action)
 
     def bin_of(self, action: Tensor) -> Tensor:
         """int64 [..., A] in 0 .. bins - 1; actions beyond +-1 are in the outer bins."""
@@ -98,9 +91,3 @@ class AutoregressivePolicy(NetworkActor, Scores, Imitates):
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """-log_prob [...] of the bins of `batch["action"]`."""
         return -self.log_prob(batch)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)

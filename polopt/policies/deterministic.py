@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
-from polopt.policies.base import Imitates, NetworkActor, Record, Reparameterized
-from polopt.policies.gaussian import register_bounds, rescale, to_unit
+from polopt.policies.base import Imitates, Record, Reparameterized
+from polopt.policies.boxes import BoxActor
 
 
-class DeterministicPolicy(NetworkActor, Reparameterized, Imitates):
+class DeterministicPolicy(BoxActor, Reparameterized, Imitates):
     """tanh(network(obs)), in units of [-1, 1]; reads `obs` and `action` [..., A] and records `action`.
 
     It explores only inside a `Noisy` wrapper. It has no density: `rsample` returns None for the log-density.
@@ -21,14 +20,9 @@ class DeterministicPolicy(NetworkActor, Reparameterized, Imitates):
 
     family = "deterministic policy"
     unit = True
-    low: Tensor
-    high: Tensor
 
     def __init__(self, spec: Spec, net: nn.Module) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
-        self.shape = spec.action.shape
-        register_bounds(self, spec.action)
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
@@ -42,9 +36,3 @@ class DeterministicPolicy(NetworkActor, Reparameterized, Imitates):
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """Squared error [...], averaged over the coordinates of the action as in TD3+BC (arXiv 2106.06860, eq. 3)."""
         return (self.outputs(batch).tanh() - batch["action"]).square().mean(-1)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)

@@ -10,16 +10,15 @@ import math
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
-from polopt.policies.base import Density, Imitates, NetworkActor, Record, Reparameterized, same_family
+from polopt.policies.base import Density, Imitates, Record, Reparameterized, same_family
+from polopt.policies.boxes import BoxActor
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 LOG_TWO = math.log(2.0)
@@ -47,15 +46,12 @@ def safe_atanh(action: Tensor) -> Tensor:
     return action.clamp(-edge, edge).atanh()
 
 
-class DiagonalGaussian(NetworkActor, Density, Reparameterized, Imitates):
+class DiagonalGaussian(BoxActor, Density, Reparameterized, Imitates):
     """What the plain and the squashed policy share: mean and log standard deviation from a network.
 
     With a state-independent std the network has A outputs and `log_std` [A] is a parameter; otherwise it has 2A, and
     `log_std_init` is added to the second half. Both are clamped to [low, high], with no gradient outside.
     """
-
-    low: Tensor
-    high: Tensor
 
     def __init__(
         self,
@@ -68,13 +64,10 @@ class DiagonalGaussian(NetworkActor, Density, Reparameterized, Imitates):
         log_std_high: float = 2.0,
     ) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
         self.log_std_init = log_std_init
         self.log_std_low = log_std_low
         self.log_std_high = log_std_high
         self.log_std = None if state_dependent else nn.Parameter(torch.full((spec.action_dim,), log_std_init))
-        self.shape = spec.action.shape
-        register_bounds(self, spec.action)
 
     def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs -> mean and log_std, each [..., A]."""
@@ -158,14 +151,6 @@ class GaussianPolicy(DiagonalGaussian):
         log_prob = (-0.5 * draw.square() - log_std - HALF_LOG_TWO_PI).sum(-1)
         return mean + log_std.exp() * draw, log_prob
 
-    def env_action(self, action: Tensor) -> Tensor:
-        inside = rescale(action, self.low, self.high) if self.unit else action.clamp(self.low, self.high)
-        return inside.reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        flat = action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1)
-        return to_unit(flat, self.low, self.high) if self.unit else flat
-
 
 class SquashedGaussianPolicy(DiagonalGaussian):
     """tanh(u) with u ~ N(mean(obs), std(obs)): actions, densities and entropies in units of [-1, 1].
@@ -212,12 +197,6 @@ class SquashedGaussianPolicy(DiagonalGaussian):
         log_prob = -0.5 * draw.square() - log_std - HALF_LOG_TWO_PI - tanh_log_slope(value)
         return value, log_prob.sum(-1)
 
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
-
 
 def squashed_log_prob(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density [...] of tanh(value), value [..., A], in units of [-1, 1]."""
@@ -240,21 +219,3 @@ def unsquash(action: Tensor, pre_action: Tensor | None) -> Tensor:
 def draw_normal(like: Tensor, n: int | None) -> Tensor:
     """Standard normal numbers shaped like `like`, or [n, *like.shape]."""
     return torch.randn_like(like if n is None else like.expand(n, *like.shape))
-
-
-def register_bounds(module: nn.Module, space: spaces.Box, device: torch.device | None = None) -> None:
-    """Gives a policy the buffers `low` and `high` [A], in the default dtype; they are part of the task, not saved."""
-    for name, bound in (("low", space.low), ("high", space.high)):
-        values = torch.tensor(np.reshape(bound, -1), dtype=torch.get_default_dtype(), device=device)
-        module.register_buffer(name, values, persistent=False)
-
-
-def to_unit(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """From [low, high] to [-1, 1]; a coordinate whose bounds coincide is 0."""
-    width = high - low
-    return torch.where(width > 0, 2.0 * (action - low) / width.clamp_min(torch.finfo(low.dtype).tiny) - 1.0, 0.0)
-
-
-def rescale(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """From [-1, 1] to [low, high]; the clamp takes away what rounding leaves outside."""
-    return torch.lerp(low, high, 0.5 * (action + 1.0)).clamp(low, high)

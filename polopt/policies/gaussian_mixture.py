@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
-from polopt.policies.base import Imitates, NetworkActor, Record, Scores
+from polopt.policies.base import Imitates, Record, Scores
+from polopt.policies.boxes import BoxActor
 from polopt.policies.categorical import draw
 from polopt.policies.gaussian import (
     HALF_LOG_TWO_PI,
     gaussian_log_prob,
-    register_bounds,
-    rescale,
     squashed_log_prob,
     tanh_log_slope,
-    to_unit,
     unsquash,
 )
 
 
-class MixturePolicy(NetworkActor, Scores, Imitates):
+class MixturePolicy(BoxActor, Scores, Imitates):
     """pi(a|s) = sum_i w_i(s) N(a; mu_i(s), sigma_i(s)), or its image under tanh; w is the softmax of the router.
 
     Acting draws a component by its weight, then from it; greedy acting too draws the component, and takes its mean, as
@@ -33,8 +30,6 @@ class MixturePolicy(NetworkActor, Scores, Imitates):
     """
 
     family = "mixture of Gaussians"
-    low: Tensor
-    high: Tensor
 
     def __init__(
         self,
@@ -50,7 +45,6 @@ class MixturePolicy(NetworkActor, Scores, Imitates):
         log_std_high: float,
     ) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
         self.router = router
         self.components = components
         self.unit = squash
@@ -59,8 +53,6 @@ class MixturePolicy(NetworkActor, Scores, Imitates):
         self.log_std_high = log_std_high
         size = (components, spec.action_dim)
         self.log_std = None if state_dependent else nn.Parameter(torch.full(size, log_std_init))
-        self.shape = spec.action.shape
-        register_bounds(self, spec.action)
 
     def log_weights(self, obs: Obs, like: Tensor) -> Tensor:
         """log w [..., K] at `obs`; with one component 0, shaped like `like` [..., K, A] but for its last dimension."""
@@ -153,14 +145,6 @@ class MixturePolicy(NetworkActor, Scores, Imitates):
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """-log_prob [...] of `batch["action"]`."""
         return -self.log_prob(batch)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        inside = rescale(action, self.low, self.high) if self.unit else action.clamp(self.low, self.high)
-        return inside.reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        flat = action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1)
-        return to_unit(flat, self.low, self.high) if self.unit else flat
 
 
 def picked(each: Tensor, index: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -13,11 +12,12 @@ from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
 from polopt.networks.flat import Denoiser
-from polopt.policies.base import Field, Imitates, NetworkActor, Record, Reparameterized
-from polopt.policies.gaussian import draw_normal, register_bounds, rescale, to_unit
+from polopt.policies.base import Field, Imitates, Record, Reparameterized
+from polopt.policies.boxes import BoxActor
+from polopt.policies.gaussian import draw_normal
 
 
-class GenerativePolicy(NetworkActor, Reparameterized, Imitates, Field):
+class GenerativePolicy(BoxActor, Reparameterized, Imitates, Field):
     """From noise to an action in [-1, 1] in `steps` steps, by a denoiser of observation, noisy action and times.
 
     There is no density: `rsample` returns None for it. Such a policy has no mode that can be computed either. `greedy`
@@ -30,18 +30,12 @@ class GenerativePolicy(NetworkActor, Reparameterized, Imitates, Field):
     draws = 1
     """How many times noise [A] enters an action: at the start, and after each of the first `draws` - 1 steps."""
     stds: Tensor  # [K], the standard deviation of what is added after each step; only where `draws` > 1
-    low: Tensor
-    high: Tensor
     net: Denoiser
 
     def __init__(self, spec: Spec, net: Denoiser, *, steps: int, greedy: str) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
-        self.shape = spec.action.shape
-        self.size = spec.action_dim
         self.steps = steps
         self.greedy = greedy
-        register_bounds(self, spec.action)
 
     @abstractmethod
     def next_mean(self, features: Tensor, x: Tensor, step: int | Tensor) -> Tensor:
@@ -72,12 +66,6 @@ class GenerativePolicy(NetworkActor, Reparameterized, Imitates, Field):
     def rsample(self, obs: Obs, n: int | None = None) -> tuple[Tensor, None]:
         features = self.net.features(obs)
         return self.generate(features, self.draw(features, n)), None
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
 
     def noise_for(self, batch: Batch, times: Tensor) -> Batch:
         """Noise like the actions of the batch, beside `times`: keys `noise` [..., A] and `time`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polopt.core.errors import UsageError
 from polopt.networks.encoders import Obs
 from polopt.policies.base import Actor, Record
-from polopt.policies.gaussian import register_bounds
+from polopt.policies.boxes import register_bounds
 from polopt.policies.wrappers import Wrapper, candidates
 from polopt.values.targets import reduce_members
 

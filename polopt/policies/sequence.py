@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.core.batch import align_left
@@ -16,12 +15,13 @@ from polopt.data.base import DONE_BEFORE
 from polopt.networks.build import GRU
 from polopt.networks.encoders import Obs, leading_shape
 from polopt.networks.layers import initialize
-from polopt.policies.base import NetworkActor, Record
-from polopt.policies.gaussian import HALF_LOG_TWO_PI, register_bounds, rescale, tanh_log_slope, to_unit
+from polopt.policies.base import Record
+from polopt.policies.boxes import BoxActor
+from polopt.policies.gaussian import HALF_LOG_TWO_PI, tanh_log_slope
 from polopt.policies.wrappers import Wrapper
 
 
-class SequencePolicy(NetworkActor):
+class SequencePolicy(BoxActor):
     """`length` actions from one observation, taken one after the other without another look.
 
         x_0 = net(obs),   x_(k+1) = GRU(a_(k-1), x_k),   a_k = tanh(u_k),   u_k ~ N(mean(x_(k+1)), std(x_(k+1)))
@@ -33,8 +33,6 @@ class SequencePolicy(NetworkActor):
 
     family = "sequence decoder"
     unit = True
-    low: Tensor
-    high: Tensor
 
     def __init__(
         self,
@@ -49,15 +47,11 @@ class SequencePolicy(NetworkActor):
         log_std_high: float = 2.0,
     ) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
         self.length = length
-        self.size = spec.action_dim
-        self.shape = spec.action.shape
         self.cell = GRU(self.size, size, init)
         self.head = nn.Linear(size, 2 * self.size)
         initialize(self.head, init, head_gain)
         self.log_std_low, self.log_std_high = log_std_low, log_std_high
-        register_bounds(self, spec.action)
 
     def decode(self, obs: Obs, previous: Tensor, length: int, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """u and log std, each [B, length, A], at `obs` [B, ...] after the actions `previous` [B, A]; `noise`, standard
@@ -93,12 +87,6 @@ class SequencePolicy(NetworkActor):
 
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         return open_loop(lambda previous: self.plan(obs, previous, self.length, greedy=greedy), carry)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
 
 
 def open_loop(plan: Callable[[Tensor | None], Tensor], carry: Record | None) -> tuple[Record, Record]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
-from polopt.policies.base import NetworkActor, Record
-from polopt.policies.gaussian import register_bounds, rescale, to_unit
+from polopt.policies.base import Record
+from polopt.policies.boxes import BoxActor
 from polopt.policies.wrappers import Wrapper
 
 
-class SwaddledPolicy(NetworkActor):
+class SwaddledPolicy(BoxActor):
     """tanh(strength direction + noise), in units of [-1, 1] (arXiv 2512.10477).
 
     Of the outputs x [..., 3A] of a feed-forward `net`, tanh(x / 2) is the direction in (-1, 1), the strength and
@@ -24,15 +23,10 @@ class SwaddledPolicy(NetworkActor):
 
     family = "swaddled policy"
     unit = True
-    low: Tensor
-    high: Tensor
 
     def __init__(self, spec: Spec, net: nn.Module, *, noise_std: float, noise_clip: float) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
-        self.shape = spec.action.shape
         self.noise_std, self.noise_clip = noise_std, noise_clip
-        register_bounds(self, spec.action)
 
     def heads(self, obs: Obs) -> tuple[Tensor, Tensor, Tensor]:
         """Direction, strength and beta, each [..., A]."""
@@ -48,12 +42,6 @@ class SwaddledPolicy(NetworkActor):
         direction, strength, _ = self.heads(obs)
         pushed = strength * direction
         return {"action": (pushed if greedy else pushed + self.noise(pushed)).tanh()}, {}
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
 
 
 class Idling(Wrapper):

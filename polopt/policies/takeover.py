@@ -22,8 +22,8 @@ from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict
 from polopt.optim.copies import duplicate, renew
 from polopt.policies.base import Actor, Record
+from polopt.policies.boxes import rescale, to_unit
 from polopt.policies.categorical import draw
-from polopt.policies.gaussian import rescale, to_unit
 from polopt.policies.overseers import Overseer
 from polopt.policies.wrappers import Wrapper
 

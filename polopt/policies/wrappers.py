@@ -16,8 +16,9 @@ from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
 from polopt.optim.copies import duplicate, renew
 from polopt.policies.base import Actor, Record, legal_actions
+from polopt.policies.boxes import register_bounds
 from polopt.policies.categorical import draw, log_prob_of, mask_logits
-from polopt.policies.gaussian import HALF_LOG_TWO_PI, register_bounds, safe_atanh
+from polopt.policies.gaussian import HALF_LOG_TWO_PI, safe_atanh
 
 
 class Wrapper(Actor):

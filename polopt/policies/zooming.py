@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from polopt.core.batch import Batch
 from polopt.core.spec import Spec
 from polopt.networks.build import FeedForward, join
 from polopt.networks.encoders import Obs
-from polopt.policies.base import NetworkActor, Record, Scores
+from polopt.policies.base import Record, Scores
+from polopt.policies.boxes import BoxActor
 from polopt.policies.categorical import draw
-from polopt.policies.gaussian import register_bounds, rescale, to_unit
 
 
 def soft_advantage(raw: Tensor, temperature: float) -> Tensor:
@@ -20,7 +19,7 @@ def soft_advantage(raw: Tensor, temperature: float) -> Tensor:
     return raw - temperature * (raw / temperature).logsumexp(-1, keepdim=True)
 
 
-class ZoomingPolicy(NetworkActor, Scores):
+class ZoomingPolicy(BoxActor, Scores):
     """pi(a) = prod_t softmax(min_i A_t^i / sampling_temperature)[b_t], one token t for each level and coordinate.
 
     At every level each coordinate, one after the other, goes into one of `bins` equal parts of the interval that it is
@@ -34,8 +33,6 @@ class ZoomingPolicy(NetworkActor, Scores):
 
     family = "zooming policy"
     unit = True
-    low: Tensor
-    high: Tensor
     net: FeedForward
 
     def __init__(
@@ -49,14 +46,10 @@ class ZoomingPolicy(NetworkActor, Scores):
         conditioning: str = "all",
     ) -> None:
         super().__init__(spec, net)
-        assert isinstance(spec.action, spaces.Box)
-        self.shape = spec.action.shape
-        self.size = spec.action_dim
         self.levels = levels
         self.bins = bins
         self.sampling_temperature = sampling_temperature
         self.within = conditioning == "all"
-        register_bounds(self, spec.action)
 
     @property
     def tokens(self) -> int:
@@ -131,9 +124,3 @@ class ZoomingPolicy(NetworkActor, Scores):
         action's own parts before it."""
         log_probs = self.conditionals(self.scores(batch)[0])
         return -(log_probs.exp() * log_probs).sum(-1).sum(-1)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return rescale(action, self.low, self.high).reshape(*action.shape[:-1], *self.shape)
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return to_unit(action.flatten(-len(self.shape)) if self.shape else action.unsqueeze(-1), self.low, self.high)
