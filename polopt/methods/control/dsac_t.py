@@ -52,7 +52,7 @@ from polopt.regularizers import Fixed, Learned
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble
 from polopt.values.reward_normalizer import RunningMean
-from polopt.values.targets import bounded_target, pessimistic_pair, soft_value, td_target
+from polopt.values.targets import bounded_target, pessimistic_pair
 
 
 def distribution_loss(
@@ -162,14 +162,8 @@ class DSACv1(SAC):
         """Expected and sampled soft target, [2, B]: y_q and y_z."""
         next_action, next_log_prob = self.target_policy.rsample(batch["next_obs"])
         mean, std = self.target_critic(batch["next_obs"], next_action)
-        reward = self.config.reward_scale * batch["reward"]
-
-        def backup(next_return: Tensor) -> Tensor:
-            next_value = soft_value(next_return, next_log_prob, self.temperature.value)
-            return td_target(reward, batch["discount"], batch["terminated"], next_value)
-
-        expected, sampled = pessimistic_pair(mean, std, torch.randn_like(next_log_prob))
-        return torch.stack([backup(expected), backup(sampled)])
+        pair = pessimistic_pair(mean, std, torch.randn_like(next_log_prob))
+        return torch.stack([self.soft_target(batch, each, next_log_prob) for each in pair])
 
     def target(self, batch: Batch) -> Tensor:
         """What mean and std are regressed on, [2, B]: one sampled return for both."""

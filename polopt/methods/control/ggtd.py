@@ -40,7 +40,6 @@ from polopt.networks import Network
 from polopt.networks.encoders import Obs
 from polopt.optim import polyak_update
 from polopt.values.critics import QEnsemble
-from polopt.values.targets import soft_value, td_target
 
 SHAPES = (0.2, 8.0)
 SMALLEST = 1e-3  # |error| inside powers below 2
@@ -189,10 +188,7 @@ class GGTD(SAC):
         """Soft one-step targets [E, B], of each member its own; time limits are bootstrapped through."""
         next_action, next_log_prob = self.next_action(batch["next_obs"])
         values = self.predict(self.target_critic, batch["next_obs"], next_action)[0].amin(0)
-        reward = self.config.reward_scale * batch["reward"]
-        ends = batch["discount"], batch["terminated"]
-        alpha = self.temperature.value
-        return torch.stack([td_target(reward, *ends, soft_value(each, next_log_prob, alpha)) for each in values])
+        return torch.stack([self.soft_target(batch, each, next_log_prob) for each in values])
 
     def action_values(self, obs: Obs, action: Tensor) -> Tensor:
         return self.predict(self.critic, obs, action)[0].mean(1)

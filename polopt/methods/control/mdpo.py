@@ -52,7 +52,7 @@ from polopt.regularizers import Fixed, Learned
 from polopt.regularizers.proximity import exact_proximity, reparameterized_proximity, sampled_proximity
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble, StateValue
-from polopt.values.targets import reduce_members, soft_value, td_target
+from polopt.values.targets import reduce_members, soft_value
 
 
 class MDPO(MDPOSettings, PPO):
@@ -163,7 +163,7 @@ class OffPolicyMDPO(OffPolicyMDPOSettings, SAC):
         if not self.config.value_network:
             return super().target(batch)
         next_value = self.target_critic.state_value(batch["next_obs"])
-        return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], next_value)
+        return self.soft_target(batch, next_value, None)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().critic_loss(batch)

@@ -25,7 +25,6 @@ stand before the own ones in a slice, where the official code takes turns.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -38,17 +37,15 @@ from polopt.core.batch import Batch, average, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.demonstrations import Samples
 from polopt.data.replay import Replay, ReplaySource
-from polopt.data.rollouts import Rollouts
 from polopt.losses.regression import regression
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network
 from polopt.optim import polyak_update
-from polopt.policies.wrappers import Uniform
 from polopt.regularizers import Learned
 from polopt.regularizers.entropy import EntropyTemperature
 from polopt.tasks.base import Task
 from polopt.values.critics import QEnsemble
-from polopt.values.targets import reduce_members, soft_value, td_target
+from polopt.values.targets import reduce_members
 
 KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "discount")
 EDGE = 1.0 - 1e-5  # recorded actions of a policy that acts in [-1, 1] stay inside, as in the official code
@@ -169,15 +166,10 @@ class RLPD(SAC):
 
     def make_source(self, task: Task) -> ReplaySource:
         config = self.config
-        own = config.batch_size - config.prior_rows
-        return ReplaySource(
-            Rollouts(task, config.steps_per_update, self.ledger),
-            Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
-            batch_size=config.updates_per_step * own,
-            warmup=config.warmup,
-            warmup_actor=partial(Uniform, task.spec),
-            ratio=1 / config.steps_per_update,
-        )
+        source = super().make_source(task)
+        source.batch_size = config.updates_per_step * (config.batch_size - config.prior_rows)
+        source.ratio = 1 / config.steps_per_update
+        return source
 
     def make_critic(self) -> QEnsemble:
         return QEnsemble(self.spec, self.config.critic_network, members=self.config.critics)
@@ -217,12 +209,10 @@ class RLPD(SAC):
     @torch.no_grad()
     def target(self, batch: Batch, some: Tensor | None = None) -> Tensor:
         """What the critics are regressed on [B], by the members `some` [M]; time limits are bootstrapped through."""
-        next_action, next_log_prob = self.policy.rsample(batch["next_obs"])
-        q = self.target_critic(batch["next_obs"], next_action)
-        value = reduce_members(q if some is None else q.index_select(0, some), "min")
-        if self.config.backup_entropy:
-            value = soft_value(value, next_log_prob, self.temperature.value)
-        return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], value)
+        next_action, next_log_prob = self.next_action(batch["next_obs"])
+        q = self.target_values(batch["next_obs"], next_action)
+        next_q = reduce_members(q if some is None else q.index_select(0, some), "min")
+        return self.soft_target(batch, next_q, next_log_prob if self.config.backup_entropy else None)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         config, steps = self.config, []

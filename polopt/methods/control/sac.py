@@ -23,17 +23,14 @@ TensorFlow 2 release (March 2020), where the paper and the code before take the 
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Method, Smoke
+from polopt.bases.method import Smoke
+from polopt.bases.off_policy import OffPolicy
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
-from polopt.data.replay import Replay, ReplaySource
-from polopt.data.rollouts import Rollouts
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
 from polopt.networks import Network
@@ -41,7 +38,6 @@ from polopt.networks.encoders import Obs
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import AnyPolicy, SquashedGaussian
 from polopt.policies.base import Density, Reparameterized
-from polopt.policies.wrappers import Uniform
 from polopt.regularizers import Fixed, Learned
 from polopt.regularizers.entropy import EntropyTemperature
 from polopt.tasks.base import Task
@@ -49,9 +45,9 @@ from polopt.values.critics import QEnsemble
 from polopt.values.targets import reduce_members, soft_value, td_target
 
 
-class SAC(Method):
+class SAC(OffPolicy):
     @dataclass(frozen=True)
-    class Config(Method.Config):
+    class Config(OffPolicy.Config):
         discount: float = param(0.99, "table 1", low=0, high=1)
         tau: float = param(0.005, "table 1", above=0, high=1, help="share of the critics in the targets, per update")
         lr: float = param(3e-4, "table 1", above=0, help="of policy and critics")
@@ -94,13 +90,6 @@ class SAC(Method):
     no_limit = "its base, the first SAC with a value network, is not in the catalogue"
     smoke = Smoke("Pendulum-v1", 96, {"warmup": 64, "batch_size": 32, "network.sizes": (16, 16), "replay_size": 1_000})
 
-    @classmethod
-    def derived(cls, config: Any, steps: int) -> dict[str, int]:
-        updates = (steps - config.warmup) * config.updates_per_step // config.steps_per_update
-        return {"transitions per update": config.batch_size, "updates": max(updates, 0)}
-
-    source: ReplaySource
-
     def build(self, task: Task) -> None:
         config = self.config
         self.policy = self.make_policy(config.policy, network=config.network)
@@ -112,17 +101,6 @@ class SAC(Method):
         if self.temperature.learned:
             self.temperature_optimizer = self.make_optimizer(self.temperature, lr=config.entropy.lr or config.lr)
         self.source = self.make_source(task)
-
-    def make_source(self, task: Task) -> ReplaySource:
-        config = self.config
-        return ReplaySource(
-            Rollouts(task, config.steps_per_update, self.ledger),
-            Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
-            batch_size=config.batch_size,
-            warmup=config.warmup,
-            warmup_actor=partial(Uniform, task.spec),
-            ratio=config.updates_per_step / config.steps_per_update,
-        )
 
     def make_critic(self) -> QEnsemble:
         return QEnsemble(self.spec, self.config.network, members=self.config.critics)
@@ -141,7 +119,11 @@ class SAC(Method):
         """Soft one-step target [B]; time limits are bootstrapped through."""
         next_action, next_log_prob = self.next_action(batch["next_obs"])
         next_q = reduce_members(self.target_values(batch["next_obs"], next_action), "min")
-        next_value = soft_value(next_q, next_log_prob, self.temperature.value)
+        return self.soft_target(batch, next_q, next_log_prob)
+
+    def soft_target(self, batch: Batch, next_q: Tensor, next_log_prob: Tensor | None) -> Tensor:
+        """Of values [B] of the next actions and their log-densities [B]; None: the entropy does not count."""
+        next_value = next_q if next_log_prob is None else soft_value(next_q, next_log_prob, self.temperature.value)
         return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], next_value)
 
     def next_action(self, obs: Obs) -> tuple[Tensor, Tensor]:

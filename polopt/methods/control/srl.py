@@ -57,7 +57,7 @@ from polopt.policies.sequence import Recalling, SequencePolicy
 from polopt.policies.wrappers import Uniform
 from polopt.regularizers import Fixed, Learned
 from polopt.tasks.base import Task
-from polopt.values.targets import reduce_members, soft_value, td_target
+from polopt.values.targets import reduce_members
 
 
 class SRL(SRLSettings, SAC):
@@ -123,8 +123,7 @@ class SRL(SRLSettings, SAC):
         """Soft one-step target [B], of the first action of a sequence that begins at the next observation."""
         action, log_prob = self.policy.rsample(batch["next_obs"], batch["action"], 1)
         next_q = reduce_members(self.target_values(batch["next_obs"], action[:, 0]), "min")
-        next_value = soft_value(next_q, log_prob[:, 0], self.temperature.value)
-        return td_target(self.config.reward_scale * batch["reward"], batch["discount"], batch["terminated"], next_value)
+        return self.soft_target(batch, next_q, log_prob[:, 0])
 
     def model_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.model is not None

@@ -27,25 +27,23 @@ paper's are `--preset paper`); any policy whose samples pass gradients.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from polopt.bases.method import Method, Smoke, Study
+from polopt.bases.off_policy import OffPolicy
 from polopt.config import param
 from polopt.core.batch import Batch, weigh
 from polopt.core.errors import UsageError
-from polopt.data.replay import Replay, ReplaySource
-from polopt.data.rollouts import Rollouts
 from polopt.losses.pathwise import pathwise
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies import AnyPolicy, Deterministic
 from polopt.policies.base import Reparameterized
-from polopt.policies.wrappers import Noisy, Uniform
+from polopt.policies.wrappers import Noisy
 from polopt.tasks.base import Task
 from polopt.values.clipped import ClippedQ, smoothed
 from polopt.values.critics import QEnsemble
@@ -149,7 +147,7 @@ class TwinDelayed(Method):
         return metrics
 
 
-class TD3(TwinDelayed):
+class TD3(TwinDelayed, OffPolicy):
     @dataclass(frozen=True)
     class Config(TwinDelayed.Config):
         batch_size: int = param(256, "official code", low=1)
@@ -180,19 +178,6 @@ class TD3(TwinDelayed):
     no_limit = "its base, DDPG, is a setting of it and not in the catalogue"
     smoke = Smoke("Pendulum-v1", 96, {"warmup": 64, "batch_size": 32, "network.sizes": (16, 16), "replay_size": 1_000})
 
-    @classmethod
-    def derived(cls, config: Any, steps: int) -> dict[str, int]:
-        updates = max((steps - config.warmup) * config.updates_per_step // config.steps_per_update, 0)
-        return {"transitions per update": config.batch_size, "updates": updates}
-
     def build(self, task: Task) -> None:
-        config = self.config
         self.build_learner()
-        self.source = ReplaySource(
-            Rollouts(task, config.steps_per_update, self.ledger),
-            Replay(config.replay_size, n_step=config.n_step, discount=config.discount),
-            batch_size=config.batch_size,
-            warmup=config.warmup,
-            warmup_actor=partial(Uniform, task.spec),
-            ratio=config.updates_per_step / config.steps_per_update,
-        )
+        self.source = self.make_source(task)
