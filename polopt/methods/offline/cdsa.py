@@ -38,13 +38,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from polopt.bases.method import Method, Smoke
-from polopt.bases.offline import DISTANCES, distance_from, recorded_data, sample_of
+from polopt.bases.method import Method
+from polopt.bases.offline import distance_from, recorded_data, sample_of
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.demonstrations import Samples
 from polopt.losses.regression import imitation
+from polopt.methods.offline.cdsa_settings import CDSASettings
 from polopt.models.dynamics import Dynamics
 from polopt.models.ensemble import Ensemble
 from polopt.models.inputs import Scale
@@ -90,7 +91,7 @@ class Denser(nn.Module):
         return shift + cap(self.state_weight * steered, self.cap)
 
 
-class CDSA(Method):
+class CDSA(CDSASettings, Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         dataset: str = param(
@@ -133,33 +134,6 @@ class CDSA(Method):
     slug = "cdsa"
     unit = "updates"
     learns = "base"
-    headline = ("score_loss", "inverse_loss", "model_loss")
-    trains_on = "recorded data, box actions"
-    metrics = {
-        "stage": "`clone` or `models`",
-        "imitation_loss": "while it clones: of the data's actions",
-        "score_loss": "squared error of the predicted noise, over coordinates and levels | falls, then settles; 1 is "
-        "as good as nothing",
-        "model_loss": "squared error of the change of the observation and of the reward, standardized | falls",
-        "inverse_loss": "squared error of the action between two observations | falls",
-        **DISTANCES,
-    }
-    default_steps = 200_000
-    probes = {"cap": {"cap": 1e-3}}
-    no_limit = "its base is any policy, which it leaves as it is: with both weights 0 it acts as that one"
-    smoke = Smoke(
-        "Pendulum-v1",
-        12,
-        {
-            "dataset": "random",
-            "random_episodes": 2,
-            "batch_size": 32,
-            "clone_updates": 4,
-            "score_network.sizes": (16,),
-            "model_network.sizes": (16,),
-            "network.sizes": (16,),
-        },
-    )
     saved = ("updates", "brought")
     updates = 0
     brought = False  # a policy by --init
