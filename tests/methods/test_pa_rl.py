@@ -303,6 +303,16 @@ def test_costs_in_place_of_rewards_bound_the_returns():
     assert method.collect()["reward"].max() <= 0
 
 
+def test_evaluations_say_how_far_it_is_from_the_data():
+    method = made()
+    method.policy.act = lambda obs, carry=None, *, greedy=False: ({"action": torch.zeros(len(obs), 2)}, {})
+    scores = method.evaluate(method.task, 1)
+    action = method.source.first.data["action"]
+    assert len(action) <= 48  # all of them are asked for
+    assert scores["action_gap"] == pytest.approx(float(action.abs().mean()))
+    assert scores["data_distance"] > 0
+
+
 def test_what_it_refuses():
     with pytest.raises(UsageError, match="actions are optimized where they are continuous; CartPole-v1 has"):
         plan("pa-rl", "CartPole-v1", policy="categorical", dataset="random", loggers=()).build()

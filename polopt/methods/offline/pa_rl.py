@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from polopt.bases.method import Smoke
-from polopt.bases.offline import Offline, reward_scaling
+from polopt.bases.offline import Offline, reward_scaling, sample_of
 from polopt.config import param
 from polopt.core.batch import Batch, weigh
 from polopt.data.demonstrations import Samples
@@ -188,6 +188,7 @@ class PARL(Offline):
         data = self.dataset().clone(False)
         self.reward_scale, self.reward_shift = scaling = reward_scaling(data, config.rewards)
         data["action"] = self.policy.own_action(data["action"])
+        self._sample = sample_of(data)
         data["returns"] = returns_at_least(data, config.discount, *scaling)
         if config.values.histogram is not None:
             reward = self.reward_scale * data["reward"] + self.reward_shift
