@@ -132,6 +132,39 @@ def test_the_rows_of_all_data_are_standardized(float64):
         torch.testing.assert_close(x.std(0, correction=0), torch.ones(4))
 
 
+def test_both_models_learn_alike_the_one_standardized_changes_the_other_actions(float64):
+    with built("cdsa", clone_updates=0) as method:
+        data, batch = method.source.data, weigh(method.collect())
+        deviation = torch.cat([data["next_obs"] - data["obs"], data["reward"].unsqueeze(-1)], -1).std(0, correction=0)
+        change = torch.cat([batch["next_obs"] - batch["obs"], batch["reward"].unsqueeze(-1)], -1)
+        foreseen = method.model(batch["obs"], batch["action"]).mean[0]
+        forward = ((foreseen - change) / deviation).square().mean()
+        inverse = (method.inverse(batch["obs"], batch["next_obs"]) - batch["action"]).square().mean()
+        loss, metrics = method.model_loss(batch)
+        torch.testing.assert_close(loss, forward + inverse)
+        assert float(metrics["model_loss"]) == pytest.approx(float(forward))
+        assert float(metrics["inverse_loss"]) == pytest.approx(float(inverse))
+
+
+def test_actions_are_learned_as_the_policy_acts_and_observations_scaled_where_it_does(tmp_path):
+    """Torques up to 2, and some beyond, which have the effect of the bound."""
+    torque, obs = np.array([[2.5], [-1.0], [0.5], [-4.0]]), np.random.default_rng(0).normal(3.0, 2.0, size=(5, 3))
+    path = tmp_path / "mine.npz"
+    np.savez(path, observations=obs[:4], next_observations=obs[1:], actions=torque, rewards=np.zeros(4),
+             terminals=np.array([False] * 3 + [True]))  # fmt: skip
+    with built("cdsa", dataset=str(path), random_episodes=10, normalize_obs=True) as method:
+        assert method.source.data["action"].flatten().tolist() == [1.0, -0.5, 0.25, -1.0]
+        seen = method.base.normalizer(method.source.data["obs"])
+        torch.testing.assert_close(seen.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(seen.std(0, correction=0), torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_the_clone_has_a_rate_of_its_own():
+    with built("cdsa", clone_lr=0.5, lr=0.25) as method:
+        optimizers = (method.base_optimizer, method.score_optimizer, method.model_optimizer)
+        assert [each.torch.param_groups[0]["lr"] for each in optimizers] == [0.5, 0.25, 0.25]
+
+
 def test_what_follows_a_termination_is_not_learned(float64):
     with built("cdsa", clone_updates=0) as method:
         batch = weigh(method.collect())

@@ -157,6 +157,16 @@ def test_must_4_recoil_takes_the_peak_of_both_sides():
     assert float(method.both_peaks(batch)) == 7.0
 
 
+def test_decisions_are_cloned_by_the_exponential_of_their_residual_up_to_the_largest_weight(float64):
+    method = fixed(dvl(random_actions=0), **NUMBERS)
+    batch = method.with_candidates(weigh(rows(3)))
+    weight = np.minimum(np.exp(3.0 * RESIDUAL), 100.0)
+    assert weight.tolist() == pytest.approx([math.exp(3.0), math.exp(-15.0), 100.0])
+    loss, metrics = method.policy_loss(batch)
+    torch.testing.assert_close(loss, -(torch.as_tensor(weight) * method.policy.log_prob(batch)).mean())
+    assert float(metrics["clip_fraction"]) == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("discount", [0.5, 0.9])
 def test_must_4_q_has_the_loss_of_huber(discount):
     method = fixed(dvl(discount=discount), **NUMBERS)
@@ -267,6 +277,17 @@ def test_the_sides_of_recoil_are_drawn_apart_and_act_as_the_policy_does():
     assert not torch.equal(batch["offline"]["obs"], batch["expert"]["obs"])
     expert["action"] = torch.full_like(expert["action"], 3.0)
     assert (method.collect()["expert"]["action"] == 1.0).all()
+
+
+def test_the_expert_is_that_of_the_demonstrations(tmp_path):
+    path = tmp_path / "expert.npz"
+    obs = np.full((6, 3), 7.0)
+    np.savez(path, observations=obs, next_observations=obs, actions=np.ones((6, 1)), rewards=np.zeros(6),
+             terminals=np.array([False] * 5 + [True]))  # fmt: skip
+    batch = recoil("Pendulum-v1", demonstrations=str(path)).collect()
+    assert (batch["expert"]["obs"] == 7.0).all()
+    assert (batch["expert"]["action"] == 0.5).all()
+    assert not (batch["offline"]["obs"] == 7.0).any()
 
 
 def test_cloning_is_what_recoil_does_without_a_temperature(float64):

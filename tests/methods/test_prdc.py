@@ -102,6 +102,17 @@ def test_must_4_observations_are_standardized_before_they_are_weighed(float64):
     torch.testing.assert_close(raw.pairs(obs, torch.zeros(7, 1))[:, :3], 3.0 * obs)
 
 
+def test_pairs_are_scaled_by_the_statistics_that_a_policy_brings(float64):
+    """With `--init` those of another dataset come after this one was read."""
+    method = make("Pendulum-v1", beta=1.0)
+    method.policy.normalizer.mean += 2.0
+    method.policy.normalizer.variance *= 9.0
+    method.recorded["action"][0] = 7.0  # beyond the bounds, where a policy never acts
+    method.improve(weigh(method.collect()))
+    assert method.actions[0] == 1.0
+    torch.testing.assert_close(torch.cat(method.nearest.points), method.pairs(method.recorded["obs"], method.actions))
+
+
 def test_rewards_of_antmaze_are_scaled_as_in_the_released_code():
     method = make(rewards="sparse")
     assert (method.reward_scale, method.reward_shift) == (1e4, -1.0)

@@ -185,6 +185,12 @@ def test_slow_copies_follow_after_the_update_by_tau(float64):
                 torch.testing.assert_close(now.detach(), 0.75 * old + 0.25 * new.detach())
 
 
+def test_the_model_has_the_rate_of_the_rest():
+    with built("srl", lr=0.5) as method:
+        optimizers = (method.policy_optimizer, method.critic_optimizer, method.model_optimizer)
+        assert [each.torch.param_groups[0]["lr"] for each in optimizers] == [0.5, 0.5, 0.5]
+
+
 def test_the_policy_moves_once_in_so_many_updates_and_in_the_first():
     with built("srl", policy_every=3) as method:
         moved = ["policy_loss" in metrics for metrics in advance(method, 73)]

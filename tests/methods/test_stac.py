@@ -17,7 +17,7 @@ from polopt.methods.control.stac import LEAST_STD, STAC, gaussian_nll
 from polopt.networks import Network
 from polopt.networks.dropping import SwitchedDropout, drop_before_normalization, dropping
 from polopt.networks.layers import MLP, ResidualMLP
-from polopt.regularizers import Fixed
+from polopt.regularizers import Fixed, Learned
 from polopt.tasks import make_task
 from polopt.training import api
 
@@ -163,6 +163,10 @@ def test_the_temperature_moves_as_in_the_official_code() -> None:
     metrics = method.update(batch)
     expected = before * math.exp(0.01 * before * (-1.0 - metrics["entropy"].item()))
     assert method.temperature.value.item() == pytest.approx(expected, rel=1e-12)
+    own = make(lr=0.01, entropy=Learned(initial=0.2, lr=0.5))
+    metrics = own.update(own.collect())
+    expected = 0.2 * math.exp(0.5 * 0.2 * (-1.0 - metrics["entropy"].item()))
+    assert own.temperature.value.item() == pytest.approx(expected, rel=1e-12)
     adam = make(lr=0.01, temperature_step="adam")
     adam.update(adam.collect())
     assert abs(math.log(adam.temperature.value.item() / 0.2)) == pytest.approx(0.01, rel=1e-3)
