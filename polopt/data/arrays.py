@@ -56,7 +56,8 @@ def dataset_of(found: arrays.Decisions, spec: Spec, returns: float | None = None
     metadata. Raises UsageError, one sentence, when they do not fit its spaces."""
     for note in found.notes:
         warnings.warn(f"{found.name}: {note}", stacklevel=3)
-    columns = dict(found.columns)
+    columns, dtype = dict(found.columns), torch.get_default_dtype()
+    _check_held(found, dtype)
     data: dict[str, Any] = {}
     for key in ("obs", "next_obs"):
         data[key] = reader(spec.raw_obs, found.name)(
@@ -70,7 +71,6 @@ def dataset_of(found: arrays.Decisions, spec: Spec, returns: float | None = None
     wrong = (~within(data["action"], spec.action).reshape(len(data["action"]), -1).all(1)).nonzero().flatten()
     if len(wrong):
         raise UsageError(f"row {int(wrong[0])} of the actions of {found.name} is not in {spec.action}")
-    dtype = torch.get_default_dtype()
     data |= {
         key: torch.from_numpy(value).to(dtype if value.dtype.kind != "b" else torch.bool)
         for key, value in columns.items()
@@ -80,6 +80,15 @@ def dataset_of(found: arrays.Decisions, spec: Spec, returns: float | None = None
     if returns is not None:
         batch["returns"] = returns_to_go(batch, returns)
     return Dataset(found.name, spec, batch, None, {"notes": found.notes})
+
+
+def _check_held(found: arrays.Decisions, dtype: torch.dtype) -> None:
+    """Raises UsageError for numbers that are finite in float64 and not in `dtype`."""
+    most = torch.finfo(dtype).max
+    for key, column in found.columns.items():
+        if column.dtype.kind == "f" and column.size and (largest := np.abs(column).max()) > most:
+            said = f"reach {largest:.3g}, and {str(dtype).removeprefix('torch.')} ends at {most:.3g}: scale them"
+            raise UsageError(f"the {arrays.COLUMNS.get(key, key)} of {found.name} {said}")
 
 
 def _fitting(array: np.ndarray, space: spaces.Space, what: str, found: arrays.Decisions, spec: Spec) -> np.ndarray:

@@ -20,6 +20,7 @@ from polopt.tasks.named import ARRAYS
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 NAMES = (*REQUIRED, "timeouts", "next_observations")
+COLUMNS = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
 UNIT = 1.0 + 1e-6  # how far actions that were scaled to [-1, 1] may reach
 
 

@@ -219,6 +219,16 @@ def test_numbers_that_are_none(key):
         load_arrays(found)
 
 
+@pytest.mark.parametrize("key", ["observations", "next_observations", "actions", "rewards"])
+def test_numbers_that_are_too_large(key, float64):
+    found = {name: value.astype(float) for name, value in arrays(*THREE).items()}
+    found[key][4] = -1e39
+    assert load_arrays(found).data["reward"].dtype == torch.float64
+    torch.set_default_dtype(torch.float32)
+    with pytest.raises(UsageError, match=rf"^the {key} of the dict of arrays reach 1e\+39, and float32 ends at 3.4e"):
+        load_arrays(found)
+
+
 @pytest.mark.parametrize(
     ("options", "changes", "said"),
     [
