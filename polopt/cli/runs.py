@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polopt.cli.arguments import add_own_code, make_parser, own_code, split_task
-from polopt.core.errors import DiskError, UsageError
+from polopt.core.errors import DiskError, RunError, UsageError
 
 HELP = """polopt train METHOD --task TASK [--steps N] [--seed S] [--out DIR] [--init RUN] [--preset P]
              [--device D] [any option of the method]
@@ -51,7 +52,8 @@ def train_verb(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(rest)
 
     from polopt.config import parse_many
-    from polopt.training import api, beginning
+    from polopt.core import ranks
+    from polopt.training import api, beginning, launch
     from polopt.training.folder import new_folder
     from polopt.training.plan import studied
 
@@ -61,30 +63,68 @@ def train_verb(argv: list[str]) -> int:
     task, options = args.task, configs["run"]
     if task is None:
         task, task_options, options = studied(method, preset, task_options, options)
+    several = options.processes > 1 and launch.world() == 1
+    if not several:
+        options = launch.join(options)
     planned = api.Plan(method, task, configs["method"], options, task_options, preset, args.init)
-    folder = new_folder(Path(args.out) if args.out else None, method, task, options.seed)
-    print(planned.summary(folder), file=sys.stderr)
-    rows = api.start(planned, folder, say=lambda said: print(said, file=sys.stderr))
-    return _trained(lambda: api.finish(rows, folder, progress=True), folder, beginning.own_code(planned))
+    if several:
+        return launch.run(["train", *argv], options.processes)
+
+    def work() -> int:
+        folder = ranks.told(lambda: new_folder(Path(args.out) if args.out else None, method, task, options.seed))
+        _tell(planned.summary(folder))
+        rows = api.start(planned, folder, say=_tell)
+        return _trained(lambda: api.finish(rows, folder, progress=True), folder, beginning.own_code(planned))
+
+    return _one_of_several(work)
+
+
+def _tell(said: str) -> None:
+    from polopt.core import ranks
+
+    if ranks.first():
+        print(said, file=sys.stderr)
+
+
+def _one_of_several(work: Callable[[], int]) -> int:
+    """What `work` returns; of several processes that fail alike, the first one says so."""
+    from polopt.training import launch
+
+    try:
+        return work()
+    except (UsageError, RunError, KeyboardInterrupt) as error:
+        if launch.is_said(error):
+            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        raise
+    finally:
+        launch.leave()
 
 
 def _trained(work: Callable[[], Any], folder: Path, own: Mapping[str, Any]) -> int:
     """Trains and reports; `own` is the code that the folder does not know by itself (`OwnCode`)."""
+    from polopt.training import launch
+
     try:
         run = work()
     except KeyboardInterrupt as error:
         said = str(error) or "interrupted"
         if (folder / "config.json").exists():  # else it was stopped before there was anything to save
-            said += f": continue with 'polopt resume {folder}'"
+            processes = f" --processes {launch.world()}" if launch.world() > 1 else ""
+            said += f": continue with 'polopt resume {folder}{processes}'"
         raise KeyboardInterrupt(said) from error
     except DiskError as error:
         if not (folder / "config.json").exists():
             raise
         raise DiskError(f"{error}; once it can be written, continue with 'polopt resume {folder}'") from error
 
+    from polopt.core import ranks
     from polopt.evaluation.score import NO_RETURN
     from polopt.report.compare import report
 
+    first = ranks.first()
+    launch.leave()
+    if not first:
+        return 0
     try:
         page = report([folder], video=run.config["run"]["video"], **own)
     except KeyboardInterrupt as error:
@@ -105,13 +145,20 @@ def resume_verb(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", type=int, metavar="N", help="continue from this checkpoint, not the latest")
     parser.add_argument("--until", metavar="STOP", help="another early stop, e.g. 'return>=475', or none")
     parser.add_argument("--device", help="continue on another device: its last bits will differ")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share the run; default: one")
     add_own_code(parser)
     args = parser.parse_args(argv)
-    from polopt.training import api
+    if args.processes < 1:
+        raise UsageError(f"--processes {args.processes}: at least 1")
+    from polopt.training import api, launch
 
+    if args.processes > 1 and launch.world() == 1:
+        planned = api.read_plan(api.Run(args.dir), api.OwnCode.of(own_code(args)))
+        launch.check(planned.cls, planned.config, replace(planned.options, processes=args.processes))
+        return launch.run(["resume", *argv], args.processes)
     how = {"extend": args.extend, "checkpoint": args.checkpoint, "until": args.until, "device": args.device}
     own = own_code(args)
-    return _trained(lambda: api.resume(args.dir, progress=True, **how, **own), args.dir, own)
+    return _one_of_several(lambda: _trained(lambda: api.resume(args.dir, progress=True, **how, **own), args.dir, own))
 
 
 def eval_verb(argv: list[str]) -> int:

@@ -43,16 +43,16 @@ def pieces(batch: Batch, rows: int | None) -> Sequence[Batch]:
     """
     if rows is None or rows_of(batch) <= rows:
         return (batch,)
-    return batch.split(rows, dim=0) if batch.batch_dims else _cut(batch, -(-rows_of(batch) // rows))
+    return batch.split(rows, dim=0) if batch.batch_dims else cut(batch, -(-rows_of(batch) // rows))
 
 
-def _cut(batch: Batch, count: int) -> Sequence[Batch]:
-    """The batch in `count` pieces whose sizes differ by 1 at most."""
+def cut(batch: Batch, count: int) -> Sequence[Batch]:
+    """The batch in `count` pieces whose sizes differ by 1 at most, of a paired one each side."""
     if batch.batch_dims:
         end = [len(batch) * number // count for number in range(count + 1)]
         return [batch[end[number] : end[number + 1]] for number in range(count)]
-    cut = {name: _cut(side, count) for name, side in sides_of(batch).items()}
-    return [replaced(batch, {name: parts[number] for name, parts in cut.items()}) for number in range(count)]
+    sides = {name: cut(side, count) for name, side in sides_of(batch).items()}
+    return [replaced(batch, {name: parts[number] for name, parts in sides.items()}) for number in range(count)]
 
 
 def flat(batch: Any, above: str = "") -> dict[str, Tensor]:

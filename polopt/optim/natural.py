@@ -23,7 +23,8 @@ from polopt.core.functional import (
     hessian_product,
     line_search,
 )
-from polopt.optim.optimizer import Loss, Optimizer, add_up
+from polopt.optim.divided import add_up
+from polopt.optim.optimizer import Loss, Optimizer
 
 
 class NaturalOptimizer(Optimizer):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
-from polopt.core import signals
+from polopt.core import ranks, signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
+from polopt.optim.divided import add_up, divided_gradients
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
@@ -78,14 +79,28 @@ class Optimizer(Stateful):
         gradients add up to the gradient of the whole, because `batch["weight"]` was written before. The sides of a
         paired batch are split each by itself (`polopt.core.batch.pieces`). What all pieces share, such as a statistic
         of the whole batch, is given by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
+        Of several processes each takes rows of its own (`polopt.core.ranks`).
         """
-        parts = self.split(batch) if self.split else pieces(batch, self.micro_batch)
+        if ranks.parts() > 1:
+            metrics = divided_gradients(
+                self.parameters, batch, loss, lambda part: self._gradients(loss, self._pieces(part), shared)
+            )
+            return metrics | self._apply()
+        parts = self._pieces(batch)
         if self._compiled is not None and len(parts) == 1:
             rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
             return self._compiled(loss, batch, shared, rate, *(self._moments or self._adam_state()))
         return self._step_on(loss, parts, shared)
 
+    def _pieces(self, batch: Batch) -> Sequence[Batch]:
+        return self.split(batch) if self.split else pieces(batch, self.micro_batch)
+
     def _step_on(self, loss: Loss, parts: Sequence[Batch], shared: dict[str, Any]) -> dict[str, Tensor]:
+        metrics = self._gradients(loss, parts, shared)
+        return metrics | self._apply()
+
+    def _gradients(self, loss: Loss, parts: Sequence[Batch], shared: dict[str, Any]) -> dict[str, Tensor]:
+        """Leaves the gradient of the sum over these pieces in the parameters; returns the metrics."""
         self._zero_grad()
         metrics: dict[str, Tensor] = {}
         for part in parts:
@@ -93,7 +108,7 @@ class Optimizer(Stateful):
             value, sums = loss(part, **shared)
             value.backward(inputs=self.parameters)
             add_up(metrics, sums)
-        return metrics | self._apply()
+        return metrics
 
     def accumulate(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`; the next `step()` without a loss applies what has been gathered."""
@@ -259,12 +274,6 @@ class Optimizer(Stateful):
             moments.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
         self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
-
-
-def add_up(metrics: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
-    """Adds what a loss says of one piece of a batch to what it said of those before."""
-    for name, each in sums.items():
-        metrics[name] = metrics[name] + each.detach() if name in metrics else each.detach()
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core import signals
+from polopt.core import ranks, signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
@@ -23,7 +23,8 @@ from polopt.core.spec import Spec
 from polopt.data.tokenizing import Prompt, pack_left
 from polopt.policies.base import Density, Record, same_family
 from polopt.policies.causal_passes import CausalPasses
-from polopt.policies.causal_scoring import per_token
+from polopt.policies.causal_scoring import joined_per_token, per_token
+from polopt.policies.luck import Luck, wide
 from polopt.policies.text import TextPolicy, no_conversation
 
 Sampler = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -100,20 +101,44 @@ class CausalLMPolicy(TextPolicy, Density):
 
         One token per row and step, with a key-value cache; rows that have ended leave the batch. Each step draws one
         uniform number for every row, whether it still writes or not, so what a row writes does not depend on when
-        others leave. Returns action [N, T], mask [N, T], log_prob [N, T] and ended [N].
+        others leave. Of several processes each writes rows of its own (`polopt.core.ranks`). Returns action [N, T],
+        mask [N, T], log_prob [N, T] and ended [N].
         """
-        count, length = tokens.shape
-        device, steps = tokens.device, int(limit.max()) if count else 0
+        count, device = len(tokens), tokens.device
+        steps = int(limit.max()) if count else 0
         kind = torch.promote_types(self.bare.dtype, torch.float32)
         action = torch.full((count, steps), self.tokens.pad, device=device)
         mask = torch.zeros(count, steps, dtype=torch.bool, device=device)
         log_prob = torch.zeros(count, steps, dtype=kind, device=device)
         ended = torch.zeros(count, dtype=torch.bool, device=device)
+        luck = Luck(count, device)
+        rows = (limit > 0).nonzero().squeeze(1)  # that write
+        given, written = (tokens, attention, limit), (action, mask, log_prob, ended)
+        blocks = [block for block in ranks.mine(len(rows)) if block.stop > block.start]
+        steps = ranks.most(max((self._write(rows[block], given, written, luck, greedy) for block in blocks), default=0))
+        action, mask, log_prob = (value[:, :steps].contiguous() for value in (action, mask, log_prob))
+        if ranks.count() > 1:
+            if not greedy:
+                luck.drawn(steps)  # the processes go on from the same random state
+            action = action * mask
+            ranks.add_((action, mask, log_prob, ended))
+            action = action.where(mask, self.tokens.pad)
+        return action, mask, log_prob, ended
+
+    def _write(
+        self,
+        rows: Tensor,
+        given: tuple[Tensor, Tensor, Tensor],
+        written: tuple[Tensor, Tensor, Tensor, Tensor],
+        luck: Luck,
+        greedy: bool,
+    ) -> int:
+        """Writes what some `rows` [R] of conversations write into all rows of the results; returns how many steps."""
+        (tokens, attention, limit), (action, mask, log_prob, ended) = given, written
+        device, kind, length = tokens.device, log_prob.dtype, tokens.shape[1]
+        steps = int(limit[rows].max())
         ends = torch.tensor(self.tokens.ends, device=device)
-        rows = (limit > 0).nonzero().squeeze(1)  # what each row of the running batch writes
-        if not len(rows):
-            return action[:, :0], mask[:, :0], log_prob[:, :0], ended
-        seen = torch.cat((attention, attention.new_ones(count, steps)), 1)[rows]
+        seen = torch.cat((attention[rows], attention.new_ones(len(rows), steps)), 1)
         place = attention.sum(1, keepdim=True)[rows]  # position of the next token
         cache = self.passes.new_cache(length + steps)
         inputs, position = tokens[rows], (attention.cumsum(1) - 1).clamp_min(0)[rows]
@@ -122,7 +147,7 @@ class CausalLMPolicy(TextPolicy, Density):
             signals.check()
             ahead = self.passes.more_logits if step else self.passes.first_logits
             logits = ahead(inputs, seen[:, : length + step], position, cache)
-            token, value = self._draw(logits, rows, count, greedy)
+            token, value = self._draw(logits, None if greedy else luck.drawn(step + 1)[rows])
             token = torch.where(writing, token, self.tokens.pad)
             action[rows, step] = token
             mask[rows, step] = writing
@@ -132,25 +157,22 @@ class CausalLMPolicy(TextPolicy, Density):
             writing = writing & ~over & (limit[rows] > step + 1)
             left = int(writing.sum())
             if left == 0:
-                steps = step + 1
-                break
+                return step + 1
             inputs, position, place = token.unsqueeze(1), place, place + 1
             if left <= self.compaction * len(rows):
                 keep = writing.nonzero().squeeze(1)
                 cache.batch_select_indices(keep)
                 rows, seen, place, position = rows[keep], seen[keep], place[keep], position[keep]
                 inputs, writing = inputs[keep], writing[keep]
-        return action[:, :steps], mask[:, :steps], log_prob[:, :steps], ended
+        return steps
 
-    def _draw(self, logits: Tensor, rows: Tensor, count: int, greedy: bool) -> tuple[Tensor, Tensor]:
-        """One token for each row of `logits` [n, V], and its log-density."""
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64
-        log_p = self._cut(logits).to(wide).log_softmax(-1)
-        if greedy:
+    def _draw(self, logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One token for each row of `logits` [n, V], drawn by numbers [n, 1] or the likeliest, and its log-density."""
+        log_p = self._cut(logits).to(wide(logits.device)).log_softmax(-1)
+        if uniform is None:
             token = log_p.argmax(-1)
         else:
             mass = log_p.exp().cumsum(-1)
-            uniform = torch.rand(count, 1, dtype=wide, device=logits.device)[rows]
             token = torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
             token = token.clamp_max(logits.shape[-1] - 1)
         return token, log_p.gather(1, token.unsqueeze(1)).squeeze(1)
@@ -166,11 +188,11 @@ class CausalLMPolicy(TextPolicy, Density):
     # Scoring
 
     def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
-        return per_token(batch, lambda logits, token: self._log_prob_of(logits[0], token), [self.passes])
+        return joined_per_token(batch, lambda logits, token: self._log_prob_of(logits[0], token), [self.passes])
 
     def entropy(self, batch: Batch) -> Tensor:
         """Entropy [B, T] of the distribution that tokens are sampled from, in nats."""
-        return per_token(batch, lambda logits, token: entropy_of(self._cut(logits[0])), [self.passes])
+        return joined_per_token(batch, lambda logits, token: entropy_of(self._cut(logits[0])), [self.passes])
 
     def kl(self, batch: Batch, other: Any) -> Tensor:
         """KL(self || other) [B, T] of the distributions before `top_k` and `top_p`, which would make it infinite."""
@@ -179,7 +201,7 @@ class CausalLMPolicy(TextPolicy, Density):
             raise UsageError(
                 f"the divergence needs equal vocabularies, and these have {self.vocabulary} and {other.vocabulary}"
             )
-        return per_token(
+        return joined_per_token(
             batch,
             lambda logits, token: divergence_of(self.scaled(logits[0]), other.scaled(logits[1])),
             [self.passes, other.passes],
@@ -190,7 +212,8 @@ class CausalLMPolicy(TextPolicy, Density):
 
         `logits` are those of the distribution before `top_k` and `top_p`, divided by the temperature. They stand for a
         piece of the decisions at a time and may be computed again in the backward pass: `value` draws no random
-        numbers, which come as one of the `columns` [B, T, ...] instead.
+        numbers, which come as one of the `columns` [B, T, ...] instead. It may keep what it sees of the batch: every
+        process asks for all rows.
         """
         return per_token(
             batch, lambda logits, token, *rest: value(self.scaled(logits[0]), token, *rest), [self.passes], columns

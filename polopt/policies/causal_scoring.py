@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from polopt.core import ranks
 from polopt.core.batch import Batch, align_left
 from polopt.data.tokenizing import pack_left
 from polopt.policies.causal_passes import CausalPasses, shared_prompts
@@ -85,6 +86,13 @@ def per_token(
         return torch.where(align_left(mask, values), values, 0.0)
     every = result.new_zeros(completion.numel(), *result.shape[1:])
     return every.index_copy(0, needed, result).unflatten(0, completion.shape)
+
+
+def joined_per_token(batch: Batch, value: Callable[..., Tensor], models: Sequence[CausalPasses]) -> Tensor:
+    """`per_token`; without gradients each process does it for rows of its own."""
+    if torch.is_grad_enabled():
+        return per_token(batch, value, models)
+    return ranks.joined(lambda rows: per_token(rows, value, models), batch)
 
 
 def _row(

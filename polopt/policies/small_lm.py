@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from polopt.core import ranks
 from polopt.core.errors import UsageError, nearest
 from polopt.core.random import paired
 from polopt.data.tokenizing import need, quiet
@@ -60,8 +61,10 @@ def cache_folder() -> Path:
 
 def new_model(name: str) -> str:
     """The folder of a new model if `name` is a size, made when it is not there yet; otherwise `name` itself."""
-    if name not in SIZES:
-        return name
+    return name if name not in SIZES else ranks.in_turn(lambda: _made(name))
+
+
+def _made(name: str) -> str:
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # other code may make another model
     folder = cache_folder() / "models" / f"new-{name}-{version}"
     if not (folder / "config.json").is_file():

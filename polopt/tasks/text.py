@@ -11,11 +11,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from polopt.core import ranks
 from polopt.core.errors import RunError, UsageError
 from polopt.core.spec import Spec
+from polopt.tasks.answers import Answered, answered
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.options import flag, number, whole
-from polopt.tasks.problem import Around, Ladder, Message, Problem, Prompt, as_written, code_of, opening
+from polopt.tasks.problem import Around, Ladder, Message, Problem, Prompt, as_written, opening
 from polopt.tasks.rewards import COMPONENTS, Part, Rewards, Unscored, component_facts, make_rewards
 
 MAX_TEXT = 1 << 20
@@ -285,24 +287,20 @@ class TextTask(Task):
         answer = torch.zeros(self.num, dtype=torch.int64)
         obs: list[Any] = []
         judged: dict[int, float | Unscored] = {}  # rows whose episode ends here and is scored: by the verifier
+        asked = [row for row in range(self.num) if active[row] and (ended[row] or self.score_truncated)]
+        said = ranks.shared(asked, lambda rows: {row: self._answered(row, texts[row]) for row in rows})
         for row, text in enumerate(texts):
             problem, transcript = self._problems[row], self.transcripts[row]
             feedback: str | None = None
             if not active[row]:
                 obs.append("" if isinstance(problem.prompt, str) else [])
                 continue
-            if not ended[row] and not self.score_truncated:
+            if row not in said:
                 truncated[row], reward[row] = True, self.truncated_reward
             else:
-                try:
-                    before = as_written(problem, transcript)
-                    feedback, value, over = self.reply(problem, before, problem.given + text)
-                    answer[row] = code_of(self.extract(problem, problem.given + text)) if over else 0
-                except (UsageError, RunError):
-                    raise
-                except Exception as error:  # a verifier that fails costs this sample only
-                    value, over = 0.0, True
-                    failed[row], self.failure = True, _said(self.spec.name, error)
+                feedback, value, over, answer[row], failure = said[row]
+                if failure is not None:
+                    failed[row], self.failure = True, failure
                 reward[row] = value
                 if over:
                     correct[row] = value >= 1 - 1e-6
@@ -312,7 +310,8 @@ class TextTask(Task):
             self.transcripts[row] = [*transcript, {"role": "assistant", "content": text}, *new]
             obs.append((feedback or "") if isinstance(problem.prompt, str) else new)
         if self.rewards is not None:
-            scored = self._judge(self.rewards, judged)
+            by = self.rewards
+            scored = ranks.shared([*judged], lambda rows: self._judge(by, {row: judged[row] for row in rows}))
             for row, parts in scored.items():
                 given = self.rewards.total(parts)
                 failed[row] = isinstance(given, Unscored)
@@ -326,6 +325,9 @@ class TextTask(Task):
         self.obs, self.first, self.correct, self.failed = obs, torch.zeros_like(terminated), correct, failed
         self.answer = answer
         return list(obs), reward, terminated, truncated
+
+    def _answered(self, row: int, text: str) -> Answered:
+        return answered(self, self._problems[row], self.transcripts[row], text)
 
     def columns(self, problem: Problem) -> dict[str, Any]:
         """What reward functions get of a problem besides prompt and completion."""
@@ -391,8 +393,3 @@ class TextTask(Task):
         for name in ("first", "correct", "failed"):
             setattr(self, name, torch.tensor(state[name], dtype=torch.bool))
         self.answer = torch.tensor(state["answer"], dtype=torch.int64)
-
-
-def _said(name: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"the verifier of {name} raised {type(error).__name__}" + (f": {text}" if text else "")

@@ -13,7 +13,7 @@ import torch
 
 from polopt.bases.language import LanguageMethod
 from polopt.bases.method import Method
-from polopt.core import files
+from polopt.core import files, ranks
 from polopt.core.errors import CheckpointError, DamagedError, Notice, UsageError
 from polopt.core.locks import owned
 from polopt.core.modules import device_of
@@ -23,7 +23,7 @@ from polopt.evaluation.ope import BEHAVIOR, environment_log_prob
 from polopt.evaluation.score import NO_RETURN
 from polopt.policies.base import Actor
 from polopt.tasks.described import NotHere
-from polopt.training import beginning, seeding
+from polopt.training import beginning, launch, seeding
 from polopt.training.checkpoints import unneeded
 from polopt.training.devices import device_here
 from polopt.training.folder import Run, check_free, new_folder, write_config, write_spaces
@@ -45,7 +45,8 @@ def iterate(
 ) -> Iterator[Row]:
     """Trains like `train`, yielding each logged row; `row["method"]` is the live method and `row["run"]` the folder."""
     planned = plan(method, task, preset=preset, init=init, task_options=task_options, **settings)
-    folder = new_folder(None if out is None else Path(out), method, task_name(planned.task), planned.options.seed)
+    place = None if out is None else Path(out)
+    folder = ranks.told(lambda: new_folder(place, method, task_name(planned.task), planned.options.seed))
     yield from start(planned, folder)
 
 
@@ -85,7 +86,8 @@ def train(
     if steps is not None:
         settings["steps"] = steps
     planned = plan(method, task, preset=preset, init=init, task_options=task_options, seed=seed, **settings)
-    folder = new_folder(None if out is None else Path(out), method, task_name(planned.task), seed)
+    place = None if out is None else Path(out)
+    folder = ranks.told(lambda: new_folder(place, method, task_name(planned.task), seed))
     return finish(start(planned, folder), folder, progress=progress)
 
 
@@ -100,16 +102,21 @@ def start(
     with runtime(planned.options), ExitStack() as owner:
         try:
             method = beginning.build(planned, say)
-            files.make_folder(folder)
-            if not again:
-                owner.enter_context(owned(folder))
-                check_free(folder)  # somebody else may have begun there in the meantime
-            write_config(folder, planned.record(method))
-            write_spaces(folder, method.task)
+
+            def begin() -> None:
+                files.make_folder(folder)
+                if not again:
+                    owner.enter_context(owned(folder))
+                    check_free(folder)  # somebody else may have begun there in the meantime
+                write_config(folder, planned.record(method))
+                write_spaces(folder, method.task)
+
+            ranks.told(begin)
         except BaseException:
             owner.close()
-            with suppress(OSError):
-                folder.rmdir()  # if it is still empty: nothing is left of a run that never began
+            if ranks.first():
+                with suppress(OSError):
+                    folder.rmdir()  # if it is still empty: nothing is left of a run that never began
             raise
         begun = False
         try:
@@ -118,7 +125,7 @@ def start(
                 yield row
         except UsageError:
             if not begun and not again:  # the first evaluation has refused a setting: the run never began
-                beginning.forget(folder, before)
+                ranks.told(lambda: beginning.forget(folder, before))
             raise
 
 
@@ -134,7 +141,8 @@ def resume(
 ) -> Run:
     """Continues a run from its last checkpoint; on the CPU with bitwise the weights of a run never stopped.
 
-    A run that was stopped before its first checkpoint starts again.
+    A run that was stopped before its first checkpoint starts again. One of several processes is continued by as many as
+    torchrun has started; fewer divide its batches as before, one after the other.
 
     Args:
         folder: the run folder.
@@ -150,8 +158,11 @@ def resume(
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
     Run(Path(folder)).config  # noqa: B018  a folder that is no run has no owner
-    with owned(Path(folder)):
+    with ExitStack() as owner:
         run = Run(Path(folder))
+        if launch.world() > 1:
+            launch.meet(device or run.config["run"]["device"])
+        ranks.told(lambda: _own(owner, run.folder))
         planned = read_plan(run, OwnCode.of(own))
         if extend is not None:
             if extend <= planned.steps:
@@ -164,7 +175,12 @@ def resume(
         before = planned.options.device
         planned.options = replace(planned.options, device=device_here(before, device, resuming=True))
         moved = planned.options.device != before
-        if moved:
+        if ranks.count() > planned.options.processes:
+            planned.options, moved = replace(planned.options, processes=ranks.count()), True
+            said = f"{folder} is divided among {ranks.count()} processes from here on: its last bits differ"
+            warnings.warn(said, Notice, stacklevel=2)
+            launch.check(planned.cls, planned.config, planned.options)
+        if planned.options.device != before:
             warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", Notice, stacklevel=2)
         steps = run.checkpoints.steps()
         if checkpoint is not None and checkpoint not in steps:
@@ -175,6 +191,10 @@ def resume(
         anew = extend is not None or until is not None
         rows = _resumed(planned, run.folder, chosen, extended=anew, changed=anew or moved)
         return finish(rows, run.folder, progress=progress)
+
+
+def _own(owner: ExitStack, folder: Path) -> None:
+    owner.enter_context(owned(folder))
 
 
 def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:
@@ -198,10 +218,11 @@ def _rows(
             if extended:
                 trainer.stopped = False
             if changed:
-                write_config(folder, planned.record(method))
+                ranks.told(lambda: write_config(folder, planned.record(method)))
         if step is None or not trainer.finished:  # a finished run is left as it is
             purge = 0 if step is None else step + 1
-            trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
+            if ranks.first():
+                trainer._loggers += make_loggers(options.loggers, folder, planned.record(), trainer.rows, purge)
             if not method.task.exact_restore:
                 warnings.warn(method.task.restore_note, Notice, stacklevel=2)
             for row in trainer.run():
@@ -214,7 +235,7 @@ def _rows(
 
 
 def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
-    if progress:
+    if progress and ranks.first():
         from polopt.training.progress import show
 
         rows = show(rows)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from polopt.core import files
+from polopt.core import files, ranks
 from polopt.core.errors import DamagedError
 from polopt.core.state import Blob, Leaf, unlearned
 from polopt.optim import Optimizer
@@ -223,4 +223,7 @@ def restore_random_state(state: dict[str, Leaf]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
     cuda = [state[key] for key in sorted(state) if key.startswith("random/cuda")]
     if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+        if ranks.count() > 1:
+            torch.cuda.set_rng_state(cuda[0])  # of the first process's device, which all of them draw alike from
+        else:
+            torch.cuda.set_rng_state_all(cuda)

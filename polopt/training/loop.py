@@ -9,18 +9,20 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polopt.bases.method import Method
-from polopt.core import files, signals
+from polopt.core import files, ranks, signals
 from polopt.core.errors import CheckpointError, Notice, RunError
 from polopt.core.state import Stateful, gather, restore
 from polopt.data.components import Tally, added, means
 from polopt.evaluation.figures import to_json
 from polopt.tasks.base import Task
+from polopt.training.agreement import check_agreement
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state, unneeded
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
@@ -38,6 +40,11 @@ def spread(entries: list[Row], most: int) -> list[Row]:
         gaps = [after["step"] - before["step"] for before, after in zip(entries, entries[2:])]
         del entries[1 + gaps.index(min(gaps))]
     return entries
+
+
+def heard(watch: signals.Watch) -> bool:
+    """Whether a signal has come to any of the processes that share the run."""
+    return bool(ranks.most(int(watch.heard)))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -115,7 +122,9 @@ class Trainer(Stateful):
         with signals.watched() as watch:
             try:
                 yield from self._rows(watch)
-            except signals.Stopped:
+            except (signals.Stopped, ranks.Gone) as error:
+                if isinstance(error, ranks.Gone) and not watch.heard:
+                    raise
                 if self._owed is None:
                     raise Interrupted(f"interrupted within an update{self._last_good()}") from None
                 self.save()
@@ -136,16 +145,16 @@ class Trainer(Stateful):
             self._add(metrics)
             if self.count == before and not metrics:
                 raise RunError(f"{self.method.slug} makes no progress: an update spent nothing and learned nothing")
-            ending = self.finished or watch.heard or self.method.stage_name != stage
+            ending = self.finished or heard(watch) or self.method.stage_name != stage
             evaluate = self._crossed(self.eval_every, before) or self.finished
             save = self._crossed(self.checkpoint_every, before) or ending
             if evaluate or save or self._crossed(self.log_every, before):
                 row = self._row(evaluate=evaluate)
-                save = save or self.finished or watch.heard
+                save = save or self.finished or heard(watch)
                 if save:
                     self.save()
                 yield row
-            if watch.heard:
+            if heard(watch):
                 if not save:
                     self._row(evaluate=False)
                     self.save()
@@ -157,7 +166,7 @@ class Trainer(Stateful):
         """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
         self._check_parameters()
         self._tick()
-        self.checkpoints.save(self.count, gather(self) | random_state())
+        ranks.told(lambda: self.checkpoints.save(self.count, gather(self) | random_state()))
 
     def _check_parameters(self) -> int:
         """How many parameters there are. Raises RunError naming the first that is not finite."""
@@ -176,7 +185,7 @@ class Trainer(Stateful):
         `weights`, what checkpoints lack: then the run needs nothing but its folder from here on."""
         export = getattr(self.method.policy, "export", None)
         if export is not None:
-            export(self.checkpoints.folder.parent / MODEL, weights=weights)
+            ranks.told(lambda: export(self.checkpoints.folder.parent / MODEL, weights=weights))
 
     def load(self, step: int) -> None:
         """Continues from the checkpoint at `step`, exactly."""
@@ -185,7 +194,7 @@ class Trainer(Stateful):
             restore(self, {name: leaf for name, leaf in state.items() if not name.startswith("random/")})
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {self.checkpoints.path(step)} does not fit this run: {error}") from error
-        self.checkpoints.drop_after(step)
+        ranks.told(lambda: self.checkpoints.drop_after(step))
         restore_random_state(state)
 
     def _crossed(self, every: int, before: int) -> bool:
@@ -199,11 +208,13 @@ class Trainer(Stateful):
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def _row(self, *, evaluate: bool) -> Row:
-        """Logs a row. Raises Stopped when a signal breaks its evaluation off; the row is owed then."""
+        """Logs a row. Raises Stopped when a signal breaks its evaluation off; the row is owed then. Of several
+        processes none stops there, since all must."""
+        check_agreement(self.method)
         row, self._owed = self._owed or self._numbers(), None
         if evaluate:
             try:
-                with signals.breakable():
+                with signals.breakable() if ranks.count() == 1 else nullcontext():
                     scores = self.method.evaluate(self._eval_task, self.eval_episodes)
             except signals.Stopped:
                 self._owed = row
@@ -245,7 +256,8 @@ class Trainer(Stateful):
         value = self.score.of(scores, self.method.slug)
         if self.keeps_best and math.isfinite(value) and (self.best is None or value > self.best):
             self.best = value
-            self.checkpoints.save(self.count, gather(self.method, "method", skip=unneeded), kind="best", keep=1)
+            state = gather(self.method, "method", skip=unneeded)
+            ranks.told(lambda: self.checkpoints.save(self.count, state, kind="best", keep=1))
         self._tick()
         return {f"eval/{name}": value for name, value in scores.items()} | {"seconds": round(self.seconds, 3)}
 
@@ -259,14 +271,14 @@ class Trainer(Stateful):
     def _keep_figures(self) -> None:
         """Keeps what the method shows after this evaluation: figures.json."""
         figures = self.method.figures()
-        if figures:
+        if figures and ranks.first():
             entry = {"step": self.count, "figures": to_json(figures)}
             files.replace(self.checkpoints.folder.parent / "figures.json", json.dumps(entry).encode())
 
     def _keep_samples(self) -> None:
         """Keeps what some evaluations showed, the first and the last among them: samples.json."""
         shown = getattr(self.method, "samples", None)
-        if shown:
+        if shown and ranks.first():
             path = self.checkpoints.folder.parent / "samples.json"
             before = json.loads(path.read_text())["shown"] if path.is_file() else []
             kept = [entry for entry in before if entry["step"] < self.count]

@@ -25,6 +25,9 @@ class RunOptions(Config):
         (), "polopt", help="for tasks of several objectives: the reward is their sum with these weights"
     )
     threads: int | None = param(None, "polopt", low=1, help="torch threads; by default torch's own choice")
+    processes: int = param(
+        1, "polopt", low=1, help="processes that share the run, each with rows of its own: of language models"
+    )
     compile: bool = param(
         False, "polopt", help="compile losses and optimizer steps, or passes through a language model"
     )

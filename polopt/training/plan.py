@@ -16,6 +16,7 @@ from polopt import registry
 from polopt.bases.method import Method
 from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import AGAIN, fields_of, from_dict, to_dict
+from polopt.core import ranks
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
@@ -27,7 +28,7 @@ from polopt.tasks.gym import GymTask
 from polopt.tasks.making import Maker, registered_id
 from polopt.tasks.named import is_text, own_class
 from polopt.tasks.rewards import own_code
-from polopt.training import seeding
+from polopt.training import launch, seeding
 from polopt.training.devices import named_device
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
@@ -93,6 +94,7 @@ class Plan:
             self.options = replace(self.options, eval_episodes=self.cls.eval_episodes)
         if "facts" in self.task_options:
             raise UsageError("--task.facts is written --facts: no environment is given it")
+        launch.check(self.cls, self.config, self.options)
         for name in RESERVED & self.task_options.keys():
             raise UsageError(f"--task.{name} cannot be set: polopt chooses it for every environment")
 
@@ -111,9 +113,10 @@ class Plan:
         copies = f"{self.config.envs} environment{'s' * (self.config.envs > 1)}"
         if is_arrays(self.task):
             copies = "no environment: evaluated on held-out decisions, without a return"
+        shared = f", {options.processes} processes" if options.processes > 1 else ""
         return (
             f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
-            f"{copies}, {options.device}, {options.dtype}{derived} -> {folder}"
+            f"{copies}, {options.device}{shared}, {options.dtype}{derived} -> {folder}"
         )
 
     def record(self, method: Method | None = None) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def plan(
     configs, preset = apply_many(groups, settings, presets=cls.presets)
     if configs["run"].video:
         raise UsageError("video is an option of 'polopt train': elsewhere polopt.report(folder) records one of a run")
-    options: RunOptions = configs["run"]
+    options: RunOptions = launch.join(configs["run"])
     if task is None:
         task, task_options, options = studied(method, preset or typed, dict(task_options or {}), options)
     return Plan(
@@ -362,13 +365,14 @@ def _models(config: Any) -> set[str]:
 
 @contextmanager
 def runtime(options: RunOptions) -> Iterator[None]:
-    """Precision and threads of a run, put back afterwards."""
+    """Precision, threads and parts of a run, put back afterwards."""
     before = torch.get_default_dtype(), torch.get_num_threads()
     try:
         torch.set_default_dtype(getattr(torch, options.dtype))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        yield
+        with ranks.divided(options.processes):
+            yield
     finally:
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])

@@ -1,0 +1,219 @@
+"""One of two processes that do the same things together; what each finds is read by `test_ranks.py`.
+
+    python -m tests.training.pair FOLDER WORK ...       with RANK, WORLD_SIZE and a place to meet (`launch.meet`)
+
+WORK is "checks", "runs", a method of the registry, or settings in `GRPO`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+import polopt
+from polopt.core import ranks
+from polopt.core.errors import RunError, UsageError
+from polopt.core.state import gather
+from polopt.optim import Optimizer
+from polopt.tasks.problem import Problem
+from polopt.tasks.problems import Addition
+from polopt.training import launch, seeding
+from polopt.training.agreement import check_agreement, fingerprints
+from tests.guards.harness import advance, built, plan
+
+GRPO: dict[str, dict[str, Any]] = {
+    "fewer rows than processes": {"batch_prompts": 1, "samples_per_prompt": 1, "updates_per_batch": 1},
+    "lora": {"policy.lora": "lo-ra", "policy.lora.rank": 2, "policy.gradient_checkpointing": True},
+    "exact kl": {"reference_kl.estimator": "exact", "micro_batch": 1},
+    "compiled": {"compiled": True},
+    "uneven": {"batch_prompts": 3, "samples_per_prompt": 3, "updates_per_batch": 2, "micro_tokens": 40},
+}
+SFT = {"model": "tiny", "batch_size": 3, "steps": 12, "log_every": 2, "checkpoint_every": 4, "eval_every": 4}
+SFT |= {"eval_episodes": 2, "policy.max_tokens": 4, "loggers": (), "dtype": "float64", "lr": 1e-3, "threads": 1}
+POOL = {"pool": 16, "score_truncated": True}
+COUNTED: list[str] = []
+
+
+class Deadly(Addition):
+    """Additions, at the third of which a process that is the second of two dies, unless it has died before."""
+
+    asked = 0
+
+    def verify(self, problem: Problem, text: str) -> float:
+        Deadly.asked += 1
+        mark = Path(os.environ["POLOPT_KILLED"])
+        if os.environ.get("RANK") == "1" and Deadly.asked == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().verify(problem, text)
+
+
+def lucky(completion: str) -> float:
+    """A reward that is another one whenever it is asked."""
+    COUNTED.append(completion)
+    return random.random() + torch.rand(()).item()
+
+
+def settled(name: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """What two updates of a smoke run leave, of a method or of GRPO with settings, in double precision; the metrics."""
+    torch.set_default_dtype(torch.float64)
+    changes = dict(GRPO.get(name, {}))
+    compiled = changes.pop("compiled", False)
+    with built("grpo" if name in GRPO else name, **changes) as method:
+        if compiled:
+            method.compile(backend="eager")
+        metrics = advance(method, 10**9, 2)
+        state = gather(method) | {"torch": torch.get_rng_state()}
+        return state, metrics
+
+
+def refused(work: Any) -> str:
+    try:
+        work()
+    except (UsageError, RunError, KeyboardInterrupt) as error:
+        return str(error)
+    return "nothing was said"
+
+
+def primitives() -> dict[str, Any]:
+    """Each function of `polopt.core.ranks` by itself."""
+    seeding.seed_everything(0)
+    own = ranks.index()
+    flags, numbers = torch.tensor([own == 0, False]), torch.tensor([1.0 + own, 2.0])
+    ranks.add_([flags, numbers])
+    batch = numbered(3)
+    parameters = [torch.zeros(2), torch.zeros(2), torch.zeros(2)]
+    parameters[own].grad = torch.ones(2)
+    sums = ranks.gradients_(parameters, {"both": torch.tensor(1.0), f"of {own}": torch.tensor(2.0)})
+
+    def fails() -> int:
+        if own == 1:
+            raise UsageError("only the second process knows")
+        return 0
+
+    luck = ranks.shared([5, 6, 7], lambda items: {item: random.random() + torch.rand(()).item() for item in items})
+    return {
+        "count": (ranks.count(), ranks.first(), ranks.parts(), [*ranks.own()], ranks.mine(3)),
+        "told": ranks.told(lambda: own),
+        "each": ranks.each(lambda: own),
+        "error": (refused(lambda: ranks.told(fails)), refused(lambda: ranks.each(fails))),
+        "most": ranks.most(own),
+        "in turn": ranks.in_turn(lambda: own) == own,
+        "added": (flags.tolist(), numbers.tolist()),
+        "joined": ranks.joined(lambda rows: rows["x"] * 2, batch).tolist(),
+        "one row": ranks.joined(lambda rows: rows["x"] * 2, batch[:1]).tolist(),
+        "gradients": [None if each.grad is None else each.grad.tolist() for each in parameters],
+        "sums": {name: value.item() for name, value in sums.items()},
+        "luck": luck,
+        "after": (random.random(), torch.rand(()).item()),
+    }
+
+
+def numbered(rows: int) -> Any:
+    return TensorDict({"x": torch.arange(float(rows))}, batch_size=[rows])
+
+
+def disagreements() -> dict[str, str]:
+    """What is said when the second process is made to differ in something."""
+
+    def weights(method: Any) -> None:
+        next(method.policy.parameters()).data[0] += 1e-3
+
+    def counts(method: Any) -> None:
+        method.ledger.tokens += 1
+
+    def luck(method: Any) -> None:
+        torch.rand(())
+
+    said = {}
+    for change in (weights, counts, luck):
+        with built("grpo") as method:
+            check_agreement(method)
+            if ranks.index() == 1:
+                change(method)
+            said[change.__name__] = refused(lambda: check_agreement(method))
+            torch.manual_seed(0)
+    return said
+
+
+def random_reward() -> dict[str, Any]:
+    """Rewards that nobody could compute twice."""
+    planned = plan("grpo", samples_per_prompt=3, batch_prompts=3)
+    planned.task_options["rewards"] = lucky
+    method = planned.build()
+    metrics = advance(method, 10**9, 2)
+    method.task.close()
+    return {"state": fingerprints(method), "asked": len(COUNTED), "metrics": metrics}
+
+
+def refusals() -> dict[str, str]:
+    def drawing(batch: Any) -> Any:
+        return (layer(torch.ones(2)) * torch.rand(())).sum(), {}
+
+    layer = nn.Linear(2, 1)
+    optimizer = Optimizer(layer, lr=0.1)
+    options = {"steps": 4, "loggers": ()}
+    return {
+        "drawing": refused(lambda: optimizer.minimize(drawing, numbered(2))),
+        "control": refused(lambda: polopt.train("ppo", "CartPole-v1", **options)),
+        "number": refused(lambda: polopt.train("sft", "addition", model="tiny", processes=3, **options)),
+        "engine": refused(lambda: polopt.train("grpo", "vowels", model="tiny", **{"policy.engine": "vllm"}, **options)),
+        "device": refused(lambda: polopt.train("sft", "addition", model="tiny", device="cuda:0", **options)),
+    }
+
+
+def run(folder: Path, number: int = 0, at: int = 0) -> str:
+    """Trains; after row `at` a signal comes to the second process. What was said."""
+
+    def train() -> None:
+        rows = polopt.iterate("sft", "addition", out=folder, task_options=POOL, **SFT)
+        for count, _ in enumerate(rows):
+            if count == at and number and ranks.index() == 1:
+                os.kill(os.getpid(), number)
+
+    return refused(train)
+
+
+def runs(folder: Path) -> dict[str, Any]:
+    torch.set_default_dtype(torch.float32)
+    found = {"stopped": run(folder / "stopped", signal.SIGTERM, 3)}
+    ranks.told(lambda: shutil.copytree(folder / "stopped", folder / "alone"))
+    found["resumed"] = refused(lambda: polopt.resume(folder / "stopped"))
+    return found
+
+
+CHECKS: dict[str, Any] = {
+    "primitives": primitives,
+    "disagreements": disagreements,
+    "random reward": random_reward,
+    "refusals": refusals,
+}
+
+
+def main(folder: Path, work: list[str]) -> None:
+    torch.set_num_threads(1)
+    launch.meet()
+    found: dict[str, Any] = {}
+    for name in work:
+        if name == "checks":
+            found |= {check: function() for check, function in CHECKS.items()}
+        elif name == "runs":
+            found |= runs(folder)
+        else:
+            found[name] = settled(name)
+    torch.save(found, folder / f"found-{ranks.index()}.pt")
+    if "runs" in work:
+        (folder / "killed.txt").write_text(run(folder / "killed", signal.SIGKILL, 3))  # the second process ends there
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

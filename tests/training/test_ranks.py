@@ -1,0 +1,229 @@
+"""Two processes share a run: what they compute is what one process computes with the same parts, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import polopt
+from polopt import registry
+from polopt.bases.language import LanguageMethod
+from polopt.cli import main
+from polopt.core import ranks
+from polopt.training import api, launch
+from polopt.training.folder import Run
+from tests.guards.harness import one_of_a_kind
+from tests.training import pair
+
+LANGUAGE = [name for name in registry.entries() if issubclass(registry.load(name), LanguageMethod)]
+QUICK = [each.values[0] for each in one_of_a_kind(LANGUAGE) if not each.marks]
+SETTINGS = [name for name in pair.GRPO if name != "compiled"]
+
+
+def together(folder: Path, work: Sequence[str]) -> list[Any]:
+    """What two processes found, and the exit codes of both."""
+    own = {"WORLD_SIZE": "2", launch.PLACE: str(folder / "meet"), "OMP_NUM_THREADS": "1"}
+    own["POLOPT_CACHE"] = str(folder / "cache")
+    command = [sys.executable, "-m", "tests.training.pair", str(folder), *work]
+    both = []
+    for rank in range(2):
+        both.append(subprocess.Popen(command, env=os.environ | own | {"RANK": str(rank)}, stderr=subprocess.PIPE))
+    said = [process.communicate()[1].decode() for process in both]
+    found = [folder / f"found-{rank}.pt" for rank in range(2)]
+    assert all(path.is_file() for path in found), "\n".join(said)
+    return [*(torch.load(path, weights_only=False) for path in found), [process.returncode for process in both]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pair")
+
+
+@pytest.fixture(scope="module")
+def both(place: Path) -> list[Any]:
+    return together(place, ["checks", "runs", *QUICK, *SETTINGS])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return together(tmp_path_factory.mktemp("others"), [*(name for name in LANGUAGE if name not in QUICK), "compiled"])
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The leaves in which two states differ."""
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+    assert one.keys() == other.keys()
+    return [path for path, leaf in one.items() if not same(leaf, other[path])]
+
+
+def check(name: str, both: list[Any]) -> None:
+    with ranks.divided(2):
+        state, metrics = pair.settled(name)
+    for found in both[:2]:
+        assert differing(state, found[name][0]) == []
+        assert metrics == found[name][1]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SETTINGS])
+def test_two_processes_are_one_with_the_same_parts(name: str, both: list[Any]) -> None:
+    check(name, both)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [*(name for name in LANGUAGE if name not in QUICK), "compiled"])
+def test_so_they_are_with_every_method(name: str, others: list[Any]) -> None:
+    check(name, others)
+
+
+def test_parts_add_up_to_the_whole(float64: None) -> None:
+    """In parts a batch gives what it gives whole, up to rounding: the norms of the model are in single precision, and
+    Adam makes much of small gradients. Its steps are of 1e-2."""
+    whole, metrics = pair.settled("grpo")
+    with ranks.divided(3):
+        parts, others = pair.settled("grpo")
+    for path, leaf in whole.items():
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            torch.testing.assert_close(leaf, parts[path], rtol=0, atol=1e-5)
+    assert [one.keys() for one in metrics] == [one.keys() for one in others]
+
+
+def test_what_is_joined(both: list[Any]) -> None:
+    one, two = (found["primitives"] for found in both[:2])
+    assert one.pop("count") == (2, True, 2, [0], [slice(0, 1)])
+    assert two.pop("count") == (2, False, 2, [1], [slice(1, 3)])
+    assert one == two
+    assert (one["told"], one["each"], one["most"], one["in turn"]) == (0, [0, 1], 1, True)
+    assert one["error"] == ("nothing was said", "only the second process knows")
+    assert one["added"] == ([True, False], [3.0, 4.0])
+    assert (one["joined"], one["one row"]) == ([0.0, 2.0, 4.0], [0.0])
+    assert one["gradients"] == [[1.0, 1.0], [1.0, 1.0], None]
+    assert one["sums"] == {"both": 2.0, "of 0": 2.0, "of 1": 2.0}
+    assert len(set(one["luck"].values())) == 3
+
+
+def test_one_process_joins_nothing() -> None:
+    assert (ranks.count(), ranks.first(), ranks.parts(), ranks.mine(3)) == (1, True, 1, [slice(0, 3)])
+    with ranks.divided(2):
+        assert ranks.mine(3) == [slice(0, 1), slice(1, 3)]
+        with ranks.apart():
+            assert ranks.mine(3) == [slice(0, 3)]
+    state = random.getstate()
+    assert ranks.shared([1, 2], lambda items: dict.fromkeys(items, random.getstate() == state)) == {1: True, 2: True}
+
+
+def test_who_disagrees_is_stopped_with_the_name_of_what_differs(both: list[Any]) -> None:
+    for found in both[:2]:
+        said = found["disagreements"]
+        assert "processes 0 and 1 disagree about method.policy.model" in said["weights"]
+        assert "about method.ledger#tokens at 0 completions" in said["counts"]
+        assert "about random/torch" in said["luck"]
+
+
+def test_a_reward_that_is_drawn_is_drawn_once(both: list[Any]) -> None:
+    one, two = (found["random reward"] for found in both[:2])
+    assert one["state"] == two["state"]
+    assert one["metrics"] == two["metrics"]
+    assert (one["asked"], two["asked"]) == (8, 10)
+    assert len({metrics["reward"] for metrics in one["metrics"]}) == 2
+
+
+def test_what_cannot_be_divided_is_refused(both: list[Any]) -> None:
+    for found in both[:2]:
+        said = found["refusals"]
+        assert "drawing draws random numbers, and several processes would all draw the same" in said["drawing"]
+        assert "only methods for language models divide their batches, and ppo is none" in said["control"]
+        assert said["number"] == "--processes 3, and torchrun has started 2"
+        assert said["engine"] == "--processes 2: --policy.engine vllm samples for one process only"
+        assert said["device"].endswith("so say --device cuda, not cuda:0")
+
+
+def final(folder: Path) -> dict[str, Any]:
+    checkpoints = Run(folder).checkpoints
+    state = checkpoints.load(checkpoints.steps()[-1])
+    return {path: leaf for path, leaf in state.items() if path not in ("#seconds", "#rows")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run of two parts ends with that one process has made without a stop."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    planned = api.plan("sft", "addition", task_options=pair.POOL, **pair.SFT)
+    planned.options = replace(planned.options, processes=2)
+    for _ in api.start(planned, folder):
+        pass
+    return final(folder)
+
+
+def test_a_signal_to_one_stops_all_and_any_number_goes_on(both: list[Any], place: Path, whole: dict[str, Any]) -> None:
+    for found in both[:2]:
+        assert found["stopped"] == "interrupted; saved"
+        assert found["resumed"] == "nothing was said"
+    assert Run(place / "alone").checkpoints.steps()[-1] < 12
+    assert Run(place / "stopped").config["run"]["processes"] == 2
+    assert differing(final(place / "stopped"), whole) == []
+    polopt.resume(place / "alone")
+    assert differing(final(place / "alone"), whole) == []
+    assert [row["updates"] for row in Run(place / "alone").rows] == [
+        row["updates"] for row in Run(place / "stopped").rows
+    ]
+
+
+def test_one_that_is_killed_stops_all_and_nothing_saved_is_lost(
+    both: list[Any], place: Path, whole: dict[str, Any]
+) -> None:
+    assert both[2] == [0, -9]
+    assert (place / "killed.txt").read_text() == "another process of this run has ended"
+    assert Run(place / "killed").checkpoints.steps()[-1] < 12
+    polopt.resume(place / "killed")
+    assert differing(final(place / "killed"), whole) == []
+
+
+WRONG = {
+    "train ppo --task CartPole-v1 --processes 2": "only methods for language models divide their batches",
+    "train sft --task addition --model tiny --processes 0": "processes",
+    "train sft --task addition --model tiny --processes 2 --lr -1": "lr",
+    "compare sft --task addition --model tiny --seeds 2 --processes 2": "belongs to 'polopt train'",
+    "resume nowhere --processes 2": "nowhere",
+    "resume nowhere --processes 0": "--processes 0: at least 1",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_commands_are_refused_before_anything_starts(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "run", lambda *args: pytest.fail("it was started"))
+    assert main(command.split()) == 2
+    assert WRONG[command] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.exhaustive
+def test_the_command_line_starts_several_and_goes_on_after_one_was_killed(
+    tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [item for name, value in pair.SFT.items() if value != () for item in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--task.pool", 16, "--task.score-truncated", "true", "--out", tmp_path / "run", "--loggers"]
+    monkeypatch.setenv("POLOPT_KILLED", str(tmp_path / "killed"))
+    task = "tests.training.pair:Deadly"
+    assert main(["train", "sft", "--task", task, "--processes", "2", *map(str, flags)]) == 1
+    assert "process 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
+    assert main(["resume", str(tmp_path / "run"), "--processes", "2", "--task", task]) == 0
+    out, err = capfd.readouterr()
+    assert out.count("report ") == 1
+    assert "Traceback" not in err
+    assert differing(final(tmp_path / "run"), whole) == []
