@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from polopt.policies.pretrained import load_pretrained, write_folder
 from polopt.tasks.spaces import check_followed
 
 ADAPTER = "adapter"  # in a model folder: LoRA's own weights, as PEFT reads them
+GENERATION = "generation_config.json"
 
 
 class TextPolicy(Imitates):
@@ -162,14 +164,16 @@ class TextPolicy(Imitates):
                         # A model folder that has adapters beside its weights would be read as adapters alone.
                         model.save_pretrained(into / ADAPTER, save_embedding_layers=False)
                         model = copy.deepcopy(model).merge_and_unload()
-                    model.save_pretrained(into)
+                    with _plain_generation(model):
+                        model.save_pretrained(into)
                 else:
-                    for settings in (self.bare.config, getattr(self.bare, "generation_config", None)):
-                        if settings is not None:
-                            settings.save_pretrained(into)
+                    self.bare.config.save_pretrained(into)
+                settings = getattr(self.bare, "generation_config", None)
+                if settings is not None:
+                    settings.to_json_file(into / GENERATION)
                 self.tokenizer.save_pretrained(into)
             if set(_ends(self.bare)) != set(self.tokens.ends):
-                _write_ends(into / "generation_config.json", self.tokens.ends)
+                _write_ends(into / GENERATION, self.tokens.ends)
 
         return write_folder(folder, write)
 
@@ -257,6 +261,20 @@ def _ends(model: Any) -> list[int]:
     """The ids that the model's own settings say end a text."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [int(end) for end in ends] if isinstance(ends, (list, tuple)) else [] if ends is None else [int(ends)]
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """With the library's own settings of generation: before transformers 5.24 a model that was published with settings
+    that do not go together, such as a temperature without sampling, is not saved."""
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        model.generation_config = type(settings)()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            model.generation_config = settings
 
 
 def _write_ends(file: Path, ends: Sequence[int]) -> None:

@@ -225,6 +225,8 @@ def test_other_models(make, headed, dtype, tolerance, tmp_path):
 
 
 def test_attention_in_single_precision(tmp_path, float64):
+    if Gemma2ForCausalLM.from_pretrained(gemma(tmp_path)).config._attn_implementation != "eager":
+        pytest.skip("this transformers computes the attention of Gemma 2 in the precision of the model")
     with pytest.raises(UsageError, match="computes its attention in single precision: use dtype float32"):
-        tiny_policy(gemma(tmp_path))
+        tiny_policy(tmp_path / "gemma")
     assert tiny_policy(tmp_path / "gemma", dtype="float32").act(PROMPTS)[0]["log_prob"].isfinite().all()
