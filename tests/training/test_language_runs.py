@@ -41,9 +41,15 @@ run()
 """
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stopped."""
+    return train("rec", tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("moment", ["generation", "backward", "saving"])
-def test_killed_in_the_middle_of_something_it_goes_on_exactly(moment, tmp_path):
-    whole = train("rec", tmp_path / "whole")
+def test_killed_in_the_middle_of_something_it_goes_on_exactly(moment, whole, tmp_path):
     folder = tmp_path / "killed"
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-c", KILLED, moment, *command("rec", folder)]

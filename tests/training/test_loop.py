@@ -20,6 +20,7 @@ from polopt.training.plan import Plan, plan
 from tests.tasks.envs import Troubled
 from tests.training.runs import TINY, command, settings, train
 
+pytestmark = pytest.mark.usefixtures("unreported")
 FAULTS = {
     "step raises": "ValueError: joint 3 broke",
     "reset raises": "ValueError: the arm is stuck",

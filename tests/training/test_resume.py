@@ -46,6 +46,7 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
 KILLED = [pytest.param(name, marks=() if name in ("sac", "bc-ppo", "rec") else pytest.mark.exhaustive) for name in TINY]
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_it_ends_with_bitwise_the_same_state(name, tmp_path):
     """SIGKILL at a moment drawn over the run: after a drawn checkpoint, and a drawn delay more."""
@@ -76,6 +77,7 @@ def test_with_worker_processes_it_resumes_bitwise_too(name, tmp_path):
     assert differing(final_state(tmp_path / "stopped"), final_state(whole.folder)) == []
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_exits_with_130_and_resumes(number, tmp_path, capsys, monkeypatch):
     before = signal.getsignal(number)  # ignored, in the background of a shell
@@ -178,6 +180,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert snapshot(folder) == before
 
 
+@pytest.mark.usefixtures("unreported")
 def test_extending_runs_schedules_over_the_new_total(tmp_path, capsys):
     folder = train("ppo", tmp_path / "run", lr_schedule="constant").folder
     longer = train("ppo", tmp_path / "longer", lr_schedule="constant", steps=160)
