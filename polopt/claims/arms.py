@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from polopt.claims.keys import plain
+from polopt.claims.keys import digest, plain
+from polopt.claims.shared import run_folder
 from polopt.core import files
-from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
 from polopt.evaluation.score import Score
+
+CHECKPOINTS = 10  # in a run: what a process that dies loses at most is a tenth of it
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,13 @@ class TrainArm:
     unit: str | None = None
 
     def __call__(self, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
-        from polopt.training.api import train
-
         if self.unit is None and len(budget) != 1:
             raise UsageError(f"the budget {dict(budget)} has several units: give train_arm(..., unit=...)")
-        settings: dict[str, Any] = {"loggers": (), "threads": 1, "checkpoint_every": 2**40} | dict(self.config)
-        with files.temporary_folder("polopt-claim-") as folder:
-            steps = budget[self.unit] if self.unit is not None else next(iter(budget.values()))
-            run: Any = train(self.method, self.task, steps=steps, seed=seed, out=folder / "run", **settings)
+        steps = budget[self.unit] if self.unit is not None else next(iter(budget.values()))
+        settings: dict[str, Any] = {"loggers": (), "threads": 1, "checkpoint_every": max(1, steps // CHECKPOINTS)}
+        settings |= {**dict(self.config), "steps": steps}
+        with run_folder(digest({"arm": self.describe(), "steps": steps, "seed": seed})) as place:
+            run = _trained(self.method, self.task, seed, place, settings)
             if run.config["unit"] not in budget:
                 raise UsageError(
                     f"{self.method} counts {run.config['unit']}, but the budget of its claim is {dict(budget)}"
@@ -46,6 +50,17 @@ class TrainArm:
         return {"train": self.method, "task": plain(self.task), "metrics": plain(self.metrics)} | {
             "config": plain(dict(self.config))
         }
+
+
+def _trained(method: str, task: Any, seed: int, place: Path, settings: dict[str, Any]) -> Any:
+    """The run in this folder: one that was stopped goes on, unless it is damaged, or of an earlier polopt."""
+    from polopt.training.api import train, train_or_resume
+
+    if place.exists():
+        with suppress(UsageError, CheckpointError):
+            return train_or_resume(method, task, seed, place, settings, False)
+        files.remove(place)
+    return train(method, task, seed=seed, out=place, **settings)
 
 
 def train_arm(

@@ -29,15 +29,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def run_verb(
-    slug: str, *, quick: bool = False, pilot: bool = False, seeds: int | None = None, jobs: int | None = None
-) -> int:
-    """`polopt claim`: runs, prints, and returns the exit code: 1 when an arm failed, else 0, whatever the verdict."""
+def run_verb(slug: str, **how: Any) -> int:
+    """`polopt claim`: runs, prints, and returns the exit code: 1 when an arm failed, else 0, whatever the verdict; the
+    rest as for `run_claim`."""
     from rich.console import Console
+
+    from polopt.training.job_table import shown
 
     console = Console()
     report = functools.partial(print_line, console)
-    outcome = run_claim(slug, quick=quick, pilot=pilot, seeds=seeds, jobs=jobs, report=report)
+    watch = functools.partial(shown, console=console, lines=False)
+    outcome = run_claim(slug, report=report, watch=watch, **how)
     print_outcome(outcome, console)
     return 1 if outcome.failed else 0
 

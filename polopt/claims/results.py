@@ -52,6 +52,10 @@ class Place:
     def lines(self, slug: str) -> Path:
         return self.results / f"{slug}.jsonl"
 
+    def work(self, slug: str) -> Path:
+        """Of the runs that are not recorded yet."""
+        return self.results / ".work" / slug
+
     @property
     def verdicts(self) -> Path:
         return self.results / "verdicts.json"

@@ -7,12 +7,9 @@ Importing this module imports no torch; arms do.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any
 
 import polopt
 from polopt.claims.claim import PILOT_SEED, Claim
-from polopt.claims.grids import Together
 from polopt.claims.judge import Check, Verdict, check
 from polopt.claims.keys import expect_key, line_key
 from polopt.claims.results import (
@@ -36,9 +32,10 @@ from polopt.claims.results import (
     verdict,
 )
 from polopt.claims.shared import one_run
+from polopt.claims.work import Runs, Watch, keep_only, run_lines
 from polopt.core import files
 from polopt.core.errors import UsageError
-from polopt.core.pool import spread
+from polopt.training.jobs import Engine
 
 QUICK_SEED = 2000
 QUICK_SHARE = 10  # --quick spends a tenth of the budget, on one seed
@@ -76,8 +73,11 @@ def run_claim(
     pilot: bool = False,
     seeds: int | None = None,
     jobs: int | None = None,
+    ray: str | None = None,
+    gpus_per_job: float = 0.0,
     root: Path | None = None,
     report: Callable[[Line, int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Runs what is missing of a claim, records it, and judges.
 
@@ -85,13 +85,16 @@ def run_claim(
         quick: a tenth of the budget on one seed apart: numbers, never a verdict, nothing recorded.
         pilot: the full budget on seeds 1000 and up, nothing recorded.
         seeds: how many of them; by default as many as the claim has.
-        jobs: processes, each with one torch thread; 2 by default where there are two cores.
+        jobs: at a time, each with one torch thread; 2 by default where there are two cores. More than one are processes
+            of their own: one that dies is tried again, and a run of `train_arm` goes on from its checkpoint then.
+        ray, gpus_per_job: on a Ray cluster instead: see `polopt.training.jobs.Engine`.
         report: called with each new line, the number done and the number to do.
+        watch: passes on what the jobs give while it shows them (`polopt.training.job_table.shown`).
 
     Raises:
         UsageError: no such claim, its file has changes that are not committed, or it is registered again with seeds
             that were used before.
-        RunError: a worker process died; lines recorded before stand.
+        RunError: the results cannot be written; lines recorded before stand.
     """
     if quick and pilot:
         raise UsageError("--quick and --pilot exclude each other")
@@ -100,11 +103,11 @@ def run_claim(
     place = find_place(root)
     path = place.claim(slug)
     claim = load_claim(path)
-    workers = min(2, _cores()) if jobs is None else jobs
-    if workers < 1:
-        raise UsageError(f"--jobs {workers} must be at least 1")
+    engine = Engine(min(2, _cores()) if jobs is None and ray is None else jobs, ray, gpus_per_job)
+    # Where other machines run jobs, what arms share lies beside the results, which they see.
+    inside = None if ray is None else place.results
     if quick or pilot:
-        return _unrecorded(slug, claim, path, seeds or claim.seeds, quick, workers, report)
+        return _unrecorded(slug, claim, path, seeds or claim.seeds, quick, engine, inside, report, watch)
 
     commit = expectation_commit(path)
     lines, torn = read_lines(place.lines(slug))
@@ -116,13 +119,20 @@ def run_claim(
     if missing:
         stamp: Line = {"expect": expect_key(claim), "commit": commit, "polopt": polopt.__version__}
         stamp |= {} if claim.revision == 1 else {"revision": claim.revision}
-        with appending(place.lines(slug)) as append:
-            for count, line in enumerate(_run(path, claim, claim.budget, missing, workers), start=1):
+        with appending(place.lines(slug)) as append, one_run(inside) as together:
+            work = place.work(slug)
+            folders = {arm: work / key.replace(":", "-") for arm, key in keys.items()}
+            keep_only(work, folders.values())
+            runs = Runs(path, claim.budget, together, folders)
+            for count, line in enumerate(run_lines(claim, runs, missing, engine, watch), start=1):
                 complete = line | {"key": keys[line["arm"]], "date": datetime.now(UTC).date().isoformat()} | stamp
                 append(complete)
+                if "metrics" in line:
+                    files.remove(runs.folder(line["arm"], line["seed"]))
                 lines.append(complete)
                 if report is not None:
                     report(complete, count, len(missing))
+            keep_only(work, [folder for folder in folders.values() if folder.is_dir() and any(folder.iterdir())])
     save_verdict(place, slug, claim, lines)
     used = select(claim, lines)
     result = verdict(claim, lines)
@@ -148,18 +158,23 @@ def _unrecorded(
     path: Path,
     count: int,
     quick: bool,
-    workers: int,
+    engine: Engine,
+    inside: Path | None,
     report: Callable[[Line, int, int], None] | None,
+    watch: Watch | None,
 ) -> Outcome:
     tenth = {unit: max(1, value // QUICK_SHARE) for unit, value in claim.budget.items()}
     budget = dict(claim.quick or tenth) if quick else claim.budget
     seeds = [QUICK_SEED] if quick else [PILOT_SEED + index for index in range(count)]
     todo = claim.jobs(seeds)
     lines: list[Line] = []
-    for line in _run(path, claim, budget, todo, workers):
-        lines.append(line)
-        if report is not None:
-            report(line, len(lines), len(todo))
+    with one_run(inside) as together:
+        runs = Runs(path, budget, together, dict.fromkeys(claim.arms, together / "runs"))
+        for line in run_lines(claim, runs, todo, engine, watch):
+            lines.append(line)
+            files.remove(runs.folder(line["arm"], line["seed"]))
+            if report is not None:
+                report(line, len(lines), len(todo))
     checks: tuple[Check, ...] = ()
     if not quick and not any("error" in line for line in lines):
         table: dict[str, dict[int, Any]] = {arm: {} for arm in claim.arms}
@@ -214,63 +229,6 @@ def _git(path: Path, *command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _run(
-    path: Path, claim: Claim, budget: Mapping[str, int], todo: Sequence[tuple[str, int]], workers: int
-) -> Iterator[Line]:
-    """Runs (arm, seed) in order and yields their lines as they finish."""
-    if not todo:
-        return
-    jobs = _grouped(claim, todo)
-    workers = min(workers, len(jobs))
-    with one_run():
-        if workers == 1:
-            for arm, seeds in jobs:
-                yield from _work(str(path), arm, seeds, dict(budget))
-            return
-        for _, lines in spread(_work, [(str(path), arm, seeds, dict(budget)) for arm, seeds in jobs], workers):
-            yield from lines
-
-
-def _grouped(claim: Claim, todo: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[int, ...]]]:
-    """The same runs as jobs: the seeds of an arm that runs them together are one, where the first of them stood."""
-    jobs: dict[tuple[str, int], tuple[int, ...]] = {}
-    for arm, seed in todo:
-        place = (arm, -1 if isinstance(claim.arms[arm], Together) else seed)
-        jobs[place] = (*jobs.get(place, ()), seed)
-    return [(arm, seeds) for (arm, _), seeds in jobs.items()]
-
-
-def _work(path: str, name: str, seeds: tuple[int, ...], budget: dict[str, int]) -> list[Line]:
-    """The runs of one job. Wrong usage is raised: it concerns the claim; any other error is the result of its runs."""
-    arm = load_claim(Path(path)).arms[name]
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    start = time.perf_counter()
-    outcomes: list[Line]
-    try:
-        table = arm.table(seeds, budget) if isinstance(arm, Together) else {seeds[0]: arm(seeds[0], budget)}
-        outcomes = [{"metrics": _json(dict(table[seed]))} for seed in seeds]
-    except UsageError:
-        raise
-    except Exception as error:
-        outcomes = [{"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}] * len(seeds)
-    seconds = round((time.perf_counter() - start) / len(seeds), 3)
-    return [{"arm": name, "seed": seed, "seconds": seconds} | outcome for seed, outcome in zip(seeds, outcomes)]
-
-
-def _json(value: Any) -> Any:
-    """Numbers of any library as JSON; what is not finite becomes null, which no expectation accepts."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, (bool, int, str)) or value is None:
-        return value
-    if hasattr(value, "tolist"):
-        return _json(value.tolist())
-    return float(value) if math.isfinite(value) else None
 
 
 def _cores() -> int:

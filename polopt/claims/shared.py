@@ -1,4 +1,5 @@
-"""What the arms of a claim use together, made once: a warm start, a clone, data, a critic. Torch-free."""
+"""Folders of the arms of a claim: what they use together, made once (a warm start, a clone, data, a critic), and where
+each trains, so that a run that was stopped goes on there. Torch-free."""
 
 from __future__ import annotations
 
@@ -34,17 +35,49 @@ def shared(key: str, make: Callable[[Path], object]) -> Path:
 
 
 @contextmanager
-def one_run() -> Iterator[None]:
-    """Within it, this process and those that it starts share one new folder."""
+def one_run(inside: Path | None = None) -> Iterator[Path]:
+    """Within it, this process and those that it starts share one new folder, where the system keeps what is temporary
+    or `inside` another one."""
+    with files.temporary_folder(".together-" if inside else "polopt-claim-shared-", inside) as folder, sharing(folder):
+        yield folder
+
+
+@contextmanager
+def sharing(folder: Path) -> Iterator[None]:
+    """Within it, what arms share is in this folder."""
     before = os.environ.get(VARIABLE)
-    with files.temporary_folder("polopt-claim-shared-") as folder:
-        os.environ[VARIABLE] = str(folder)
-        try:
-            yield
-        finally:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
+    os.environ[VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
+_runs: Path | None = None  # of the job that this process does
+
+
+@contextmanager
+def keeping_runs(folder: Path) -> Iterator[None]:
+    """Within it, arms train in this folder, which stays."""
+    global _runs
+    before, _runs = _runs, folder
+    try:
+        yield
+    finally:
+        _runs = before
+
+
+@contextmanager
+def run_folder(key: str) -> Iterator[Path]:
+    """Where the run with this key trains: the same folder whenever its job is done again; outside of a claim a
+    temporary one."""
+    if _runs is not None:
+        yield _runs / key
+        return
+    with files.temporary_folder("polopt-claim-") as folder:
+        yield folder / key
 
 
 @functools.cache

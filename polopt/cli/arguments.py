@@ -66,6 +66,20 @@ def _read(value: str) -> Any:
         return value
 
 
+def add_jobs(parser: argparse.ArgumentParser, default: str = "1") -> None:
+    """Where several trainings run; `jobs_of` reads it."""
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"runs at a time; default: {default}")
+    parser.add_argument(
+        "--ray", metavar="WHERE", help="on a Ray cluster: local, auto or HOST:PORT; --jobs is then as many as fit"
+    )
+    parser.add_argument("--gpus-per-job", type=float, default=0.0, metavar="F", help="with --ray; may be part of one")
+
+
+def jobs_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_jobs` read, as the functions of the library take it."""
+    return {"jobs": args.jobs, "ray": args.ray, "gpus_per_job": args.gpus_per_job}
+
+
 def add_own_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="MODULE:FUNCTION", help="the task again, when it is code of your own")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="the network again, when it is code of your own")

@@ -1,4 +1,4 @@
-"""`polopt export | compare | report | claim`: what is made of runs. Imports no torch until it must."""
+"""`polopt export | compare | sweep | report | claim`: what is made of runs. Imports no torch until it must."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polopt.cli.arguments import add_own_code, make_parser, own_code, split_members, split_task
+from polopt.cli.arguments import (
+    add_jobs,
+    add_own_code,
+    jobs_of,
+    make_parser,
+    own_code,
+    split_members,
+    split_task,
+)
 from polopt.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -16,6 +24,7 @@ if TYPE_CHECKING:
     from polopt.report.together import Ranges
 
 SCORE_HELP = "the number of the evaluations to compare by, e.g. return; default: what the methods are judged by"
+AGAIN = "interrupted; saved: the same command goes on from there"
 RANGE_HELP = "scores between which tasks are put on one scale; the optimality gap is what is missing to HIGH"
 
 
@@ -26,8 +35,8 @@ def compare_verb(argv: list[str]) -> int:
     )
     parser.add_argument("--task", required=True)
     parser.add_argument("--seeds", default="5", help="N: the seeds 0 .. N-1, or a list as in 0,1,7; for every method")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, help="the folder of the runs, the page and the figures")
+    add_jobs(parser)
     _add_measures(parser)
     first = next((index for index, item in enumerate(argv) if item.startswith("-")), len(argv))
     methods, (task_options, rest) = argv[:first], split_task(argv[first:])
@@ -46,7 +55,7 @@ def compare_verb(argv: list[str]) -> int:
             methods,
             args.task,
             seeds=args.seeds,
-            jobs=args.jobs,
+            **jobs_of(args),
             out=args.out,
             score=args.score,
             ranges=_ranges(args.range),
@@ -56,9 +65,67 @@ def compare_verb(argv: list[str]) -> int:
             progress=True,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; saved: the same command goes on from there") from None
+        raise KeyboardInterrupt(AGAIN) from None
     print_comparison(comparison.facts)
     print(comparison.page)
+    return 0
+
+
+def sweep_verb(argv: list[str]) -> int:
+    parser = make_parser(
+        "sweep METHOD",
+        "Train settings of a method, rank them on tuning seeds, and report the best on other seeds. All other options "
+        "hold for every setting.",
+    )
+    parser.add_argument("--task", required=True)
+    parser.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="NAME=VALUE,VALUE",
+        help="an option and its values; give it again for another one. NAME=LOW..HIGH is a range for --random",
+    )
+    parser.add_argument("--random", type=int, metavar="N", help="draw N settings; default: all combinations")
+    parser.add_argument(
+        "--seeds", default="5", help="the seeds that are reported: N for 0 .. N-1, or a list as in 0,1,7"
+    )
+    parser.add_argument("--tuning-seeds", type=int, default=2, metavar="K", help="seeds that rank: 1500 .. 1500+K-1")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="how many of the best are reported")
+    parser.add_argument("--out", type=Path, help="the folder of the runs, the table, the page and the figures")
+    add_jobs(parser)
+    _add_measures(parser)
+    given = not argv or argv[0].startswith("-")
+    method, (task_options, rest) = ("" if given else argv[0]), split_task(argv if given else argv[1:])
+    args, rest = parser.parse_known_args(rest)
+    if not method:
+        raise UsageError("polopt sweep needs a method before the options")
+
+    from polopt.report.grid import read_over
+    from polopt.report.sweep import sweep
+    from polopt.report.tables import print_comparison, print_ranking
+
+    try:
+        found = sweep(
+            method,
+            args.task,
+            read_over(args.over),
+            seeds=args.seeds,
+            tuning_seeds=args.tuning_seeds,
+            random=args.random,
+            top=args.top,
+            **jobs_of(args),
+            out=args.out,
+            score=args.score,
+            ranges=_ranges(args.range),
+            task_options=task_options,
+            argv=rest,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(AGAIN) from None
+    print_comparison(found.comparison.facts)
+    print_ranking(found.ranking)
+    print(found.comparison.page)
     return 0
 
 
@@ -149,10 +216,12 @@ def claim_verb(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny budget: prints numbers, never a verdict")
     parser.add_argument("--pilot", action="store_true", help="the full budget with other seeds; nothing is recorded")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds the pilot has; default: as the claim")
-    parser.add_argument(
-        "--jobs", type=int, default=None, help="runs at a time; default: the number of cores, at most 2"
-    )
+    add_jobs(parser, default="the number of cores, at most 2")
     args = parser.parse_args(argv)
     from polopt.claims import pages
 
-    return pages.run_verb(args.method, quick=args.quick, pilot=args.pilot, seeds=args.seeds, jobs=args.jobs)
+    how = {"quick": args.quick, "pilot": args.pilot, "seeds": args.seeds} | jobs_of(args)
+    try:
+        return pages.run_verb(args.method, **how)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(AGAIN) from None

@@ -140,10 +140,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder where the system keeps what is temporary, which is gone afterwards."""
-    with writing(os.environ.get("TMPDIR", "/tmp")):
-        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+def temporary_folder(prefix: str, inside: Path | None = None) -> Iterator[Path]:
+    """A folder that is gone afterwards, where the system keeps what is temporary or `inside` another one."""
+    with writing(inside or os.environ.get("TMPDIR", "/tmp")):
+        if inside is not None:
+            inside.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=inside, ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -283,6 +283,22 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Keeps multiprocessing from running the user's script again in every process that begins inside.
+
+    They need nothing of it, since what it defines is sent by value; running it would start the training anew where
+    `if __name__ == "__main__":` is missing, and import torch where it is not.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {key: vars(main).pop(key) for key in ("__file__", "__spec__") if key in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
 
 
 def end_with_maker(patience: float = 5.0) -> None:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polopt import registry
 from polopt.core import files
-from polopt.core.errors import RunError, UsageError
-from polopt.core.pool import spread
+from polopt.core.errors import UsageError
 from polopt.data.teams import playing
 from polopt.evaluation.score import Score, common
 from polopt.report.compared import write_figures
-from polopt.report.members import Member, members, seeds_of, settings_of
+from polopt.report.members import members, seeds_of, settings_of
 from polopt.report.page import write_report
 from polopt.report.runs import read_runs, run_folders
 from polopt.report.tables import as_text, comparison
 from polopt.report.together import Ranges, check_ranges
+from polopt.report.trained import about, file_name, planned, raise_first, train_all
 from polopt.report.video import record_video
 from polopt.training import seeding
-from polopt.training.api import load_method, train_or_resume
-from polopt.training.beginning import check, check_same
+from polopt.training.api import load_method
+from polopt.training.beginning import check
 from polopt.training.folder import Run
-from polopt.training.plan import OwnCode, Plan, TaskLike, check_picture, plan, runtime, task_name
-
-PATIENCE = 60.0  # seconds in which runs beside each other save, when they are interrupted
+from polopt.training.jobs import Engine
+from polopt.training.plan import OwnCode, TaskLike, check_picture, runtime, task_name
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,9 @@ def compare(
     task: TaskLike,
     *,
     seeds: int | str | Sequence[int] = 5,
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
+    gpus_per_job: float = 0.0,
     out: str | Path | None = None,
     score: str | None = None,
     ranges: Ranges | None = None,
@@ -74,7 +72,9 @@ def compare(
     Args:
         methods: names of `polopt methods`; "fast=sac" is sac under the name "fast".
         seeds: how many, 0..seeds-1, or which: a list, or "0,1,7".
-        jobs: runs at a time, each in a process of its own with one torch thread; they end with this process.
+        jobs, ray, gpus_per_job: where runs train: by default one after another, with more `jobs` so many at a time in
+            processes of their own, or on a Ray cluster (`polopt.training.jobs.Engine`). Each has one torch thread,
+            unless `threads` says otherwise.
         out: the folder that holds the runs, out/NAME-sSEED, report.html, and figures/ with evaluations.csv.
         score: the number of the evaluations that all are compared by; by default the one that they are judged by.
         ranges: (low, high) of the scores under the task's name or "": see `comparison`.
@@ -84,105 +84,32 @@ def compare(
     Raises:
         UsageError: wrong names or values, a method that does not fit the task, methods that are judged by different
             numbers and no `score`, or a folder that holds other runs. All of this is found before the first run begins.
-        RunError: a run failed; the sentence says which. What was saved stays.
+        RunError: a run failed, or its process died three times; the sentence says which. The others have ended.
     """
     among, numbers = members(methods), seeds_of(seeds)
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs}: at least 1")
+    engine = Engine(jobs, ray, gpus_per_job)
     check_ranges([task_name(task)], ranges or {})
     if score is None:
         common((member.name, Score(registry.load(member.method).score)) for member in among)
-    folder = Path(out) if out is not None else Path("runs") / f"compare-{_file_name(task_name(task))}"
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{file_name(task_name(task))}"
     files.check_folder(folder)
     given = {member.name: settings_of(member, among, settings, each or {}) for member in among}
     todo, new = [], []
     for member in among:
-        with _about(member.name if len(among) > 1 else ""):
-            theirs, plans = _planned(member, task, numbers, folder, dict(given[member.name]))
+        with about(member.name if len(among) > 1 else ""):
+            theirs, plans = planned(member, task, numbers, folder, dict(given[member.name]))
             todo.append(theirs)
-            new += [(member.name, planned) for planned in plans[:1]]
-    for name, planned in new:  # names and values are right: now what takes longer
-        with _about(name if len(among) > 1 else ""):
-            check(planned, score)
+            new += [(member.name, one) for one in plans[:1]]
+    for name, one in new:  # names and values are right: now what takes longer
+        with about(name if len(among) > 1 else ""):
+            check(one, score)
     calls = [theirs[place] for place in range(len(numbers)) for theirs in todo]
-    _run(calls, jobs, progress)
+    raise_first(calls, train_all(calls, engine, folder, progress))
     places = [call.place for call in calls]
     runs = read_runs(places, score)
     facts = comparison(runs, ranges=ranges)
     page = write_report(runs, folder / "report.html", ranges=ranges)
     return Comparison([Run(place) for place in places], facts, page, write_figures(facts, runs, folder / "figures"))
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One run of a comparison, as a process of its own is told."""
-
-    member: Member
-    task: TaskLike
-    seed: int
-    place: Path
-    settings: dict[str, Any]
-    threads: int | None
-
-    def __call__(self, *, beside: bool, progress: bool = False) -> None:
-        settings = self.settings | ({"threads": 1} if beside and self.threads is None else {})
-        with _about(f"{self.member.name}, seed {self.seed}"):
-            train_or_resume(self.member.method, self.task, self.seed, self.place, settings, progress)
-
-
-def _planned(
-    member: Member, task: TaskLike, seeds: Sequence[int], folder: Path, settings: dict[str, Any]
-) -> tuple[list[_Call], list[Plan]]:
-    """The runs of one member, and the plans of those that are not there yet. Raises UsageError."""
-    if member.name != member.method:
-        settings["name"] = member.name
-    calls, new = [], []
-    for seed in seeds:
-        place = folder / f"{member.name}-s{seed}"
-        planned = plan(member.method, task, seed=seed, **settings)
-        if (place / "config.json").exists():
-            check_same(planned, place)
-        else:
-            new.append(planned)
-        calls.append(_Call(member, task, seed, place, settings, planned.options.threads))
-    return calls, new
-
-
-def _run(calls: Sequence[_Call], jobs: int, progress: bool) -> None:
-    if jobs == 1 or len(calls) == 1:
-        for number, call in enumerate(calls, 1):
-            if progress:
-                print(f"{call.member.name}, seed {call.seed}: run {number} of {len(calls)}", file=sys.stderr)
-            call(beside=False, progress=progress)
-        return
-    try:
-        pickle.dumps(calls)
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"with jobs={jobs} other processes must be able to import what is given: {said}") from None
-    for number, (place, _) in enumerate(spread(_beside, [(call,) for call in calls], jobs, patience=PATIENCE), 1):
-        if progress:
-            done = f"{calls[place].member.name}, seed {calls[place].seed}: done"
-            print(f"{done} ({number} of {len(calls)} runs)", file=sys.stderr)
-
-
-def _beside(call: _Call) -> None:
-    call(beside=True)
-
-
-@contextmanager
-def _about(who: str) -> Iterator[None]:
-    """Has an error say who it is about."""
-    try:
-        yield
-    except (UsageError, RunError) as error:
-        lost = "unknown option" in str(error) and "did you mean" not in str(error)
-        hint = "; an option that only some have is written --NAME.OPTION" if lost and who else ""
-        raise type(error)(f"{who}: {error}{hint}" if who else str(error)) from error
-
-
-def _file_name(task: str) -> str:
-    return task.replace(":", "_").replace("/", "_")
 
 
 def report(

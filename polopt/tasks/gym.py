@@ -10,10 +10,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -27,6 +26,7 @@ from torch import Tensor
 from polopt.core.errors import CheckpointError, Notice, RunError, UsageError
 from polopt.core.observations import MASK_KEY, served
 from polopt.core.spec import Spec
+from polopt.core.workers import main_hidden
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.facts import Shapes, probe
 from polopt.tasks.petting import FLAGS
@@ -310,7 +310,7 @@ def _vectorize(rows: list[Row], workers: int, name: str) -> SyncVectorEnv | Asyn
         multiprocessing.get_context(method).set_forkserver_preload(["polopt.tasks.making"])
     options: dict[str, Any] = {"max_concurrency": workers} if workers < len(rows) else {}
     try:
-        with _main_hidden():
+        with main_hidden():
             return AsyncVectorEnv(rows, copy=False, context=method, autoreset_mode=AutoresetMode.DISABLED, **options)
     except UsageError:
         raise
@@ -319,22 +319,6 @@ def _vectorize(rows: list[Row], workers: int, name: str) -> SyncVectorEnv | Asyn
     except Exception as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{name} cannot run in worker processes: {type(error).__name__}: {text}") from error
-
-
-@contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keeps multiprocessing from running the user's script again in every worker.
-
-    Workers need nothing of it, since what it defines is sent by value; running it would start the training anew where
-    `if __name__ == "__main__":` is missing, and import torch where it is not.
-    """
-    main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {key: vars(main).pop(key) for key in ("__file__", "__spec__") if key in vars(main)}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(hidden)
 
 
 def _close(vector: VectorEnv, force: bool = False) -> None:

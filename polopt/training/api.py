@@ -246,14 +246,13 @@ def finish(rows: Iterator[Row], folder: Path, *, progress: bool) -> Run:
 
 def train_or_resume(
     method: str, task: TaskLike, seed: int, place: Path, settings: dict[str, Any], progress: bool
-) -> None:
+) -> Run:
     """Trains into the folder `place`, or goes on there. Raises UsageError when it holds another run."""
     if (place / "config.json").exists():
         planned = plan(method, task, seed=seed, **settings)
         beginning.check_same(planned, place)
-        resume(place, progress=progress, **beginning.own_code(planned))
-        return
-    train(method, task, seed=seed, out=place, progress=progress, **settings)
+        return resume(place, progress=progress, **beginning.own_code(planned))
+    return train(method, task, seed=seed, out=place, progress=progress, **settings)
 
 
 def load(

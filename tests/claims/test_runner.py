@@ -13,7 +13,8 @@ import polopt
 from polopt.claims import Above, Claim, arms, keys, pages, results, runner
 from polopt.core.errors import RunError, UsageError
 from polopt.evaluation.score import Score
-from tests.claims.toy import SOURCE, path_of, ran, write
+from polopt.training import loop
+from tests.claims.toy import SOURCE, TRAINS, path_of, ran, write
 
 
 def test_a_claim_is_run_recorded_and_judged(root):
@@ -198,10 +199,55 @@ def test_wrong_usage_in_an_arm_stops_the_claim(root):
             runner.run_claim("toy", root=root, jobs=jobs)
 
 
-def test_dead_workers_are_one_sentence(root):
-    write(root, SOURCE.replace('    return {"score": 1.0', '    import os; os._exit(9)\n    return {"score": 1.0'))
-    with pytest.raises(RunError, match="a worker process died"):
-        runner.run_claim("toy", root=root, jobs=2)
+def test_a_job_that_always_dies_is_a_failed_line_and_the_others_are_recorded(root):
+    write(
+        root,
+        SOURCE.replace('    return {"score": 1.0', '    import os; os.kill(os.getpid(), 9)\n    return {"score": 1.0'),
+    )
+    outcome = runner.run_claim("toy", root=root, jobs=2)
+    assert str(outcome.verdict) == "no verdict: 1 arm failed (poor)"
+    died = "its process died 3 times; at last it was killed by SIGKILL (out of memory?)"
+    assert [line["error"] for line in outcome.failed] == [died] * 4
+    assert sorted(set(ran(root))) == sorted(f"{arm} {seed} 100" for arm in ("good", "poor") for seed in range(4))
+    assert len(ran(root)) == 4 + 3 * 4
+    write(root, SOURCE)
+    assert runner.run_claim("toy", root=root, jobs=2).verdict.name == "reproduced"
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """The claim that is killed changes the trainer; afterwards it is as it was."""
+    for name in ("save", "load"):
+        monkeypatch.setattr(loop.Trainer, name, getattr(loop.Trainer, name))
+
+
+def metrics(outcome):
+    assert outcome.failed == []
+    return {(line["arm"], line["seed"]): line["metrics"] for line in outcome.lines}
+
+
+def test_a_killed_run_of_a_claim_goes_on_from_its_checkpoint(root, trainer):
+    write(root, TRAINS)
+    alone = metrics(runner.run_claim("toy", root=root, jobs=1))
+    path_of(root).unlink()
+    write(root, TRAINS.replace("KILL = False", "KILL = True"))
+    assert metrics(runner.run_claim("toy", root=root, jobs=2)) == alone
+    assert (root / "claims" / "killed").exists()
+    assert [path.read_text() for path in (root / "claims").glob("again-*")] == ["16"]
+    assert not (root / "claims" / "results" / ".work").exists()
+
+
+def test_work_of_other_settings_is_removed_and_what_an_interrupted_claim_trained_is_used(root, trainer):
+    write(root, TRAINS.replace("KILL = False", "KILL = 'raise'"))
+    old = root / "claims" / "results" / ".work" / "toy" / "other-key"
+    old.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_claim("toy", root=root, jobs=1)
+    assert not old.exists()
+    assert list(old.parent.glob("*/ppo-s0/*/config.json"))
+    assert len(metrics(runner.run_claim("toy", root=root, jobs=1))) == 3
+    assert [path.read_text() for path in (root / "claims").glob("again-*")] == ["16"]
+    assert not old.parent.parent.exists()
 
 
 def test_unknown_claims_name_the_nearest(root):

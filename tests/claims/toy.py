@@ -30,6 +30,51 @@ CLAIM = Claim(
 )
 '''
 
+TRAINS = '''
+"""A claim that trains; its first job may be killed half way."""
+import os
+import signal
+from pathlib import Path
+
+from polopt.claims import Above, Claim, train_arm
+
+HERE = Path(__file__).parent
+KILL = False
+
+
+CLAIM = Claim(
+    method="toy", statement="ppo trains", budget={"env_steps": 32}, seeds=3, minutes=1,
+    arms={"ppo": train_arm("ppo", "CartPole-v1", envs=1, window=8, eval_episodes=1, **{"network.sizes": (8,)})},
+    expect=(Above("return", "ppo", 0),),
+)
+
+
+def killing():
+    """Has the process of a run die, or be interrupted, behind its checkpoint at 16 steps."""
+    from polopt.training import loop
+
+    save, load = loop.Trainer.save, loop.Trainer.load
+
+    def saved(trainer):
+        save(trainer)
+        mark = HERE / "killed"
+        if trainer.count == 16 and not mark.exists():
+            mark.touch()
+            if KILL == "raise":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def loaded(trainer, step):
+        (HERE / f"again-{trainer.checkpoints.folder.parent.parent.name}").write_text(str(step))
+        load(trainer, step)
+
+    loop.Trainer.save, loop.Trainer.load = saved, loaded
+
+
+if KILL:
+    killing()
+'''
+
 
 def git(folder, *command):
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]

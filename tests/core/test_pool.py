@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polopt.core.errors import RunError, UsageError
-from polopt.core.pool import spread
+from polopt.core.pool import Died, packed, spread
 
 SECONDS = 60  # that a process may take to end, on a machine that is busy
 
@@ -31,8 +31,32 @@ def busy(folder, number):
         raise
 
 
-def die(number):
-    os._exit(3)
+def die(number, how):
+    if how == 0:
+        return number
+    os._exit(how) if how > 0 else os.kill(os.getpid(), -how)
+
+
+def die_twice(folder):
+    """Dies at its first two tries."""
+    tries = len(list(Path(folder).glob("try-*")))
+    (Path(folder) / f"try-{tries}").touch()
+    if tries < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.environ["OMP_NUM_THREADS"], tries
+
+
+class Awkward(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def awkward():
+    raise Awkward("cannot be read again", 2)
+
+
+def calls(function, each):
+    return [packed(function, arguments) for arguments in each]
 
 
 def alive(pid):
@@ -51,26 +75,41 @@ def until(true):
 
 
 def test_results_come_with_their_place():
-    assert dict(spread(double, [(1,), (2,), (5,)], 2)) == {0: 2, 1: 4, 2: 10}
+    assert dict(spread(calls(double, [(1,), (2,), (5,)]), 2)) == {0: 2, 1: 4, 2: 10}
 
 
 def test_what_a_call_raises_is_raised():
     with pytest.raises(UsageError, match="no negative ones"):
-        list(spread(double, [(1,), (-2,), (5,)], 2))
+        list(spread(calls(double, [(1,), (-2,), (5,)]), 2))
+    with pytest.raises(RunError, match="Awkward: cannot be read again"):
+        list(spread(calls(awkward, [()]), 2))
 
 
-def test_a_process_that_dies_is_told():
-    with pytest.raises(RunError, match="a worker process died"):
-        list(spread(die, [(1,), (2,)], 2))
+def test_a_process_that_dies_is_tried_again(tmp_path):
+    assert dict(spread(calls(die_twice, [(str(tmp_path),)]), 2)) == {0: ("1", 2)}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_one_that_always_dies_is_told_by_its_signal_and_the_others_end():
+    found = dict(spread(calls(die, [(7, -signal.SIGKILL), (8, 0), (9, 3), (10, 0)]), 2))
+    assert (found[1], found[3]) == (8, 10)
+    assert isinstance(found[0], Died)
+    assert str(found[0]) == "its process died 3 times; at last it was killed by SIGKILL (out of memory?)"
+    assert str(found[2]) == "its process died 3 times; at last it ended with code 3"
+
+
+def test_what_others_cannot_import_is_refused():
+    with pytest.raises(UsageError, match="other processes must be able to import what is given"):
+        packed(lambda: None, ())
 
 
 PARENT = """
 import signal, sys
-from polopt.core.pool import spread
+from polopt.core.pool import packed, spread
 from tests.core.test_pool import busy
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
-    list(spread(busy, [(sys.argv[1], number) for number in range(4)], 2, patience=60))
+    list(spread([packed(busy, (sys.argv[1], number)) for number in range(4)], 2))
 """
 
 
