@@ -24,6 +24,7 @@ _WHERE = {
     "record": "polopt.report.compare",
     "compare": "polopt.report.compare",
     "report": "polopt.report.compare",
+    "sweep": "polopt.report.sweep",
     "Run": "polopt.training.folder",
     "Method": "polopt.bases.method",
     "methods": "polopt.registry",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from polopt.core.errors import RunError, UsageError
     from polopt.registry import methods
     from polopt.report.compare import compare, record, report
+    from polopt.report.sweep import sweep
     from polopt.training.api import demonstrate, evaluate, iterate, load, resume, train
     from polopt.training.export import export
     from polopt.training.folder import Run
@@ -55,6 +57,7 @@ __all__ = [
     "record",
     "report",
     "resume",
+    "sweep",
     "train",
 ]
 

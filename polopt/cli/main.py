@@ -23,6 +23,7 @@ VERBS = {  # verb -> the module of its group; its function there has the verb's 
     "eval": "runs",
     "export": "results",
     "compare": "results",
+    "sweep": "results",
     "report": "results",
     "claim": "results",
     "dataset": "dataset",
@@ -39,6 +40,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt eval DIR [--episodes N] [--checkpoint latest|best|N] [--stochastic] [--json]
   polopt export DIR [--format onnx|torchscript|pt2]     a feed-forward policy as one file that runs without polopt
   polopt compare METHOD|NAME=METHOD ... --task TASK --seeds N|0,1,7 [--jobs J] [--NAME.OPTION VALUE] [...]
+  polopt sweep METHOD --task TASK --over NAME=V,V [...] settings, ranked on some seeds and reported on others
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
   polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods
   polopt claim METHOD [--quick]                         reproduce the paper's claim, small

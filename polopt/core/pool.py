@@ -182,5 +182,7 @@ def _answer(call: bytes) -> bytes:
             answer = pickle.dumps((False, error))
             pickle.loads(answer)  # some exceptions can be written and not read
         except Exception:
-            answer = pickle.dumps((False, RunError(f"{type(error).__name__}: {error}")))
+            own = UsageError if isinstance(error, UsageError) else RunError
+            name = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
+            answer = pickle.dumps((False, own(f"{name}{error}")))
         return answer

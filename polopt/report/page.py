@@ -34,9 +34,14 @@ MAX_VIDEOS = 2
 
 
 def write_report(
-    run_dirs: Iterable[Path | str | RunData], out: Path, score: str | None = None, ranges: Ranges | None = None
+    run_dirs: Iterable[Path | str | RunData],
+    out: Path,
+    score: str | None = None,
+    ranges: Ranges | None = None,
+    ranking: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes the page for one run, or the comparison of several, and returns `out`; the rest as for `comparison`.
+    """Writes the page for one run, or the comparison of several, and returns `out`; the rest as for `comparison`, and
+    `ranking` is that of a sweep (`polopt.report.sweep.ranking`).
 
     Raises UsageError without runs or for a folder that is none, RunError when the file cannot be written.
     """
@@ -46,7 +51,7 @@ def write_report(
     for run in runs:
         if run.damage:
             warnings.warn(f"{run.folder}: {run.damage}", Notice, stacklevel=2)
-    page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs, ranges)
+    page = run_page(runs[0]) if len(runs) == 1 and ranking is None else comparison_page(runs, ranges, ranking)
     out = Path(out)
     files.make_folder(out.parent)
     files.replace(out, page.encode())
@@ -88,8 +93,10 @@ def run_page(run: RunData) -> str:
     )
 
 
-def comparison_page(runs: Sequence[RunData], ranges: Ranges | None = None) -> str:
-    """The page of several runs: a section per task, and one for all."""
+def comparison_page(
+    runs: Sequence[RunData], ranges: Ranges | None = None, ranking: dict[str, Any] | None = None
+) -> str:
+    """The page of several runs: the ranking of a sweep, a section per task, and one for all."""
     result = comparison(runs, ranges=ranges)
     named = list(zip(labels(runs), tasks_of(runs), runs))
     sections = []
@@ -113,7 +120,8 @@ def comparison_page(runs: Sequence[RunData], ranges: Ranges | None = None) -> st
     return template().render(
         title=f"{' vs '.join(methods) if len(methods) <= 3 else f'{len(methods)} methods'}",
         subtitle=[f"{len(runs)} runs", ", ".join(result["tasks"])],
-        notices=[],
+        notices=ranking["errors"] if ranking else [],
+        ranking=ranking,
         sections=sections,
         together=None if whole is None else _measures(whole) | {"high": whole["high"]},
         score=result["score"],

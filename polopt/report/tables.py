@@ -152,6 +152,20 @@ def print_comparison(result: dict[str, Any], console: Console | None = None) -> 
     console.print(f"[dim]score: {result['score']}; intervals: {result['interval']}[/dim]")
 
 
+def print_ranking(ranking: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `polopt.report.sweep.ranking` returned."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = _table(ranking["title"], *ranking["heads"])
+    for row in ranking["rows"]:
+        _add(table, *row)
+    console.print(table)
+    console.print(f"[dim]{escape(ranking['said'])}[/dim]")
+    _print_warnings(console, ranking["errors"])
+
+
 def _print_scores(console: Console, title: str, facts: dict[str, Any], high: float | None) -> None:
     heads = ["method", "seeds", "interquartile mean [95 % interval]"]
     heads += ["worst seed", "best seed"] + ([f"optimality gap to {high:.4g}"] if high is not None else [])

@@ -27,6 +27,13 @@ from polopt.core.errors import UsageError
 from polopt.core.pool import PATIENCE, TRIES, Died
 
 REACH = 5.0  # seconds in which a cluster must answer
+SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray warns that it will be
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": str(TRIES - 1),  # else without end
+    "RAY_worker_niceness": "0",  # else jobs give way to everything on the machine
+}
+"""Of Ray, where the environment does not say otherwise; those of a cluster that is there are its own."""
 
 
 def on_ray(
@@ -42,7 +49,8 @@ def on_ray(
         _check_gpus(ray, gpus)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(_there())
         told = os.getcwd(), list(sys.path), str(mark), code_here()
-        left, running = deque(range(len(calls))), {}
+        left = deque(range(len(calls)))
+        running: dict[Any, int] = {}
         try:
             while left or running:
                 while left and (jobs is None or len(running) < jobs):
@@ -147,9 +155,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             raise UsageError(f"--ray {address}: there is no cluster ({error})") from None
     elif address not in ("local", "auto"):
         raise UsageError(f"--ray {address}: it is local, auto or HOST:PORT")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray warns that it will do
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(TRIES - 1))  # else without end
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}

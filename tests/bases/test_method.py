@@ -36,7 +36,7 @@ def test_a_config_may_not_have_the_name_of_a_run_option():
 
 def test_the_reserved_names_are_all_that_a_run_takes():
     taken = {item.name for item in fields(RunOptions)}
-    for function in (polopt.train, polopt.compare, api.iterate):
+    for function in (polopt.train, polopt.compare, polopt.sweep, api.iterate):
         taken |= {name for name in inspect.signature(function).parameters if name not in ("settings", "methods")}
     assert taken == set(RESERVED)
 

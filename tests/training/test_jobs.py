@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ KILLING = "tests.training.killing:make"
 
 @pytest.fixture(scope="session")
 def cluster():
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in on_ray.SETTINGS.items():
+        os.environ.setdefault(name, value)
     ray = importlib.import_module("ray")
     small = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80_000_000}
     ray.init(address="local", num_cpus=2, num_gpus=0, logging_level="ERROR", **small)
@@ -94,7 +95,7 @@ def test_what_a_cluster_lacks_is_one_sentence(cluster, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"has polopt .*, and here is 0.0 \(other\)"):
         run()
     monkeypatch.undo()
-    monkeypatch.setattr(on_ray, "_marked", lambda folder: on_ray.contextmanager(lambda: iter([folder / "absent"]))())
+    monkeypatch.setattr(on_ray, "_marked", lambda folder: nullcontext(folder / "absent"))
     with pytest.raises(UsageError, match=r"does not see .*out and .*: on a cluster both lie on a disk"):
         run()
 
