@@ -54,9 +54,11 @@ class TrainArm:
 
 def _trained(method: str, task: Any, seed: int, place: Path, settings: dict[str, Any]) -> Any:
     """The run in this folder: one that was stopped goes on, unless it is damaged, or of an earlier polopt."""
-    from polopt.training.api import train, train_or_resume
+    from polopt.training.api import train
 
     if place.exists():
+        from polopt.training.api import train_or_resume
+
         with suppress(UsageError, CheckpointError):
             return train_or_resume(method, task, seed, place, settings, False)
         files.remove(place)

@@ -75,9 +75,8 @@ def table(jobs: Sequence[Job], ended: dict[int, bool], height: int = 25) -> Tabl
     for place, job in enumerate(jobs):
         cells = state(job.folder)
         if place in ended:
-            rows.append(
-                (2, ["done" if ended[place] else "[red]failed[/red]", *cells[1:]] if cells else ["done", "", ""])
-            )
+            _, seconds, score = cells or ("", "", "")
+            rows.append((2, ["done" if ended[place] else "[red]failed[/red]", seconds, score]))
         else:
             rows.append((0, cells) if cells else (1, ["-", "", ""]))
     order = sorted(range(len(jobs)), key=lambda place: rows[place][0])
