@@ -64,20 +64,30 @@ def draw(logits: Tensor) -> Tensor:
     return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
 
 
-class CategoricalPolicy(NetworkActor, Enumerates, Imitates):
-    """softmax(network(obs)) over a Discrete action space; reads `obs`, `action` [...] int64 and `action_mask` [..., K].
+class DiscreteActor(NetworkActor):
+    """An actor with one network over a Discrete space: actions count from 0; `env_action` adds the `start` of it."""
 
-    Without a mask all actions are legal. Entropy and divergence are exact. Records `action` and `log_prob`. Actions
-    count from 0; `env_action` adds the `start` of the space.
-    """
-
-    family = "categorical policy"
     masks = True
 
     def __init__(self, spec: Spec, net: nn.Module) -> None:
         super().__init__(spec, net)
         assert isinstance(spec.action, spaces.Discrete)
         self.start = int(spec.action.start)
+
+    def env_action(self, action: Tensor) -> Tensor:
+        return action + self.start if self.start else action
+
+    def own_action(self, action: Tensor) -> Tensor:
+        return action - self.start if self.start else action
+
+
+class CategoricalPolicy(DiscreteActor, Enumerates, Imitates):
+    """softmax(network(obs)) over a Discrete action space; reads `obs`, `action` [...] int64 and `action_mask` [..., K].
+
+    Without a mask all actions are legal. Entropy and divergence are exact. Records `action` and `log_prob`.
+    """
+
+    family = "categorical policy"
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
@@ -109,12 +119,6 @@ class CategoricalPolicy(NetworkActor, Enumerates, Imitates):
     def imitation_loss(self, batch: Batch, noise: Batch | None = None) -> Tensor:
         """Cross-entropy [...]: -log_prob of `batch["action"]`."""
         return -self.log_prob(batch)
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return action + self.start if self.start else action
-
-    def own_action(self, action: Tensor) -> Tensor:
-        return action - self.start if self.start else action
 
 
 class MultiDiscretePolicy(NetworkActor, Density, Imitates):

@@ -195,7 +195,11 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "nora",
         "marl-dse",
         "rlif",
-    ):  # of a model, of several choices at once, or of scripts
+        "dqn",
+        "discrete-sac",
+        "cql",
+        "bcq",
+    ):  # of a model, of several choices at once, of scripts, or of discrete actions only
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

@@ -48,13 +48,9 @@ from polopt.networks import Network
 from polopt.optim.copies import frozen_copy, polyak_update
 from polopt.policies.zooming import ZoomingPolicy, soft_advantage
 from polopt.tasks.base import Task
+from polopt.values.finite import taken
 
 MEMBERS = 2
-
-
-def taken(values: Tensor, part: Tensor) -> Tensor:
-    """The entries [E, ..., tokens] of `values` [E, ..., tokens, bins] at `part` int64 [..., tokens]."""
-    return values.gather(-1, part.expand(values.shape[:-1]).unsqueeze(-1)).squeeze(-1)
 
 
 def margin(advantage: Tensor, part: Tensor, least: float) -> Tensor:

@@ -91,7 +91,7 @@ class PMOE(SAC):
                 self.refuse("policy.squash", because="in pmoe: the entropy of actions is bounded by tanh")
 
     slug = "pmoe"
-    requires = ()  # type: ignore[assignment]
+    requires = ()
     headline = ("entropy", "router_entropy", "q", "critic_loss")
     metrics = METRICS | {
         "entropy": "-log-density of the winners under their own components, in nats, in the policy's units [-1, 1] | "

@@ -23,6 +23,7 @@ TensorFlow 2 release (March 2020), where the paper and the code before take the 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class SAC(OffPolicy):
                 self.refuse("policy_critic", because="with one critic")
 
     slug = "sac"
-    requires = (Reparameterized, Density)
+    requires: ClassVar[tuple[type, ...]] = (Reparameterized, Density)
     headline = ("entropy", "entropy_temperature", "q", "critic_loss")
     trains_on = "box actions"
     metrics = {

@@ -87,7 +87,7 @@ class SRL(SRLSettings, SAC):
             self.refuse("model_network.head_gain", because="on a model, whose last layer has scale 1")
 
     slug = "srl"
-    requires = ()  # type: ignore[assignment]
+    requires = ()
     policy: SequencePolicy
     model: NextState | None = None
     target_model: NextState | None = None

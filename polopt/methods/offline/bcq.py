@@ -1,0 +1,124 @@
+"""Batch-constrained deep Q-learning (BCQ) for finitely many actions.
+
+Fujimoto, Conti, Ghavamzadeh, Pineau, "Benchmarking Batch Deep Reinforcement Learning Algorithms", 2019, arXiv
+1910.01708 (the continuous form is of Fujimoto, Meger, Precup, arXiv 1812.02900).
+
+Only actions that the data are likely to have are ever compared: a model of them, G(a|s), is learned beside Q, and an
+action counts where it is at least `threshold` times as likely as the likeliest one.
+
+With a batch (s, a, r, s') of the dataset, allowed(s) = { a : G(a|s) / max_b G(b|s) > threshold }:
+
+    best        a' = argmax over allowed(s') of Q(s', a')
+    target      y = r + discount (1 - terminated) Q_targ(s', a')
+    critic      E[ h(Q(s, a) - y) ]
+    model       E[ -log G(a|s) ] + logit_decay E[ mean_b logit(b|s)^2 ]
+    act         argmax over allowed(s) of Q(s, a)
+
+Differs from DQN (../control/dqn.py), its base, in the restriction and in the dataset. With threshold 0 all actions are
+allowed; near 1 it clones.
+
+Departs from the paper in: Q and G do not share their first layers, so that each has a network of its own.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polopt.bases.method import Smoke
+from polopt.bases.offline import Offline
+from polopt.config import param
+from polopt.core.batch import Batch, weigh, weighted_mean
+from polopt.methods.control.dqn import DeepQ
+from polopt.networks.encoders import Obs
+from polopt.networks.normalizer import Normalizer
+from polopt.policies.base import legal_actions
+from polopt.policies.categorical import CategoricalPolicy, log_prob_of, mask_logits
+from polopt.policies.greedy import BestAction
+from polopt.tasks.base import Task
+from polopt.values.finite import FiniteQ
+
+
+def likely(logits: Tensor, threshold: float) -> Tensor:
+    """Which actions [..., K] are more than `threshold` times as likely as the likeliest, which always is."""
+    ratio = (logits - logits.amax(-1, keepdim=True)).exp()
+    return (ratio > threshold) | (ratio == 1.0)
+
+
+class BestAllowed(BestAction):
+    """Takes the action of the largest value among those that a model of the data finds likely enough."""
+
+    family = "constrained greedy policy"
+
+    def __init__(self, critic: FiniteQ, model: CategoricalPolicy, threshold: float) -> None:
+        super().__init__(model.spec, critic)
+        self.model = model
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def allowed(self, obs: Obs) -> Tensor:
+        """The legal actions [..., K] that the model finds likely."""
+        return likely(mask_logits(self.model.net(obs), legal_actions(obs)), self.threshold)
+
+
+class BCQ(DeepQ, Offline):
+    @dataclass(frozen=True)
+    class Config(DeepQ.Config, Offline.Config):
+        batch_size: int = param(32, "official code", low=1)
+        lr: float = param(6.25e-5, "official code", above=0, help="of Q and of the model of the data")
+        double: bool = param(True, "official code", help="the network chooses the action that its copy values")
+        target_every: int = param(8_000, "official code", low=1, unit="updates", help="between copies")
+        threshold: float = param(0.3, "table 1", low=0, high=1, help="of likelihoods, to count; 0: all do")
+        logit_decay: float = param(1e-2, "official code", low=0, help="of the model's logits")
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.offline_updates is None:
+                self.refuse("epsilon", because="without offline_updates: it never acts to learn")
+
+    slug = "bcq"
+    headline: ClassVar[tuple[str, ...]] = ("q", "critic_loss", "imitation_loss", "allowed")
+    trains_on = "recorded data, discrete actions, then the task itself if wanted"
+    metrics = {
+        "imitation_loss": "-log G of the data's actions | falls, then settles at their entropy",
+        "allowed": "mean number of actions that count | towards 1 on data of one policy",
+    }
+    default_steps = 100_000
+    probes = {"threshold": {"threshold": 0.99}}
+    no_limit = "with threshold 0 it is DQN's update on recorded data, which DQN does not read"
+    smoke = Smoke(
+        "MountainCar-v0",
+        24,
+        {
+            "dataset": "random",
+            "random_episodes": 2,
+            "batch_size": 32,
+            "network.sizes": (16,),
+            "target_every": 4,
+            "offline_updates": 12,
+            "replay_size": 1_000,
+        },
+    )
+
+    def build(self, task: Task) -> None:
+        self.build_learner()
+        self.model_optimizer = self.make_optimizer(self.policy.model, lr=self.config.lr)
+
+    def make_best_action(self, normalizer: Normalizer | None = None) -> BestAllowed:
+        best, config = super().make_best_action(normalizer), self.config
+        model = CategoricalPolicy(self.spec, config.network.build(self.spec.obs, self.spec.num_actions))
+        return BestAllowed(best.net, model, config.threshold)
+
+    def imitation_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = batch["weight"]
+        raw = self.policy.model.net(batch["obs"])
+        logits = mask_logits(raw, legal_actions(batch["obs"]))
+        imitation_loss = -weighted_mean(log_prob_of(logits, batch["action"]), weight)
+        decay = weighted_mean(raw.square().mean(-1), weight)
+        count = likely(logits.detach(), self.config.threshold).sum(-1).to(weight)
+        metrics = {"imitation_loss": imitation_loss, "allowed": weighted_mean(count, weight)}
+        return imitation_loss + self.config.logit_decay * decay, metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        return super().update(batch) | self.model_optimizer.minimize(self.imitation_loss, weigh(batch))
