@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from polopt.bases.method import Method
-from polopt.data.priority import Priority
 from polopt.data.replay import Replay, ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.policies.wrappers import Uniform
@@ -25,13 +24,17 @@ class OffPolicy(Method):
         updates = (steps - config.warmup) * config.updates_per_step // config.steps_per_update
         return {"transitions per update": config.batch_size, "updates": max(updates, 0)}
 
-    def make_source(self, task: Task, priority: Priority | None = None) -> ReplaySource:
+    def make_source(self, task: Task) -> ReplaySource:
         config = self.config
         return ReplaySource(
             Rollouts(task, config.steps_per_update, self.ledger),
-            Replay(config.replay_size, n_step=config.n_step, discount=config.discount, priority=priority),
+            self.make_replay(),
             batch_size=config.batch_size,
             warmup=config.warmup,
             warmup_actor=partial(Uniform, task.spec),
             ratio=config.updates_per_step / config.steps_per_update,
         )
+
+    def make_replay(self) -> Replay:
+        config = self.config
+        return Replay(config.replay_size, n_step=config.n_step, discount=config.discount)

@@ -190,11 +190,17 @@ class DQN(DeepQ, OffPolicy):
         config = self.config
         self.build_learner()
         self.priority = Priority(config.priority_exponent, config.priority_correction)
-        self.source = self.make_source(task, self.priority if config.priority_exponent else None)
+        self.source = self.make_source(task)
 
-    @property
-    def replay(self) -> Replay:
-        return self.source.replay
+    def make_replay(self) -> Replay:
+        config = self.config
+        self.replay = Replay(
+            config.replay_size,
+            n_step=config.n_step,
+            discount=config.discount,
+            priority=self.priority if config.priority_exponent else None,
+        )
+        return self.replay
 
     @property
     def epsilon(self) -> float:
