@@ -91,7 +91,8 @@ def test_every_row_is_well_formed():
         assert row.base
         assert row.family in registry.FAMILIES
         assert 1989 <= row.year <= 2026
-        assert row.arxiv_id == "" or (len(row.arxiv_id) == 9 + (row.year > 2014) and row.year == 2000 + int(row.arxiv_id[:2]))
+        digits = 10 if row.year > 2014 else 9
+        assert row.arxiv_id == "" or (len(row.arxiv_id) == digits and row.year == 2000 + int(row.arxiv_id[:2]))
         assert row.status in registry.STATUSES
         assert row.claim in (None, *registry.VERDICTS)
         assert row.kind == "method" or row.entries == ()
