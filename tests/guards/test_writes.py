@@ -26,7 +26,7 @@ ALLOWED = {
     "policies/small_lm.py model.save_pretrained": "inside `new_folder`",
     "policies/small_lm.py tokenizer.save_pretrained": "inside `new_folder`",
     "policies/text.py model.save_pretrained": "inside `new_folder`",
-    "policies/text.py settings.save_pretrained": "inside `new_folder`",
+    "policies/text.py self.bare.config.save_pretrained": "inside `new_folder`",
     "policies/text.py self.tokenizer.save_pretrained": "inside `new_folder`",
     "policies/vllm.py tempfile.TemporaryDirectory": "lives as long as the engine",
     "report/curves.py figure.savefig": "into memory",
