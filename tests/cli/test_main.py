@@ -121,7 +121,7 @@ def test_the_help_of_a_method_lists_its_options(capsys):
         (["train", "ppo", "--task", "CartPole-v1", "--gamma", "0.9"], "--gamma: it is '--discount' here"),
         (["train", "ppo", "--env-id", "CartPole-v1"], "--env-id: it is '--task' here"),
         (["train", "rloo", "--task", "addition"], "no method 'rloo': it is rec --baseline rloo"),
-        (["train", "DQN", "--task", "CartPole-v1"], "no method 'DQN': of discrete actions learn"),
+        (["train", "double-dqn", "--task", "CartPole-v1"], "no method 'double-dqn': it is dqn --double true"),
         (["train", "ppo", "--task", "CartPole-v1", "--device", "gpu"], "--device gpu: it is 'cuda' here"),
         (["train", "iql", "--task", "halfcheetah-medium-v2"], "Minari's now, this one as mujoco/halfcheetah/medium-v0"),
         (["train", "ppo", "--task", "envs/mine.py:Env"], "names a file: say its module, 'envs.mine:Env'"),

@@ -174,12 +174,13 @@ def scripted(policy: Any, rows: list[Row]) -> list[list[int]]:
         said = [known[tuple(prompt)][i % 2] for i, prompt in enumerate(prompts)]
         step = iter(range(1000))
 
-        def draw(logits: Any, rows_: Any, count: int, greedy: bool) -> Any:
+        def draw(logits: Any, uniform: Any) -> Any:
             t = next(step)
-            token = torch.tensor([said[row][min(t, len(said[row]) - 1)] for row in rows_.tolist()])
+            assert len(logits) == len(said)
+            token = torch.tensor([words[min(t, len(words) - 1)] for words in said])
             return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
 
-        policy._draw = draw
+        policy._draw, policy.compaction = draw, 0.0  # no row leaves before the last one ends
         return generate(tokens, attention, limit, greedy)
 
     policy.generate = writes

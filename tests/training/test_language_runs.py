@@ -280,8 +280,8 @@ def test_equal_rewards_teach_nothing(tmp_path):
 def test_empty_completions_do_not_stop_a_run(tmp_path, monkeypatch):
     original = CausalLMPolicy._draw
 
-    def ends_at_once(self: Any, logits: Any, rows: Any, count: int, greedy: bool) -> Any:
-        token, log_prob = original(self, logits, rows, count, greedy)
+    def ends_at_once(self: Any, logits: Any, uniform: Any) -> Any:
+        token, log_prob = original(self, logits, uniform)
         return torch.full_like(token, self.tokens.ends[0]), log_prob
 
     monkeypatch.setattr(CausalLMPolicy, "_draw", ends_at_once)

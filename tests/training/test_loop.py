@@ -81,7 +81,7 @@ def test_infinite_bounds_and_a_squashed_policy(tmp_path, capsys):
     words = ["train", "sac", "--task", "tests.tasks.envs:troubled", "--out", str(tmp_path / "run")]
     assert main([*words, "--task.box", "true", "--task.high", "Infinity"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("polopt: a squashed Gaussian needs a Box action space with finite bounds; tests.training")
+    assert said.startswith("polopt: a squashed Gaussian needs a Box action space with finite bounds; tests.tasks")
     assert "has Box(-inf, inf, (1,), float32): choose another --policy" in said
     assert not (tmp_path / "run").exists()
 
