@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ VERBS = {  # verb -> the module of its group; its function there has the verb's 
     "dataset": "dataset",
 }
 
+GYMNASIUM = re.compile(r"\x1b\[\d+mWARN: (.*)\x1b\[0m", re.DOTALL)  # how its logger paints a warning
 _formatted = warnings.formatwarning
 
 USAGE = """polopt: policy optimization, one short file per method
@@ -58,7 +60,9 @@ def run() -> None:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of polopt's as one line, without the place in the code; others as Python has them."""
+    """A warning of polopt's or Gymnasium's as one line, without the place in the code; others as Python has them."""
+    if said := GYMNASIUM.fullmatch(str(message)):
+        return f"gymnasium: {said[1]}\n"
     here = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
     own = here or issubclass(category, Notice)  # whose place may be in the code of another library
     return f"polopt: {message}\n" if own else _formatted(message, category, filename, lineno, line)

@@ -101,6 +101,7 @@ METHODS: dict[str, str] = {
     "gail": "dac is the method of its kind",
     "gspo": "it is grpo --preset gspo",
     "ipo": "it is dpo --loss ipo",
+    "kto": "dpo is the method of its kind",
     "maskable-ppo": "it is ppo, on observations with an action_mask",
     "recurrent-ppo": "it is ppo --network.recurrent gru",
     "rloo": "it is rec --baseline rloo",

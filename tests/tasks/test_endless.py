@@ -146,4 +146,6 @@ def test_an_evaluation_of_whole_episodes_says_nothing():
 def test_warnings_of_a_command_are_one_line():
     assert _one_line(UserWarning("so it is"), UserWarning, polopt.__file__, 3) == "polopt: so it is\n"
     assert "UserWarning" in _one_line(UserWarning("so it is"), UserWarning, "/elsewhere/file.py", 3)
+    painted = "\x1b[33mWARN: the latest `CartPole-v1`.\x1b[0m"
+    assert _one_line(painted, UserWarning, "/elsewhere/file.py", 3) == "gymnasium: the latest `CartPole-v1`.\n"
     assert _one_line(Notice("so it is"), Notice, "/elsewhere/file.py", 3) == "polopt: so it is\n"
