@@ -154,6 +154,7 @@ class DQN(DeepQ, OffPolicy):
     trains_on = "discrete actions"
     metrics = {"epsilon": "the probability of a random action | falls, then stays"}
     default_steps = 10_000_000
+    probes = {"double": {"double": True, "lr": 0.1}}
     presets = {
         "atari": {"network.sizes": (512,), "max_grad_norm": None, "exploration": 0.02},
         "double": {"double": True, "epsilon": 0.01, "target_every": 30_000},

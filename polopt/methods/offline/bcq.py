@@ -85,7 +85,7 @@ class BCQ(DeepQ, Offline):
         "allowed": "mean number of actions that count | towards 1 on data of one policy",
     }
     default_steps = 100_000
-    probes = {"threshold": {"threshold": 0.99}}
+    probes = {"threshold": {"threshold": 0.99}, "double": {"double": False, "lr": 0.1}}
     no_limit = "with threshold 0 it is DQN's update on recorded data, which DQN does not read"
     smoke = Smoke(
         "MountainCar-v0",

@@ -125,6 +125,8 @@ class CDSA(CDSASettings, Method):
                 self.refuse("random_episodes", because="without the dataset 'random'")
             if self.clone_updates == 0:
                 self.refuse("clone_lr", because="without clone_updates")
+            for name in ("score_network", "model_network"):
+                self.refuse(f"{name}.head_gain", because="on a model, whose last layer has scale 1")
             if not self.lowest_noise <= self.noise <= self.highest_noise:
                 raise UsageError(
                     f"the score is known from lowest_noise to highest_noise, {self.lowest_noise:g} to "

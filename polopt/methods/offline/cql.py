@@ -51,6 +51,7 @@ class CQL(DeepQ, Offline):
         "action; large: values beyond the data",
     }
     default_steps = 100_000
+    probes = {"double": {"double": False, "lr": 0.1}}
     no_limit = "with conservatism 0 it is DQN's update on recorded data, which DQN does not read"
     smoke = Smoke(
         "MountainCar-v0",
