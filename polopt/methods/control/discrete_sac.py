@@ -46,13 +46,13 @@ from polopt.values.targets import reduce_members
 class DiscreteSAC(SAC):
     @dataclass(frozen=True)
     class Config(SAC.Config):
-        batch_size: int = param(64, "appendix B", low=1)
-        warmup: int = param(20_000, "appendix B", low=1, unit="env_steps", help="uniform random actions at the start")
-        steps_per_update: int = param(4, "appendix B", low=1, unit="env_steps", help="collected between updates")
+        batch_size: int = param(64, "CleanRL", low=1)
+        warmup: int = param(20_000, "CleanRL", low=1, unit="env_steps", help="uniform random actions at the start")
+        steps_per_update: int = param(4, "CleanRL", low=1, unit="env_steps", help="collected between updates")
         entropy_share: float = param(
-            0.98, "appendix B", above=0, high=1, help="target of the entropy, of the largest that legal actions allow"
+            0.98, "assumed", above=0, high=1, help="target of the entropy, of the largest that legal actions allow"
         )
-        policy_critic: str = param("min", "equation 12", choices=("min", "mean"), help="reduction in the policy loss")
+        policy_critic: str = param("min", "polopt", choices=("min", "mean"), help="reduction in the policy loss")
         network: Network = param(Network(sizes=(256, 256), activation="relu"), "polopt")
         policy: AnyPolicy = param(Categorical(), "section 4")
 

@@ -41,7 +41,6 @@ from polopt.data.priority import Priority
 from polopt.data.replay import Replay
 from polopt.losses.regression import regression
 from polopt.networks import Network
-from polopt.networks.normalizer import Normalizer
 from polopt.optim import frozen_copy, polyak_update
 from polopt.policies.categorical import mask_logits
 from polopt.policies.greedy import BestAction, EpsilonGreedy
@@ -79,18 +78,18 @@ class DeepQ(Method):
         "critic_loss": "Huber's function of the error | may grow with the returns",
     }
 
-    def build_learner(self, normalizer: Normalizer | None = None) -> None:
+    def build_learner(self) -> None:
         """The policy, which is its critic, the copy of that, the explorer and the optimizer."""
         config = self.config
-        self.policy = self.part("policy", self.make_best_action, normalizer)
+        self.policy = self.part("policy", self.make_best_action)
         self.target_critic = frozen_copy(self.policy.net)
         self.explorer = EpsilonGreedy(self.policy, config.epsilon)
         self.optimizer = self.make_optimizer(self.policy.net, lr=config.lr, max_grad_norm=config.max_grad_norm)
         self.updates = 0
 
-    def make_best_action(self, normalizer: Normalizer | None = None) -> BestAction:
+    def make_best_action(self) -> BestAction:
         config = self.config
-        return BestAction(self.spec, FiniteQ(self.spec, config.network, dueling=config.dueling, normalizer=normalizer))
+        return BestAction(self.spec, FiniteQ(self.spec, config.network, dueling=config.dueling))
 
     @property
     def behavior(self) -> Any:

@@ -17,7 +17,8 @@ With a batch (s, a, r, s') of the dataset, allowed(s) = { a : G(a|s) / max_b G(b
 Differs from DQN (../control/dqn.py), its base, in the restriction and in the dataset. With threshold 0 all actions are
 allowed; near 1 it clones.
 
-Departs from the paper in: Q and G do not share their first layers, so that each has a network of its own.
+Departs from the paper in: of pictures Q and G share no convolutions, which the official code has them share; two
+optimizers in place of one for both, with the same steps; Adam's epsilon is 1e-8, where that for Atari is 1.5e-4.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.methods.control.dqn import DeepQ
 from polopt.networks.encoders import Obs
-from polopt.networks.normalizer import Normalizer
 from polopt.policies.base import legal_actions
 from polopt.policies.categorical import CategoricalPolicy, log_prob_of, mask_logits
 from polopt.policies.greedy import BestAction
@@ -69,7 +69,8 @@ class BCQ(DeepQ, Offline):
         lr: float = param(6.25e-5, "official code", above=0, help="of Q and of the model of the data")
         double: bool = param(True, "official code", help="the network chooses the action that its copy values")
         target_every: int = param(8_000, "official code", low=1, unit="updates", help="between copies")
-        threshold: float = param(0.3, "table 1", low=0, high=1, help="of likelihoods, to count; 0: all do")
+        max_grad_norm: float | None = param(None, "official code", above=0)
+        threshold: float = param(0.3, "official code", low=0, high=1, help="of likelihoods, to count; 0: all do")
         logit_decay: float = param(1e-2, "official code", low=0, help="of the model's logits")
 
         def __post_init__(self) -> None:
@@ -105,8 +106,8 @@ class BCQ(DeepQ, Offline):
         self.build_learner()
         self.model_optimizer = self.make_optimizer(self.policy.model, lr=self.config.lr)
 
-    def make_best_action(self, normalizer: Normalizer | None = None) -> BestAllowed:
-        best, config = super().make_best_action(normalizer), self.config
+    def make_best_action(self) -> BestAllowed:
+        best, config = super().make_best_action(), self.config
         model = CategoricalPolicy(self.spec, config.network.build(self.spec.obs, self.spec.num_actions))
         return BestAllowed(best.net, model, config.threshold)
 

@@ -32,11 +32,12 @@ from polopt.values.finite import gap_to_softmax, taken
 class CQL(DeepQ, Offline):
     @dataclass(frozen=True)
     class Config(DeepQ.Config, Offline.Config):
-        batch_size: int = param(32, "official code", low=1)
+        batch_size: int = param(32, "d3rlpy", low=1)
         lr: float = param(6.25e-5, "d3rlpy", above=0)
         double: bool = param(True, "d3rlpy", help="the network chooses the action that its copy values")
         target_every: int = param(8_000, "d3rlpy", low=1, unit="updates", help="between copies")
-        conservatism: float = param(1.0, "appendix F: 1 to 4 for Atari", low=0, help="weight of the gap; 0: DQN")
+        max_grad_norm: float | None = param(None, "d3rlpy", above=0)
+        conservatism: float = param(1.0, "d3rlpy", low=0, help="weight of the gap; 0: DQN")
 
         def __post_init__(self) -> None:
             super().__post_init__()
