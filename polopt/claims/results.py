@@ -32,6 +32,7 @@ from polopt import registry
 from polopt.claims.claim import Claim
 from polopt.claims.judge import Verdict, judge
 from polopt.claims.keys import PACKAGE, arm_key, expect_key, line_key
+from polopt.config import peers
 from polopt.core import files, locks
 from polopt.core.errors import UsageError, nearest
 from polopt.evaluation.figures import Figure
@@ -116,7 +117,8 @@ def _why(slug: str, known: list[str]) -> str:
     """Why there is none, or the nearest name that has one, as the end of a sentence."""
     rows = [row for row in registry.rows() if slug in (row.slug, *row.entries)]
     if not rows:
-        return nearest(slug, known)
+        hint = peers.method(slug)
+        return f": {hint}" if hint else nearest(slug, known)
     owner = next((row.slug for row in rows if row.slug in known), None)
     if owner is not None:
         return f": it is tried in that of {owner}"

@@ -31,9 +31,11 @@ class Param:
     without: tuple[str, ...] = ()
 
     def range(self) -> str:
-        """The legal values in words, e.g. "above 0 and at most 1"; "" when every value of the type is legal."""
+        """The legal values in words, e.g. "above 0 and at most 1", or "1"; "" when every value of the type is legal."""
         if self.choices is not None:
             return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if self.low is not None and self.low == self.high:
+            return f"{self.low:g}"
         ends = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
         return " and ".join(f"{word} {end:g}" for word, end in ends if end is not None)
 

@@ -63,6 +63,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "beta": ("reference-kl.coefficient",),
     "epsilon": ("surrogate.clip-low",),
     "epsilon_high": ("surrogate.clip-high",),
+    "loss_type": ("loss", "aggregate"),
     "scale_rewards": ("baseline.std",),
     "lr_scheduler_type": ("lr-schedule",),
     "warmup_ratio": ("lr-schedule.warmup",),

@@ -80,6 +80,11 @@ def exported(actor: Actor, kind: str) -> bytes:
         warnings.simplefilter("ignore")  # of tracing: what it would get wrong is found below
         module = Greedy(actor).eval()
         wanted = [module(*map(torch.from_numpy, one)) for one in samples]
+        obs = _read(space, iter(map(torch.from_numpy, samples[0])))
+        if actor.act(obs, greedy=True)[1]:
+            raise UsageError(
+                f"a {actor.family} acts by what it did before too: only functions of one observation are exported"
+            )
         torch.rand(1)
         if not all(torch.equal(module(*map(torch.from_numpy, one)), want) for one, want in zip(samples, wanted)):
             raise UsageError(f"a {actor.family} draws random numbers when it acts greedily, so it is not exported")

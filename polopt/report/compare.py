@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polopt import registry
 from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.data.teams import playing
-from polopt.evaluation.score import Score, common
+from polopt.evaluation.score import common
 from polopt.report.compared import write_figures
 from polopt.report.members import members, seeds_of, settings_of
 from polopt.report.page import write_report
-from polopt.report.runs import read_runs, run_folders
+from polopt.report.runs import read_run, read_runs, run_folders
 from polopt.report.tables import as_text, comparison
 from polopt.report.together import Ranges, check_ranges
 from polopt.report.trained import about, file_name, planned, raise_first, train_all
@@ -89,20 +88,22 @@ def compare(
     among, numbers = members(methods), seeds_of(seeds)
     engine = Engine(jobs, ray, gpus_per_job)
     check_ranges([task_name(task)], ranges or {})
-    if score is None:
-        common((member.name, Score(registry.load(member.method).score)) for member in among)
     folder = Path(out) if out is not None else Path("runs") / f"compare-{file_name(task_name(task))}"
     files.check_folder(folder)
     given = {member.name: settings_of(member, among, settings, each or {}) for member in among}
-    todo, new = [], []
+    todo, new, judged = [], [], []
     for member in among:
         with about(member.name if len(among) > 1 else ""):
             theirs, plans = planned(member, task, numbers, folder, dict(given[member.name]))
             todo.append(theirs)
             new += [(member.name, one) for one in plans[:1]]
+            if not plans:
+                judged.append((member.name, read_run(theirs[0].place).judged_by))
     for name, one in new:  # names and values are right: now what takes longer
         with about(name if len(among) > 1 else ""):
-            check(one, score)
+            judged.append((name, check(one, score)))
+    if score is None:
+        common(judged)
     calls = [theirs[place] for place in range(len(numbers)) for theirs in todo]
     raise_first(calls, train_all(calls, engine, folder, progress))
     places = [call.place for call in calls]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from polopt import registry
 from polopt.bases.method import Method
+from polopt.config import to_dict
+from polopt.config.params import spell
 from polopt.core import files
 from polopt.core.errors import Notice, UsageError
 from polopt.core.locks import OWNER
@@ -24,6 +26,7 @@ from polopt.training.options import Until
 from polopt.training.plan import Plan, rewards_of, runtime, task_name
 
 PLANNED = ("method", "task", "task_options", "steps", "seed", "init", "config")  # of config.json, and of its "run":
+INITIAL = (".init", "_init", ".head_gain")  # settings that matter for new weights only
 MEASURED = ("dtype", "facts", "objective_weights", "eval_every", "eval_episodes", "eval_length", "until")
 
 
@@ -54,19 +57,20 @@ def own_code(planned: Plan) -> dict[str, Any]:
     }
 
 
-def check(planned: Plan, score: str | None = None) -> None:
-    """Builds a new run, and evaluates it once where `until` or `score` names a metric; nothing is written. Raises
-    UsageError."""
+def check(planned: Plan, score: str | None = None) -> Score:
+    """Builds a new run, and evaluates it once where `until` or `score` names a metric, or what it is judged by follows
+    from its data; nothing is written. Returns what it is judged by, `score` if that is given. Raises UsageError."""
     with runtime(planned.options):
         method = build(planned, say=lambda said: None)
         try:
-            if planned.options.until is not None or score is not None:
+            judged = method.judged_by if score is None else Score(score)
+            if planned.options.until is not None or score is not None or judged.name != method.score:
                 with closing(planned.make_task(seeding.EVAL_TASK, 1)) as task:
                     scores = method.evaluate(task, 1)
                 if planned.options.until is not None:
                     Until.parse(planned.options.until).met(scores)
-                if score is not None:
-                    Score(score).of(scores, f"{planned.method} on {task_name(planned.task)}")
+                judged.of(scores, f"{planned.method} on {task_name(planned.task)}")
+            return judged
         finally:
             close(method)
 
@@ -122,6 +126,8 @@ def _initialize(method: Method, folder: Path, say: Callable[[str], None]) -> Non
     for path in state:
         if path.startswith(f"{method.learns}.") and ".normalizer." in path and path not in used:
             raise UsageError(f"--init {folder}: its policy normalizes observations, and that of this run does not")
+    if method.keeps:
+        _check_whole(method, run, own == theirs == policy)
     for _, learner in method.learners():
         learner.initialized()
     others = f", and {len(used) - len(policy)} others" if len(used) > len(policy) else ""
@@ -130,6 +136,33 @@ def _initialize(method: Method, folder: Path, say: Callable[[str], None]) -> Non
         warnings.warn(f"{said}; the rest of the policy begins anew", Notice, stacklevel=2)
     else:
         say(said)
+
+
+def _check_whole(method: Method, run: Run, complete: bool) -> None:
+    """Raises UsageError where the policy of a run is another one here: other tensors, or another function of them."""
+    said = f"--init {run.folder}: {method.slug} leaves that policy as it is, so this run needs the same"
+    there, here = (_policy(config) for config in (run.config.get("config") or {}, to_dict(method.config)))
+    for path in there.keys() & here.keys():
+        if there[path] != here[path] and not path.endswith(INITIAL):
+            value = "none" if there[path] is None else spell(there[path])
+            raise UsageError(f"{said} --{path.removesuffix('.kind').replace('_', '-')}, {value}")
+    if not complete:
+        raise UsageError(f"{said} --policy, --network and --normalize-obs")
+
+
+def _policy(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config as JSON says of the policy, by dotted path."""
+    return {path: value for key in ("policy", "network") for path, value in _leaves(config, key)}
+
+
+def _leaves(config: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a part of a config as JSON, by dotted path."""
+    value = config.get(key)
+    if isinstance(value, Mapping):
+        for name in value:
+            yield from ((f"{key}.{path}", leaf) for path, leaf in _leaves(value, name))
+    elif key in config:
+        yield key, value
 
 
 def _learns(method: str) -> str:

@@ -253,6 +253,8 @@ def test_work_of_other_settings_is_removed_and_what_an_interrupted_claim_trained
 def test_unknown_claims_name_the_nearest(root):
     with pytest.raises(UsageError, match="no claim for 'toi'; did you mean 'toy'"):
         runner.run_claim("toi", root=root)
+    with pytest.raises(UsageError, match=r"no claim for 'ddpg': it is td3 --critics 1 --target-noise 0 --delay 1$"):
+        runner.run_claim("ddpg", root=root)
     write(root, "CLAIM = 3")
     with pytest.raises(UsageError, match="defines no CLAIM"):
         runner.run_claim("toy", root=root)

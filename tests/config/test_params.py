@@ -13,6 +13,11 @@ from polopt.policies import CausalLM
 from .example import FlowPolicy, Gaussian, Learner, Net, Surrogate
 
 
+@dataclass(frozen=True)
+class Single(Config):
+    steps: int = param(1, "assumed", low=1, high=1)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -27,6 +32,7 @@ from .example import FlowPolicy, Gaussian, Learner, Net, Surrogate
             lambda: Learner(policy=Surrogate()),
             f"policy must be one of gaussian, flow-policy or none, not {Surrogate()}",
         ),
+        (lambda: Single(steps=2), "steps must be 1, not 2"),
         (lambda: FlowPolicy(steps=101), "steps must be at least 1 and at most 100, not 101"),
         (lambda: Gaussian(std="free"), "std must be one of fixed, state-dependent, not free"),
         (lambda: Net(sizes=(64, 0)), "sizes must be at least 1, not 64 0"),

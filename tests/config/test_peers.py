@@ -15,7 +15,7 @@ from polopt.core.errors import UsageError
 from polopt.tasks import make_task
 from polopt.training.options import RunOptions
 
-MANY = ("ppo", "sac", "iql", "grpo", "sft")
+MANY = ("ppo", "sac", "iql", "grpo", "sft", "dpo")
 
 
 def options(method: str) -> set[str]:
@@ -41,6 +41,8 @@ def test_every_option_of_theirs_is_one_of_ours():
         ("ppo", "ent_coef", "entropy_coefficient"),
         ("sac", "ent_coef", "entropy.initial"),
         ("grpo", "num_generations", "samples_per_prompt"),
+        ("grpo", "loss_type", "aggregate"),
+        ("dpo", "loss_type", "loss"),
         ("grpo", "beta", "reference_kl.coefficient"),
         ("grpo", "use_peft", "policy.lora"),
     ],
@@ -49,9 +51,10 @@ def test_in_python_and_on_the_command_line(method, theirs, ours, tmp_path):
     cls = registry.load(method)
     with pytest.raises(UsageError, match=rf"^unknown option {theirs}: it is '{ours}' here$"):
         polopt.train(method, cls.smoke.task, out=tmp_path / "run", **{theirs: 1})
-    flags = [f"--{name.replace('_', '-')}" for name in (theirs, ours)]
-    with pytest.raises(UsageError, match=rf"^unknown option {flags[0]}: it is '{flags[1]}' here$"):
-        parse_many({"run": RunOptions, "method": cls.Config}, [flags[0], "1"])
+    flag = ours.replace("_", "-")
+    for typed in (theirs, theirs.replace("_", "-")):
+        with pytest.raises(UsageError, match=rf"^unknown option --{typed}: it is '--{flag}' here$"):
+            parse_many({"run": RunOptions, "method": cls.Config}, [f"--{typed}", "1"])
 
 
 def test_what_a_method_has_under_the_name_is_taken():

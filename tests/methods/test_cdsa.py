@@ -230,6 +230,19 @@ def test_a_policy_is_brought(tmp_path):
     assert not (ours.predict(obs) == theirs.predict(obs)).all()
     assert polopt.evaluate(run.folder, episodes=1)["length"] == 200
     assert run.evaluations[-1]["eval/data_distance"] > 0
+    for other, said in (
+        ({"policy": "auto"}, "--policy, deterministic"),
+        ({"network.activation": "tanh"}, "--network.activation, relu"),
+        ({"network.sizes": (8, 8)}, "--network.sizes, 8"),
+        ({"normalize_obs": True}, "--policy, --network and --normalize-obs"),
+    ):
+        with pytest.raises(
+            UsageError, match=f"--init .*base: cdsa leaves that policy as it is.* needs the same {said}$"
+        ):
+            polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "other", init=base.folder, **SMALL | other)
+        assert not (tmp_path / "other").exists()
+    same = SMALL | {"network.init": "orthogonal"}  # of new weights, of which there are none
+    polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "same", init=base.folder, **same)
     cloned = SMALL | {"clone_updates": 2}
     with pytest.raises(UsageError, match="leaves the policy of --init as it is"):
         polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "both", init=base.folder, **cloned)

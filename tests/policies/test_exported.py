@@ -21,6 +21,7 @@ from polopt.core.observations import served
 from polopt.core.spec import Spec
 from polopt.networks import Network
 from polopt.policies import Auto, Deterministic, Gaussian
+from polopt.policies.decoding import SequenceDecoder
 from polopt.policies.exported import FORMATS, arrays, exported, names
 from tests.policies.language_models import tiny_policy
 from tests.training.runs import train
@@ -110,6 +111,11 @@ def test_what_cannot_be_exported_is_said():
         exported(made(LINE, CHOICE), "tf")
     with pytest.raises(UsageError, match=r"^a language model needs no export"):
         exported(tiny_policy(), "pt2")
+    spec = Spec(obs=served(LINE), action=spaces.Box(-1, 1, (2,)), env_obs=LINE)
+    decoder = SequenceDecoder(length=2).build(spec, network=Network((8,)))
+    for kind in FORMATS:
+        with pytest.raises(UsageError, match=r"^a sequence decoder acts by what it did before too: only functions of"):
+            exported(decoder, kind)
     actor = made(LINE, FORCE, Deterministic())
     actor.net = Parity()
     with pytest.raises(RunError, match=r"torchscript: it would not act as predict does$"):

@@ -16,6 +16,7 @@ from polopt import cli
 from polopt.core.errors import UsageError
 from polopt.evaluation.recorded import evaluate_recorded
 from polopt.evaluation.score import NO_RETURN
+from polopt.methods.offline.bc import BC
 from polopt.tasks import make_task
 from polopt.training.api import load_method
 from polopt.training.folder import Run
@@ -149,6 +150,16 @@ def test_methods_are_compared_by_data(file):
     found = polopt.compare(["iql", "bc"], file, seeds=1, steps=4, out="both", batch_size=16, loggers=())
     assert "minus action error" in found.table
     assert "Evaluations compare the policy with recorded decisions" in " ".join(found.table.split())
+
+
+def test_what_they_are_compared_by_is_looked_for_before_the_first_begins(file, monkeypatch):
+    given = {"seeds": 1, "steps": 4, "batch_size": 16, "loggers": ()}
+    monkeypatch.setattr(BC, "score", "-regret")  # with an environment; of data both are judged alike
+    assert "minus action error" in polopt.compare(["iql", "bc"], file, out="both", **given).table
+    monkeypatch.setattr(BC, "evaluate", lambda *task, greedy=True: {"regret": 0.0})
+    with pytest.raises(UsageError, match=r"^bc: bc on mine.npz cannot be judged by '-action_error', which it does not"):
+        polopt.compare(["iql", "bc"], file, out="other", **given)
+    assert not Path("other").exists()
 
 
 @pytest.mark.parametrize(

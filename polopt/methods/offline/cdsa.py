@@ -136,6 +136,7 @@ class CDSA(CDSASettings, Method):
     slug = "cdsa"
     unit = "updates"
     learns = "base"
+    keeps = True
     saved = ("updates", "brought")
     updates = 0
     brought = False  # a policy by --init
