@@ -15,7 +15,7 @@ from polopt.networks.normalizer import Normalizer
 
 class FiniteQ(nn.Module):
     """Q(obs, .) of `members` critics with trunks of their own: `forward(obs)` [E, ..., K] for the K actions of a
-    Discrete space.
+    Discrete space, `forward(obs, action)` [E, ...] of one action each, as `QEnsemble` has it.
 
     With `dueling` it is V(obs) + A(obs, .) - mean A(obs, .), where V and A are outputs of one trunk (Wang et al. 2016,
     arXiv 1511.06581, equation 9, whose two streams have a hidden layer of their own). Illegal actions have values too:
@@ -46,12 +46,12 @@ class FiniteQ(nn.Module):
     def normalizer(self) -> Normalizer | None:
         return self.network.normalizer
 
-    def forward(self, obs: Obs) -> Tensor:
-        outputs = self.network(obs)
-        if not self.dueling:
-            return outputs
-        advantage, value = outputs[..., :-1], outputs[..., -1:]
-        return value + advantage - advantage.mean(-1, keepdim=True)
+    def forward(self, obs: Obs, action: Tensor | None = None) -> Tensor:
+        q = self.network(obs)
+        if self.dueling:
+            advantage, value = q[..., :-1], q[..., -1:]
+            q = value + advantage - advantage.mean(-1, keepdim=True)
+        return q if action is None else taken(q, action)
 
 
 def taken(q: Tensor, action: Tensor) -> Tensor:

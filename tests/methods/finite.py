@@ -24,7 +24,7 @@ def batch_of(size: int = 6, actions: int = 2, **keys: Any) -> Any:
         "reward": draw(),
         "next_obs": draw(4),
         "terminated": torch.arange(size) % 3 == 1,
-        "truncated": torch.zeros(size, dtype=torch.bool),
+        "truncated": torch.arange(size) % 3 == 2,
         "discount": torch.full((size,), 0.9),
     }
     return TensorDict(batch | keys, batch_size=[size])

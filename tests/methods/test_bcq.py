@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from polopt.core.batch import weigh
 from polopt.methods.offline.bcq import likely
@@ -49,6 +50,21 @@ def test_only_likely_actions_are_compared(float64, double):
     np.testing.assert_allclose(batch["target"], target, rtol=1e-10)
     acted = method.policy.act(batch["obs"])[0]["action"]
     np.testing.assert_array_equal(acted, best(linear(method.policy.net, batch["obs"])[0], batch["obs"]))
+
+
+def test_a_forbidden_action_is_never_likely(float64):
+    """However likely the model finds it; of the legal ones the likeliest then counts."""
+    method = make(threshold=0.5, **LINEAR)
+    randomize(method.policy)
+    obs = batch_of(40)["obs"]
+    likeliest = method.policy.model.net(obs).argmax(1)
+    assert method.policy.allowed(obs)[torch.arange(40), likeliest].all()
+    mask = torch.nn.functional.one_hot(1 - likeliest, 2).bool()
+    seen = TensorDict({"state": obs, "action_mask": mask}, [40])
+    inner = method.policy.model.net
+    forward = inner.forward
+    inner.forward = lambda obs: forward(obs["state"])
+    assert torch.equal(method.policy.allowed(seen), mask)
 
 
 def test_the_model_is_cloned_with_small_logits(float64):

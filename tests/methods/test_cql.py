@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from polopt.core.errors import UsageError
 from polopt.training import api
@@ -35,6 +36,17 @@ def test_the_loss_by_hand(float64):
     assert float(loss.detach()) == pytest.approx(huber(q - target).mean() + 0.7 * gap)
 
 
+def test_forbidden_actions_are_not_held_down(float64):
+    """Of one allowed action the gap is 0: what the others are worth says nothing of the policy."""
+    method = make(**LINEAR)
+    randomize(method.policy)
+    batch = method.evaluate_batch(batch_of())
+    only = torch.nn.functional.one_hot(batch["action"], 2).bool()
+    assert float(method.critic_loss(batch)[1]["q_gap"].detach()) > 0.01
+    method.policy.allowed = lambda obs: only
+    assert float(method.critic_loss(batch)[1]["q_gap"].detach()) == pytest.approx(0.0, abs=1e-12)
+
+
 def test_it_holds_down_what_the_data_do_not_have():
     """Of one-sided data: with conservatism the recorded action is worth more, without it may be anything."""
     found = {}
@@ -49,11 +61,12 @@ def test_it_holds_down_what_the_data_do_not_have():
     assert found[0.0] < 0.9
 
 
-def test_what_has_no_effect_is_refused():
+@pytest.mark.parametrize("name", ["cql", "bcq"])
+def test_what_has_no_effect_is_refused(name):
     with pytest.raises(UsageError, match="epsilon has no effect without offline_updates"):
-        make(epsilon=0.2)
+        api.plan(name, "CartPole-v1", **SMALL | {"epsilon": 0.2})
     with pytest.raises(UsageError, match="values of all actions need a Discrete space"):
-        make("Pendulum-v1")
+        api.plan(name, "Pendulum-v1", **SMALL).build()
 
 
 def test_it_goes_on_online_exploring():

@@ -68,6 +68,10 @@ def test_the_temperature_holds_a_share_of_the_largest_entropy():
         entropy = float(method.improve(batch)["entropy"])
         assert 0.01 * np.log(2) < entropy < np.log(2)
         assert (float(method.temperature.value) > before) == rises
+    for off, rises in ((1.01, True), (0.99, False)):
+        method = make(entropy_share=off * entropy / np.log(2))
+        method.improve(batch)
+        assert (float(method.temperature.value) > before) == rises
     nats = make(**{"entropy.target_entropy": 0.5})
     assert float(nats.temperature.target_entropy) == 0.5
     fixed = make(entropy="fixed", **{"entropy.value": 0.1})

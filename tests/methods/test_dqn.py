@@ -44,6 +44,7 @@ def test_target_and_loss_by_hand(float64, double):
 
 def test_rare_samples_weigh_less_and_priorities_are_the_errors(float64):
     method = make(priority_exponent=0.5, priority_correction=0.5, **LINEAR)
+    randomize(method.target_critic, method.policy)
     batch = method.collect()
     assert float(batch["importance"].max()) == 1.0
     batch = method.evaluate_batch(batch)

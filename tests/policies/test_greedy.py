@@ -6,6 +6,7 @@ from torch import nn
 
 from polopt.core.spec import Spec
 from polopt.networks import Network
+from polopt.policies import Categorical
 from polopt.policies.greedy import BestAction, EpsilonGreedy
 from polopt.values.finite import FiniteQ
 
@@ -52,3 +53,10 @@ def test_it_explores_with_its_probability_and_not_when_greedy():
     assert float(other) == pytest.approx(0.4 * 3 / 4, rel=0.05)
     assert torch.equal(explorer.act(obs, greedy=True)[0]["action"], best)
     assert torch.equal(EpsilonGreedy(policy, 0.0).act(obs)[0]["action"], best)
+
+
+def test_what_it_explores_has_no_density():
+    policy = Categorical().build(SPEC, Network(sizes=(8,)))
+    obs = torch.zeros(5, 3)
+    assert policy.act(obs)[0].keys() == {"action", "log_prob"}
+    assert EpsilonGreedy(policy, 0.5).act(obs)[0].keys() == {"action"}

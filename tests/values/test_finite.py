@@ -20,6 +20,8 @@ def test_every_member_values_every_action():
     assert q.shape == (2, 5, 4)
     assert not torch.equal(q[0], q[1])
     assert critic(torch.randn(6, 5, 3)).shape == (2, 6, 5, 4)
+    obs, action = torch.randn(5, 3), torch.tensor([0, 3, 1, 2, 2])
+    assert torch.equal(critic(obs, action), critic(obs)[:, torch.arange(5), action])
 
 
 def test_dueling_values_are_a_value_and_advantages_of_mean_zero(float64):

@@ -24,7 +24,9 @@ taken neither in targets nor when acting.
 
 Departs from the paper in: Adam in place of RMSProp; epsilon falls with the progress of the run, as in
 Stable-Baselines3, not with a count of its own; both streams of a dueling network share all hidden layers. Rewards are
-not clipped: that is the task's.
+not clipped: that is the task's. The table counts the updates between two copies, 10,000; DeepMind's code and its
+successor DQN Zoo count decisions, which are 2,500 updates, and so does this. What is rare weighs outside of h; in DQN
+Zoo inside of its slope.
 """
 
 from dataclasses import dataclass, replace
@@ -48,6 +50,9 @@ from polopt.tasks.base import Task
 from polopt.values.finite import FiniteQ, taken
 from polopt.values.targets import td_target
 
+ATARI = {"network.sizes": (512,), "max_grad_norm": None, "exploration": 0.02}  # of 50 million decisions
+DOUBLE = ATARI | {"double": True, "epsilon": 0.01, "target_every": 7_500}  # 30,000 decisions
+
 
 class DeepQ(Method):
     """What learns from a batch, wherever that comes from: also recorded data (../offline/cql.py, ../offline/bcq.py)."""
@@ -59,7 +64,7 @@ class DeepQ(Method):
         double: bool = param(False, "arXiv 1509.06461", help="the network chooses the action that its copy values")
         dueling: bool = param(False, "arXiv 1511.06581", help="one output for the state, and one for each action")
         delta: float = param(1.0, "methods: errors are clipped", above=0, help="where the loss becomes linear")
-        target_every: int = param(10_000, "extended data table 1", low=1, unit="updates", help="between copies")
+        target_every: int = param(2_500, "DQN Zoo: 10,000 decisions", low=1, unit="updates", help="between copies")
         tau: float = param(1.0, "polopt", above=0, high=1, help="share of the network in its copy then; 1: all of it")
         epsilon: float = param(0.1, "extended data table 1", low=0, high=1, help="of exploring, at last")
         max_grad_norm: float | None = param(10.0, "Stable-Baselines3", above=0)
@@ -136,7 +141,7 @@ class DQN(DeepQ, OffPolicy):
         steps_per_update: int = param(4, "extended data table 1", low=1, unit="env_steps", help="between collections")
         updates_per_step: int = param(1, "extended data table 1", low=1, help="updates after each collection")
         n_step: int = param(1, "polopt", low=1, help="steps of reward before bootstrapping")
-        epsilon_start: float = param(1.0, "extended data table 1", low=0, high=1, help="after the warm-up")
+        epsilon_start: float = param(1.0, "extended data table 1", low=0, high=1, help="at the start of the run")
         exploration: float = param(0.1, "Stable-Baselines3", low=0, high=1, help="fraction of the run until `epsilon`")
         priority_exponent: float = param(0.0, "arXiv 1511.05952", low=0, high=1, help="0: all alike; the paper has 0.6")
         priority_correction: float = param(0.4, "arXiv 1511.05952", low=0, high=1, help="at the start; 1 at the end")
@@ -154,11 +159,11 @@ class DQN(DeepQ, OffPolicy):
     metrics = {"epsilon": "the probability of a random action | falls, then stays"}
     default_steps = 10_000_000
     probes = {"double": {"double": True, "lr": 0.1}}
-    presets = {
-        "atari": {"network.sizes": (512,), "max_grad_norm": None, "exploration": 0.02},
-        "double": {"double": True, "epsilon": 0.01, "target_every": 30_000},
-        "prioritized": {"double": True, "priority_exponent": 0.6, "lr": 2.5e-5, "epsilon": 0.01},
-        "cartpole": {
+    presets = {  # the first three are for Atari, as DQN Zoo has them, but for the optimizer and its rate
+        "atari": ATARI,
+        "double": DOUBLE,
+        "prioritized": DOUBLE | {"priority_exponent": 0.6, "lr": 2.5e-5},  # a quarter of the rate, as there
+        "cartpole": {  # RL Baselines3 Zoo; no update falls between its copies but in blocks of 128
             "lr": 2.3e-3,
             "batch_size": 64,
             "replay_size": 100_000,

@@ -27,11 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polopt.bases.method import Smoke
-from polopt.bases.offline import Offline
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
-from polopt.methods.control.dqn import DeepQ
+from polopt.methods.offline.finite_q import OfflineQ
 from polopt.networks.encoders import Obs
 from polopt.policies.base import legal_actions
 from polopt.policies.categorical import CategoricalPolicy, log_prob_of, mask_logits
@@ -62,48 +60,32 @@ class BestAllowed(BestAction):
         return likely(mask_logits(self.model.net(obs), legal_actions(obs)), self.threshold)
 
 
-class BCQ(DeepQ, Offline):
+class BCQ(OfflineQ):
     @dataclass(frozen=True)
-    class Config(DeepQ.Config, Offline.Config):
-        batch_size: int = param(32, "official code", low=1)
-        lr: float = param(6.25e-5, "official code", above=0, help="of Q and of the model of the data")
-        double: bool = param(True, "official code", help="the network chooses the action that its copy values")
-        target_every: int = param(8_000, "official code", low=1, unit="updates", help="between copies")
-        max_grad_norm: float | None = param(None, "official code", above=0)
+    class Config(OfflineQ.Config):
         threshold: float = param(0.3, "official code", low=0, high=1, help="of likelihoods, to count; 0: all do")
         logit_decay: float = param(1e-2, "official code", low=0, help="of the model's logits")
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.offline_updates is None:
-                self.refuse("epsilon", because="without offline_updates: it never acts to learn")
-
     slug = "bcq"
     headline: ClassVar[tuple[str, ...]] = ("q", "critic_loss", "imitation_loss", "allowed")
-    trains_on = "recorded data, discrete actions, then the task itself if wanted"
     metrics = {
         "imitation_loss": "-log G of the data's actions | falls, then settles at their entropy",
         "allowed": "mean number of actions that count | towards 1 on data of one policy",
     }
-    default_steps = 100_000
-    probes = {"threshold": {"threshold": 0.99}, "double": {"double": False, "lr": 0.1}}
-    no_limit = "with threshold 0 it is DQN's update on recorded data, which DQN does not read"
-    smoke = Smoke(
-        "MountainCar-v0",
-        24,
-        {
-            "dataset": "random",
-            "random_episodes": 2,
-            "batch_size": 32,
-            "network.sizes": (16,),
-            "target_every": 4,
-            "offline_updates": 12,
-            "replay_size": 1_000,
+    probes = {"threshold": {"threshold": 0.99}}
+    presets = {
+        "box2d": {  # official code, for all but Atari
+            "lr": 3e-4,
+            "batch_size": 64,
+            "tau": 0.005,
+            "target_every": 1,
+            "network.sizes": (256, 256),
         },
-    )
+    }
+    no_limit = "with threshold 0 it is DQN's update on recorded data, which DQN does not read"
 
     def build(self, task: Task) -> None:
-        self.build_learner()
+        super().build(task)
         self.model_optimizer = self.make_optimizer(self.policy.model, lr=self.config.lr)
 
     def make_best_action(self) -> BestAllowed:

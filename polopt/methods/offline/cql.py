@@ -19,57 +19,25 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polopt.bases.method import Smoke
-from polopt.bases.offline import Offline
 from polopt.config import param
 from polopt.core.batch import Batch, weighted_mean
 from polopt.losses.regression import regression
-from polopt.methods.control.dqn import DeepQ
-from polopt.tasks.base import Task
+from polopt.methods.offline.finite_q import OfflineQ
 from polopt.values.finite import gap_to_softmax, taken
 
 
-class CQL(DeepQ, Offline):
+class CQL(OfflineQ):
     @dataclass(frozen=True)
-    class Config(DeepQ.Config, Offline.Config):
-        batch_size: int = param(32, "d3rlpy", low=1)
-        lr: float = param(6.25e-5, "d3rlpy", above=0)
-        double: bool = param(True, "d3rlpy", help="the network chooses the action that its copy values")
-        target_every: int = param(8_000, "d3rlpy", low=1, unit="updates", help="between copies")
-        max_grad_norm: float | None = param(None, "d3rlpy", above=0)
+    class Config(OfflineQ.Config):
         conservatism: float = param(1.0, "d3rlpy", low=0, help="weight of the gap; 0: DQN")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.offline_updates is None:
-                self.refuse("epsilon", because="without offline_updates: it never acts to learn")
 
     slug = "cql"
     headline: ClassVar[tuple[str, ...]] = ("q", "q_gap", "critic_loss")
-    trains_on = "recorded data, discrete actions, then the task itself if wanted"
     metrics = {
         "q_gap": "log-sum-exp of all values minus that of the data's action | falls towards 0 where the data prefer an "
         "action; large: values beyond the data",
     }
-    default_steps = 100_000
-    probes = {"double": {"double": False, "lr": 0.1}}
     no_limit = "with conservatism 0 it is DQN's update on recorded data, which DQN does not read"
-    smoke = Smoke(
-        "MountainCar-v0",
-        24,
-        {
-            "dataset": "random",
-            "random_episodes": 2,
-            "batch_size": 32,
-            "network.sizes": (16,),
-            "target_every": 4,
-            "offline_updates": 12,
-            "replay_size": 1_000,
-        },
-    )
-
-    def build(self, task: Task) -> None:
-        self.build_learner()
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         weight, values = batch["weight"], self.policy.values(batch["obs"])
