@@ -1,4 +1,12 @@
-"""What the offline methods share that are DQN on recorded data (cql.py, bcq.py): not a method."""
+"""DQN on recorded data: what CQL and BCQ have in common for finitely many actions. No entry of its own.
+
+Kumar et al. 2020, arXiv 2006.04779 (cql.py); Fujimoto et al. 2019, arXiv 1910.01708 (bcq.py).
+
+Targets, losses and copies are those of ../control/dqn.py; batches are of a dataset, and the next action is chosen by
+the network and valued by its copy. Each adds what keeps Q from values that no data speak for.
+
+Departs from the paper in: nothing that is common to both; each file says where it does.
+"""
 
 from dataclasses import dataclass
 
@@ -10,8 +18,7 @@ from polopt.tasks.base import Task
 
 
 class OfflineQ(DeepQ, Offline):
-    """Learns Q of all actions from batches of a dataset; its defaults are those that d3rlpy (`DiscreteCQL`) and the
-    official code of BCQ (for Atari) agree on."""
+    """Its defaults are those on which d3rlpy (`DiscreteCQL`) and the official code of BCQ (for Atari) agree."""
 
     @dataclass(frozen=True)
     class Config(DeepQ.Config, Offline.Config):
