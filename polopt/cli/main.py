@@ -28,6 +28,7 @@ VERBS = {  # verb -> the module of its group; its function there has the verb's 
     "report": "results",
     "claim": "results",
     "dataset": "dataset",
+    "plan": "planning",
 }
 
 GYMNASIUM = re.compile(r"\x1b\[\d+mWARN: (.*)\x1b\[0m", re.DOTALL)  # how its logger paints a warning
@@ -45,6 +46,7 @@ USAGE = """polopt: policy optimization, one short file per method
   polopt sweep METHOD --task TASK --over NAME=V,V [...] settings, ranked on some seeds and reported on others
   polopt report DIR ... [--out FILE]                    one self-contained HTML page
   polopt dataset make TASK | info [NAME] | measure NAME recorded data in Minari's format, for offline methods
+  polopt plan MODEL --devices N --memory 80GB           what a language model asks of each device, and what fits
   polopt claim METHOD [--quick]                         reproduce the paper's claim, small
 
 'polopt VERB --help' says more. Documentation: docs/ in the repository."""

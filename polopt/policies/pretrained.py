@@ -103,6 +103,29 @@ def _without_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     return model.eval(), tokenizer
 
 
+def empty_model(name: str) -> nn.Module:
+    """The model of a folder, a run folder or a hub id with parameters that have shapes and no memory; of a hub id only
+    its configuration is looked for, among the downloaded files first. Raises UsageError as `load_pretrained` does."""
+    transformers = need("transformers")
+    folder = _folder(name)
+    if folder is None:
+        found = _hub_file(name, "config.json", local_files_only=True) or _hub_file(name, "config.json")
+        if found is None:
+            raise UsageError(
+                f"there is no model folder '{name}', and the Hugging Face hub has no such model or cannot be reached"
+            )
+        folder = found.parent
+    _refuse_code(name, folder, False)
+    try:
+        with quiet(), torch.device("meta"):
+            model: nn.Module = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.from_pretrained(folder)
+            )
+    except Exception as error:  # as in `load_pretrained`
+        raise UsageError(f"the configuration of model '{name}' cannot be read: {_first(error)}") from None
+    return model
+
+
 def write_folder(folder: Path | str, write: Callable[[Path], None]) -> Path:
     """Calls `write` on an empty folder beside `folder` and puts it in its place when it is complete.
 
