@@ -31,7 +31,13 @@ class Rollouts(Source):
 
     When another source has played the task in between, its episodes are not those of the last window: all rows begin
     anew. For two sources side by side, give each rows of its own.
+
+    Attributes:
+        stagger: steps over which the first episodes are cut, evenly over the rows: they are truncated there, and count
+            as no episodes. So rows that begin together do not stay together. Not for rows of a team.
     """
+
+    stagger: int = 0
 
     def __init__(self, task: Task, steps: int, ledger: Ledger | None = None) -> None:
         task.check_played()
@@ -41,7 +47,8 @@ class Rollouts(Source):
         self._carry: Carry | None = None
         self._returns = torch.zeros(task.environments, dtype=torch.float64)  # of the present episodes
         self._lengths = torch.zeros(task.environments, dtype=torch.int64)
-        self._ended: list[list[float]] = []
+        self._ended: list[Tensor] = []  # returns and lengths [2, n] of n episodes
+        self._cuts = 0  # steps of `stagger` that are done
 
     def next(self, actor: Acts) -> Batch:
         ledger, device = self.ledger, device_of(actor)
@@ -69,6 +76,11 @@ class Rollouts(Source):
                 ledger.env_steps += task.num
                 self._returns += reward
                 self._lengths += 1
+                ended = terminated | truncated
+                if ended.any():
+                    self._finish(ended)
+                if self._cuts < self.stagger:
+                    truncated = self._cut(terminated, truncated)
                 step = {
                     **task.facts,
                     **record,
@@ -86,14 +98,16 @@ class Rollouts(Source):
                     columns[name].append(value)
                 done = terminated | truncated
                 if done.any():
-                    self._finish(done)
                     next_obs = put(task.reset(done), device)
                 obs, first = next_obs, task.first
         return as_rows(self.task, self._window(columns, device))
 
     def episodes(self) -> list[tuple[float, int]]:
-        ended, self._ended = self._ended, []
-        return [(float(value), int(length)) for value, length in ended]
+        if not self._ended:
+            return []
+        returns, lengths = torch.cat(self._ended, 1)
+        self._ended = []
+        return list(zip(returns.tolist(), lengths.long().tolist()))
 
     def forget(self) -> None:
         """Drops the carry, but not what was done before: needed when another kind of actor goes on in the same
@@ -101,9 +115,15 @@ class Rollouts(Source):
         self._carry = {name: value for name, value in (self._carry or {}).items() if name == DONE_BEFORE} or None
 
     def _finish(self, done: Tensor) -> None:
-        self.ledger.episodes += int(done.sum())
-        for row in done.nonzero().flatten().tolist():
-            self._ended.append([float(self._returns[row]), int(self._lengths[row])])
+        self._ended.append(torch.stack([self._returns[done], self._lengths[done].double()]))
+        self.ledger.episodes += self._ended[-1].shape[1]
+
+    def _cut(self, terminated: Tensor, truncated: Tensor) -> Tensor:
+        """Truncated [N], also where `stagger` ends the first episode with this step."""
+        rows = len(truncated)
+        due = torch.arange(rows) * self.stagger // rows == self._cuts
+        self._cuts += 1
+        return truncated | (due & ~terminated)
 
     def _window(self, columns: dict[str, list[Any]], device: torch.device) -> Batch:
         """Every column is joined once: appending references costs a step least, and no later step writes into it."""
@@ -119,13 +139,16 @@ class Rollouts(Source):
 
     def extra_state(self) -> dict[str, Any]:
         carry = {f"carry.{name}": value for name, value in (self._carry or {}).items()}
-        state = {"returns": self._returns.clone(), "lengths": self._lengths.clone(), "ended": list(self._ended)}
-        return {**state, **carry, "plays": self.task.player is self}
+        ended = torch.cat([torch.zeros(2, 0, dtype=torch.float64), *self._ended], 1).T
+        state = {"returns": self._returns.clone(), "lengths": self._lengths.clone(), "ended": ended.contiguous()}
+        return {**state, **carry, "plays": self.task.player is self, "cuts": self._cuts}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._returns = state["returns"].clone()
         self._lengths = state["lengths"].clone()
-        self._ended = [list(pair) for pair in state["ended"]]
+        ended = torch.as_tensor(state["ended"], dtype=torch.float64)  # of earlier versions a list of pairs
+        self._ended = [ended.reshape(len(state["ended"]), 2).T]
+        self._cuts = state.get("cuts", 0)
         carry = {name[6:]: value for name, value in state.items() if name.startswith("carry.")}
         self._carry = carry or None
         if state["plays"]:

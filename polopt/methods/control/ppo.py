@@ -196,7 +196,7 @@ class PPO(PPOSettings, Method):
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
         """The minibatches of one update, each with weights that sum to 1 and advantages standardized."""
         config = self.config
-        size = -(-batch.batch_size.numel() // config.minibatches)
+        size = self.size_of_minibatches(config, batch.batch_size.numel())
         for minibatch in minibatches(batch, size, config.epochs, self.generator, self.recurrent):
             if config.advantage_over == "minibatch":
                 minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))
