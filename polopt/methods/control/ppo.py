@@ -193,10 +193,14 @@ class PPO(PPOSettings, Method):
         """What is learned of one minibatch."""
         return self.optimizer.minimize(self.total_loss, minibatch)
 
+    def size_of_minibatches(self, decisions: int) -> int:
+        """Decisions in one gradient step, where an update has so many."""
+        return -(-decisions // self.config.minibatches)
+
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
         """The minibatches of one update, each with weights that sum to 1 and advantages standardized."""
         config = self.config
-        size = self.size_of_minibatches(config, batch.batch_size.numel())
+        size = self.size_of_minibatches(batch.batch_size.numel())
         for minibatch in minibatches(batch, size, config.epochs, self.generator, self.recurrent):
             if config.advantage_over == "minibatch":
                 minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))

@@ -100,12 +100,7 @@ class PPOSettings(Settings):
     smoke = Smoke("CartPole-v1", 192, {"envs": 2, "window": 32, "minibatches": 2, "epochs": 2, "network.sizes": (16,)})
 
     @classmethod
-    def size_of_minibatches(cls, config: Any, decisions: int) -> int:
-        """Decisions in one gradient step, where an update has so many."""
-        return -(-decisions // config.minibatches)
-
-    @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:
         batch = config.envs * config.window
-        minibatch = cls.size_of_minibatches(config, batch)
+        minibatch = -(-batch // config.minibatches)
         return {"decisions per update": batch, "per minibatch": minibatch, "updates": -(-steps // batch)}

@@ -96,14 +96,11 @@ class ScaledPPO(ScaledPPOSettings, PPO):
     saved = ("averaged",)
 
     @classmethod
-    def size_of_minibatches(cls, config: Any, decisions: int) -> int:
-        return even_size(decisions, config.minibatch_size)
-
-    @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:
-        found = super().derived(config, steps)
-        per_epoch = -(-found["decisions per update"] // found["per minibatch"])
-        return found | {"gradient steps per update": per_epoch * config.epochs}
+        batch = config.envs * config.window
+        size = even_size(batch, config.minibatch_size)
+        gradient_steps = config.epochs * -(-batch // size)
+        return super().derived(config, steps) | {"per minibatch": size, "gradient steps per update": gradient_steps}
 
     def build(self, task: Task) -> None:
         super().build(task)
@@ -112,6 +109,9 @@ class ScaledPPO(ScaledPPOSettings, PPO):
         self.source.stagger = self.config.stagger
         self.proximal = None if self.config.ewma_decay is None else frozen_copy(self.policy)
         self.averaged = 1.0  # the weight of all policies in the average, of which the newest has 1
+
+    def size_of_minibatches(self, decisions: int) -> int:
+        return even_size(decisions, self.config.minibatch_size)
 
     def improve(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().improve(batch)
