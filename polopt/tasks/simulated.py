@@ -39,12 +39,15 @@ class Simulated(Task):
     Attributes:
         levels: a table of settings, tensors [L, ...] by name: the start with number i has row i modulo L of each in
             place of what `draw` gives by that name. Empty: every start is drawn. May be set at any time, and is saved.
+        differentiable: whether gradients of rewards and later states flow through `advance` to the actions, while no
+            luck depends on these.
         behaviors: names of the scripted behaviors that `behave` knows.
         named: options that some names of the world stand for; others may be given beside them.
         state, time: where the rows are: tensors [N, ...] by name, and the decisions taken in each episode, int64 [N].
     """
 
     finite: bool = False
+    differentiable: bool = False
     behaviors: tuple[str, ...] = ()
     named: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -149,9 +152,9 @@ class Simulated(Task):
         draws |= {"index": numbers, "key": scrambled_keys((root << 32) + numbers)}
         return self.begin({name: value.to(self.device) for name, value in draws.items()})
 
-    def start_of(self, index: int) -> State:
-        """The first state [1, ...] of the start with this number, as `reset(index=...)` takes it."""
-        return self._begun(EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, torch.tensor([index]))
+    def start_of(self, *index: int) -> State:
+        """The first states [n, ...] of the n starts with these numbers, as `reset(index=...)` takes them."""
+        return self._begun(EVALUATE_INDEX if self.evaluation else TRAIN_INDEX, torch.tensor(index))
 
     def _put(self, where: Tensor, state: State, time: Tensor, ended: Tensor) -> None:
         """Sets the rows `where` [n]: their states, times and ends [n, ...]. Tensors that were handed out stay."""

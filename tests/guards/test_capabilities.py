@@ -199,6 +199,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "discrete-sac",
         "cql",
         "bcq",
+        "hdpo",
     ):  # of a model, of several choices at once, of scripts, or of discrete actions only
         assert one_sentence(refusal), refusal
     else:
