@@ -24,6 +24,12 @@ class GraphNetwork(nn.Module):
     2306.11246, and the released code). An end of an edge may be `NOWHERE`.
     """
 
+    source: Tensor
+    target: Tensor
+    arriving: Tensor
+    leaving: Tensor
+    edges: Tensor
+
     def __init__(
         self,
         features: int,
@@ -55,14 +61,14 @@ class GraphNetwork(nn.Module):
 
     def ends_of(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         rows = pad(nodes, (0, 0, 0, 1))
-        return rows.index_select(-2, self.source), rows.index_select(-2, self.target)  # type: ignore[arg-type]
+        return rows.index_select(-2, self.source), rows.index_select(-2, self.target)
 
     def forward(self, nodes: Tensor) -> Tensor:
         nodes = self.node(nodes)
-        edges = self.edges.expand(*nodes.shape[:-2], -1, -1)  # type: ignore[operator]
+        edges = self.edges.expand(*nodes.shape[:-2], -1, -1)
         edges = self.edge(torch.cat([*self.ends_of(nodes), edges], -1))
         for _ in range(self.rounds):
-            messages = [self.arriving @ edges, self.leaving @ edges]  # type: ignore[operator]
+            messages = [self.arriving @ edges, self.leaving @ edges]
             nodes = nodes + self.node_step(torch.cat([nodes, *messages], -1))
             edges = edges + self.edge_step(torch.cat([edges, *self.ends_of(nodes)], -1))
         return edges

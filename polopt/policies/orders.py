@@ -6,6 +6,7 @@ Alvo et al. 2023, arXiv 2306.11246, sections 3 and 4, and the released code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,8 @@ class GraphOrdersPolicy(OrderingPolicy):
         graph = GraphNetwork(seen, lead, source, target, supply.places, rounds=rounds, **shape)  # type: ignore[arg-type]
         super().__init__(spec, graph, supply)
         self.head = MLP(size, 1, sizes, activation=activation)
-        with torch.no_grad():
-            self.head.layers[-1].bias.fill_(bias)
+        last: Any = self.head.head
+        nn.init.constant_(last.bias, bias)
         self.keepers = list(keepers)
         self.register_buffer("features", known.contiguous(), persistent=False)
 

@@ -124,7 +124,7 @@ def blocks_of(model: Any) -> list[Any]:
 
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(set(map(type, part))) == 1]
     outer = [part for part in lists if not any(part is not one and _within(part, one) for one in lists)]
-    return list(max(outer, key=len, default=nn.ModuleList()))
+    return max(map(list, outer), key=len, default=[])
 
 
 def _within(part: Any, other: Any) -> bool:

@@ -69,7 +69,8 @@ class Supply:
 
 
 def supply_of(described: dict[str, Any]) -> Supply:
-    return Supply(**{name: tuple(each) if isinstance(each, list) else each for name, each in described.items()})
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in described.items()}
+    return Supply(**values)
 
 
 def one_store(mean: float, lead: int, holding: float, underage: float) -> Supply:

@@ -158,8 +158,8 @@ class Inventory(Simulated):
             luck = normal(state["key"], time, len(stores) + 1, DEMAND)
             common = 0.5 if len(stores) > 1 else 0.0
             luck = math.sqrt(common) * luck[:, :1] + math.sqrt(1.0 - common) * luck[:, 1:]
-            mean, deviation = self.per_place(supply.mean)[stores], self.per_place(supply.deviation)[stores]
-            asked = (mean + deviation * luck).clamp_min(0.0)
+            center, deviation = self.per_place(supply.mean)[stores], self.per_place(supply.deviation)[stores]
+            asked = (center + deviation * luck).clamp_min(0.0)
         return asked.new_zeros(len(time), supply.places).index_copy(1, torch.tensor(stores, device=time.device), asked)
 
     def advance(self, state: State, time: Tensor, action: Tensor) -> tuple[State, Tensor, Tensor, State]:
@@ -213,7 +213,7 @@ def poisson_steps(mean: float, dtype: torch.dtype, device: str) -> Tensor:
 
 def behind(supply: Supply) -> list[tuple[int, ...]]:
     """Of each place, itself and all places that are delivered from it."""
-    found = [(place,) for place in range(supply.places)]
+    found: list[tuple[int, ...]] = [(place,) for place in range(supply.places)]
     for place in reversed(range(supply.places)):
         for start, end in zip(supply.source, supply.target, strict=True):
             if start == place:
@@ -224,7 +224,7 @@ def behind(supply: Supply) -> list[tuple[int, ...]]:
 def order_up_to(supply: Supply) -> list[float]:
     """Of each place, mean + z deviation of what is sold behind it until an order could be sold there, with z the normal
     quantile of underage / (underage + holding) of the stores there."""
-    levels = []
+    levels: list[float] = []
     for place, below in enumerate(behind(supply)):
         stores = [each for each in below if each in supply.stores]
         wait = 1 + max(lead for lead, end in zip(supply.lead, supply.target, strict=True) if end == place)
