@@ -9,6 +9,15 @@ import torch
 from polopt.core.batch import Batch, weigh
 
 
+def shuffled(count: int, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+    """A new order of so many rows, int64 [count]. An accelerator draws it itself, from a seed that `generator` draws:
+    on the host a million rows take longer than to collect them."""
+    if device.type == "cpu":
+        return torch.randperm(count, generator=generator)
+    there = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.randperm(count, generator=there, device=device)
+
+
 def minibatches(
     batch: Batch, size: int, epochs: int = 1, generator: torch.Generator | None = None, recurrent: bool = False
 ) -> Iterator[Batch]:
@@ -37,7 +46,7 @@ def minibatches(
             flat = flat[mask.nonzero().flatten()]
     device = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
-        order = torch.randperm(len(flat), generator=generator).to(device)
+        order = shuffled(len(flat), device, generator)
         for part in flat[order].split(size):  # permuted once: the parts are views
             if part.get("weight", None) is None:
                 yield weigh(part)

@@ -27,7 +27,8 @@ class Rollouts(Source):
 
     Of `AgentRows` the teams are stepped: N in the window counts agents, in the ledger and in `episodes` teams.
 
-    The actor gets observations on its own device, and the window is there too.
+    The actor gets observations on its own device, and the window is there too. A task that is `resident` stays where it
+    is: nothing is copied to the host, or asked of the device, at a step, and once in a window who has ended.
 
     When another source has played the task in between, its episodes are not those of the last window: all rows begin
     anew. For two sources side by side, give each rows of its own.
@@ -48,12 +49,14 @@ class Rollouts(Source):
         self._returns = torch.zeros(task.environments, dtype=torch.float64)  # of the present episodes
         self._lengths = torch.zeros(task.environments, dtype=torch.int64)
         self._ended: list[Tensor] = []  # returns and lengths [2, n] of n episodes
+        self._steps: list[tuple[Tensor, Tensor]] = []  # of this window: the same of all rows [2, N], and who ended [N]
         self._cuts = 0  # steps of `stagger` that are done
 
     def next(self, actor: Acts) -> Batch:
         ledger, device = self.ledger, device_of(actor)
         task, actor = playing(self.task, actor)
         columns: dict[str, list[Any]] = {}
+        self._steps = []  # of a window that was broken off
         with torch.no_grad():
             if task.obs is None or (task.player is not self and not task.first.all()):
                 task.reset()
@@ -62,25 +65,25 @@ class Rollouts(Source):
             if self._carry is not None:  # one that was loaded comes on the CPU
                 self._carry = {name: put(value, device) for name, value in self._carry.items()}
             first = task.first
+            if task.resident:
+                self._returns, self._lengths = self._returns.to(task.device), self._lengths.to(task.device)
             for _ in range(self.steps):
                 signals.check()
-                if first.any():  # also true where a resume had to start an episode anew
+                if task.resident or first.any():  # also true where a resume had to start an episode anew
                     keep = ~first
                     self._carry = keep_rows(self._carry, put(keep, device))
                     self._returns *= keep
                     self._lengths *= keep
                 record, self._carry = actor.act(obs, self._carry)
-                action = to_env(actor, obs, record["action"])
-                next_obs, reward, terminated, truncated = task.step({**record, "action": action})
+                given = {**record, "action": to_env(actor, obs, record["action"])}
+                cut = self._due(first) if self._cuts < self.stagger else None
+                next_obs, reward, terminated, truncated = task.flow(given, cut) if task.resident else task.step(given)
+                if cut is not None:
+                    truncated = truncated | (cut & ~terminated)
                 next_obs = put(next_obs, device)
                 ledger.env_steps += task.num
-                self._returns += reward
-                self._lengths += 1
-                ended = terminated | truncated
-                if ended.any():
-                    self._finish(ended)
-                if self._cuts < self.stagger:
-                    truncated = self._cut(terminated, truncated)
+                done = terminated | truncated
+                self._count(task.resident, reward, done if cut is None else done & ~cut)
                 step = {
                     **task.facts,
                     **record,
@@ -96,10 +99,12 @@ class Rollouts(Source):
                     columns = {name: [] for name in step}
                 for name, value in step.items():
                     columns[name].append(value)
-                done = terminated | truncated
-                if done.any():
+                if task.resident:
+                    next_obs = put(task.obs, device)
+                elif done.any():
                     next_obs = put(task.reset(done), device)
                 obs, first = next_obs, task.first
+            self._settle()
         return as_rows(self.task, self._window(columns, device))
 
     def episodes(self) -> list[tuple[float, int]]:
@@ -114,16 +119,26 @@ class Rollouts(Source):
         episodes."""
         self._carry = {name: value for name, value in (self._carry or {}).items() if name == DONE_BEFORE} or None
 
-    def _finish(self, done: Tensor) -> None:
-        self._ended.append(torch.stack([self._returns[done], self._lengths[done].double()]))
-        self.ledger.episodes += self._ended[-1].shape[1]
+    def _count(self, resident: bool, reward: Tensor, ended: Tensor) -> None:
+        """One step [N] of all episodes, some of which end with it."""
+        self._returns += reward
+        self._lengths += 1
+        if resident or ended.any():
+            self._steps.append((torch.stack([self._returns, self._lengths.double()]), ended))
 
-    def _cut(self, terminated: Tensor, truncated: Tensor) -> Tensor:
-        """Truncated [N], also where `stagger` ends the first episode with this step."""
-        rows = len(truncated)
-        due = torch.arange(rows) * self.stagger // rows == self._cuts
+    def _settle(self) -> None:
+        """What ended in this window."""
+        if self._steps:
+            numbers, ended = (torch.cat(column, -1) for column in zip(*self._steps))
+            self._ended.append(numbers[:, ended].cpu())
+            self._steps = []
+            self.ledger.episodes += self._ended[-1].shape[1]
+
+    def _due(self, like: Tensor) -> Tensor:
+        """Where `stagger` ends the first episode with this step, bool [N]."""
+        due = torch.arange(len(like), device=like.device) * self.stagger // len(like) == self._cuts
         self._cuts += 1
-        return truncated | (due & ~terminated)
+        return due
 
     def _window(self, columns: dict[str, list[Any]], device: torch.device) -> Batch:
         """Every column is joined once: appending references costs a step least, and no later step writes into it."""

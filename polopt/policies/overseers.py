@@ -18,7 +18,8 @@ from polopt.core.observations import row_of
 from polopt.networks.encoders import Obs
 from polopt.policies.base import Actor, Record
 from polopt.tasks.base import Task
-from polopt.tasks.simulated import Scripted, Simulated
+from polopt.tasks.scripted import Scripted
+from polopt.tasks.simulated import Simulated
 from polopt.tasks.spaces import as_given, writer
 
 

@@ -44,6 +44,8 @@ class Task(Stateful):
         longest: decisions after which `Episodes` cuts an episode that has not ended; evaluations say how many were cut.
         player: the source that moved it last: another one that goes on would go on in episodes that it does not know.
             A task that is made of another's rows hands it on.
+        device: where observations are. resident: it steps and begins its rows there without a look at what happened,
+            so that nothing has to be copied from an accelerator at each step: then there is `flow`.
     """
 
     learned = False
@@ -56,6 +58,8 @@ class Task(Stateful):
     restore_note: str = ""
     facts: Mapping[str, Tensor] = MappingProxyType({})
     longest: int = 100_000
+    device: torch.device = torch.device("cpu")
+    resident: bool = False
     _player: object = None
     _twins: int = 0
     elastic: bool = False
@@ -117,6 +121,14 @@ class Task(Stateful):
 
         Returns (obs, reward, terminated, truncated), each [N, ...]: `obs` is always the true successor, also at the
         end of an episode. Stepping a row that has ended raises RunError.
+        """
+        raise NotImplementedError  # abstract
+
+    def flow(self, record: Mapping[str, Tensor], cut: Tensor | None = None) -> Step:
+        """`step`, after which rows that have ended begin anew, of tasks that are `resident`: all on their device.
+
+        Rows where `cut` is True are truncated in any case. What is returned is as from `step`, with the true successor
+        also where an episode ends; `obs` and `first` are of what comes next.
         """
         raise NotImplementedError  # abstract
 

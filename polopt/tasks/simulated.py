@@ -11,10 +11,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from polopt.core.batch import align_left
 from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.luck import scrambled, scrambled_keys
 from polopt.tasks.options import whole
+from polopt.tasks.scripted import Scripted
 
 State = dict[str, Tensor]
 
@@ -29,8 +31,8 @@ class Simulated(Task):
     taken back to where it was, go on bitwise. Twins and evaluations have draws of their own.
 
     An episode is truncated after `horizon` decisions; where the horizon belongs to the problem (`finite`), it
-    terminates. The state is on `device`, with observations and facts; reward and flags come on the CPU, because
-    whoever collects must look at them.
+    terminates. The state is on `device`, with observations and facts. Of `step` reward and flags come on the CPU, for
+    those who look at them; `flow` leaves them on the device, and begins rows anew without a look.
 
     Args:
         horizon: decisions of an episode, at most.
@@ -80,6 +82,7 @@ class Simulated(Task):
         self.obs, self.facts = None, {}
         self.first = torch.ones(num, dtype=torch.bool)
         self._ended = torch.zeros(num, dtype=torch.bool)
+        self._flowing = False
         self._starts = torch.zeros(num, dtype=torch.int64)  # episodes that each row began without being told which
 
     # What a world gives.
@@ -118,7 +121,18 @@ class Simulated(Task):
 
     # What every world has.
 
+    @property
+    def resident(self) -> bool:  # type: ignore[override]
+        """On an accelerator, unless starts are drawn one by one, which the CPU does."""
+        return self.device.type != "cpu" and type(self).draw is Simulated.draw
+
+    def _flags_on(self, device: torch.device | str) -> None:
+        """Flags are where the last call was that needed them: `step` and `reset` look at them, `flow` does not."""
+        self._flowing = False
+        self.first, self._ended, self._starts = (x.to(device) for x in (self.first, self._ended, self._starts))
+
     def reset(self, rows: Tensor | None = None, index: Tensor | None = None) -> Obs:
+        self._flags_on("cpu")
         chosen = torch.ones(self.num, dtype=torch.bool) if rows is None else rows.cpu()
         if self.obs is None and not chosen.all():
             raise RunError(f"{self.spec.name} must be reset in all rows first")
@@ -158,6 +172,7 @@ class Simulated(Task):
 
     def _put(self, where: Tensor, state: State, time: Tensor, ended: Tensor) -> None:
         """Sets the rows `where` [n]: their states, times and ends [n, ...]. Tensors that were handed out stay."""
+        self._flags_on("cpu")
         if len(where) == self.num:
             self.state = state
         elif len(where):
@@ -175,12 +190,16 @@ class Simulated(Task):
         self.obs = TensorDict(obs, batch_size=[self.num]) if isinstance(obs, dict) else obs
         return self.obs
 
-    def step(self, record: Mapping[str, Tensor]) -> Step:
+    def _check_begun(self) -> None:
         if self.obs is None:
             raise RunError(f"{self.spec.name} must be reset before its first step")
         if self._ended.any():
             row = int(self._ended.int().argmax())
             raise RunError(f"row {row} of {self.spec.name} has ended: it must be reset before it is stepped")
+
+    def step(self, record: Mapping[str, Tensor]) -> Step:
+        self._flags_on("cpu")
+        self._check_begun()
         action = record["action"].to(self.device)
         self.state, reward, over, self.facts = self.advance(self.state, self.time, action)
         late = (self.time >= self.horizon - 1).cpu()
@@ -191,6 +210,33 @@ class Simulated(Task):
         self._ended = terminated | truncated
         self.first = torch.zeros_like(terminated)
         return self._observe(), reward.to("cpu", torch.get_default_dtype()), terminated, truncated
+
+    def flow(self, record: Mapping[str, Tensor], cut: Tensor | None = None) -> Step:
+        if not self._flowing:  # else no row has ended
+            self._check_begun()
+            self._flags_on(self.device)
+            self._flowing = True
+        self.state, reward, over, self.facts = self.advance(self.state, self.time, record["action"].to(self.device))
+        late = self.time >= self.horizon - 1
+        self.time = self.time + 1
+        terminated = over | late if self.finite else over
+        truncated = (late if cut is None else late | cut) & ~terminated
+        seen = self._observe()
+        self._begin_anew(terminated | truncated)
+        return seen, reward.to(torch.get_default_dtype()), terminated, truncated
+
+    def _begin_anew(self, rows: Tensor) -> None:
+        """The next start in the rows [N] where the mask is True: drawn for all of them, and taken where it belongs."""
+        stream, numbers = EVALUATE if self.evaluation else TRAIN, torch.arange(self.num, device=self.device)
+        fresh = self._begun(stream, numbers + self.num * self._starts)
+        self._starts = self._starts + rows
+        self.state = {
+            name: value if one_table(value, fresh[name]) else torch.where(align_left(rows, value), fresh[name], value)
+            for name, value in self.state.items()
+        }
+        self.time = torch.where(rows, 0, self.time)
+        self.first, self._ended = rows, torch.zeros_like(rows)
+        self._observe()
 
     def _twin(self, rows: int, seed: int) -> Task:
         twin = copy.copy(self)
@@ -233,6 +279,7 @@ class Simulated(Task):
         return Scripted(self, behavior)
 
     def extra_state(self) -> dict[str, Any]:
+        self._flags_on("cpu")
         state = {"time": self.time.clone(), "starts": self._starts.clone(), "ended": self._ended.clone()}
         state |= {f"level.{name}": value.clone() for name, value in self.levels.items()}
         return state | {f"state.{name}": value.clone() for name, value in self.state.items()}
@@ -267,18 +314,3 @@ def renewed(obs: Any, there: Tensor, seen: Any) -> Any:
         return obs.index_copy(0, there, seen)
     parts = {name: renewed(obs[name], there, seen[name]) for name in seen}
     return TensorDict(parts, batch_size=obs.batch_size)
-
-
-class Scripted:
-    """Acts as a scripted behavior of the world that it is in, for sources that play episodes."""
-
-    def __init__(self, world: Simulated, behavior: str) -> None:
-        self.world = world
-        self.behavior = behavior
-
-    def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> tuple[dict[str, Tensor], Any]:
-        world = self.world
-        return {"action": world.behave(self.behavior, world.state, world.time)}, carry
-
-    def env_action(self, action: Tensor) -> Tensor:
-        return action
