@@ -117,6 +117,23 @@ SHARED_WITH_PPO = EVALUATION | {
     "net_arch": [64, 64],
 }
 PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "ent_coef": 0.0, "vf_coef": 0.5}
+# The settings of RL Baselines3 Zoo for MuJoCo; observations and rewards are normalized on both sides
+TRPO = EVALUATION | {
+    "steps": 200_000,
+    "eval_every": 10_000,
+    "n_envs": 2,
+    "n_steps": 1024,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "cg_max_steps": 25,
+    "cg_damping": 0.1,
+    "line_search_shrinking_factor": 0.8,
+    "n_critic_updates": 20,
+    "target_kl": 0.01,
+    "net_arch": [64, 64],
+}
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
 TD3_BC = EVALUATION | {"case": "td3-bc-curve", "updates": 20_000, "eval_every": 2_000}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
@@ -148,6 +165,9 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         for side, minutes in zip(sides, (5, 6)):
             yield _control("ppo", *side, task, PPO, minutes)
+    for task in ("HalfCheetah-v5", "Hopper-v5"):
+        for side in sides:
+            yield Arm("trpo", *side, task, TRPO | {"case": "trpo-curve", "task": task}, 4, own=range(SEEDS))
     yield _control("dsac-t", "ours", "polopt", "HalfCheetah-v5", SAC, 30)
     yield _control("mdpo-off", "ours", "polopt", "HalfCheetah-v5", SAC, 25)
     yield _control("mdpo", "ours", "polopt", "HalfCheetah-v5", SHARED_WITH_PPO, 5)

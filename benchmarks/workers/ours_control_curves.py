@@ -1,4 +1,5 @@
-"""polopt's learning curves on MuJoCo: SAC, TD3 and PPO as Stable-Baselines3 is run beside them, and three on top.
+"""polopt's learning curves on MuJoCo: SAC, TD3, PPO and TRPO as Stable-Baselines3 and sb3-contrib are run beside them,
+and three on top.
 
 A job names settings as Stable-Baselines3 does (`net_arch`, `n_steps`, `vf_coef`, ...); `SETTINGS` and `translated` say
 what they are here. Training is the ordinary `Trainer`: losses eager, environments in this process, no logger, and no
@@ -12,6 +13,9 @@ Not equal: random numbers. PPO's observation statistics are updated after each w
 the first window is raw here (those of rewards agree). Its linear learning rate is read before a window is collected
 here and after it there: one update of 244 apart. SAC has no row within its random steps here, as they are collected at
 once, and has its first one update after them.
+
+sb3-contrib takes the mean of a Gaussian's divergence over the coordinates of an action where ours is the sum, so its
+radius and damping are here times their number; of its steps it bounds the other divergence, KL(new || old).
 
 What DSAC-T and MDPO share with SAC and PPO has the job's value; the rest is the method's own default. For DSAC-T that
 leaves its delay of 2 and its bounds; its temperature starts at 1 like SAC's and, as it moves at every second update,
@@ -27,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from evaluation import Evaluations
@@ -40,15 +45,20 @@ from polopt.training.plan import runtime
 NEVER = 2**40
 NAMES = {
     "buffer_size": "replay_size",
+    "cg_damping": "damping",
+    "cg_max_steps": "solver_steps",
     "ent_coef": "entropy_coefficient",
     "gamma": "discount",
     "learning_rate": "lr",
     "learning_starts": "warmup",
+    "line_search_shrinking_factor": "shrink",
+    "n_critic_updates": "epochs",
     "n_envs": "envs",
     "n_epochs": "epochs",
     "n_steps": "window",
     "net_arch": "network.sizes",
     "policy_delay": "delay",
+    "target_kl": "max_kl",
     "target_policy_noise": "target_noise",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,18 +73,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "td3": {},
     "ppo": {"preset": "mujoco", "value_clip": None},
     "mdpo": {},
+    "trpo": {"normalize_obs": True, "normalize_reward": True},
 }
 
 
-def translated(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+def translated(method: str, task: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Stable-Baselines3's names and conventions -> polopt's."""
     known = {NAMES.get(name, name): value for name, value in settings.items()}
     if "clip_range" in known:
         known["surrogate.clip_low"] = known["surrogate.clip_high"] = known.pop("clip_range")
     if "vf_coef" in known:  # there on the mean squared error, here on half of it
         known["value_coefficient"] = 2 * known.pop("vf_coef")
-    if method == "ppo":  # `batch_size` is that of a minibatch
+    if method in ("ppo", "trpo"):  # `batch_size` is that of a minibatch
         known["minibatches"] = known["envs"] * known["window"] // known.pop("batch_size")
+    if method == "trpo":
+        with gymnasium.make(task) as env:
+            coordinates = env.action_space.shape[0]
+        known["max_kl"], known["damping"] = coordinates * known["max_kl"], coordinates * known["damping"]
     if method == "dsac-t":
         known["entropy.lr"] = 2 * known["lr"]
     return known
@@ -83,7 +98,8 @@ def translated(method: str, settings: dict[str, Any]) -> dict[str, Any]:
 def curve(method: str) -> Callable[[Job], Iterator[dict]]:
     def case(job: Job) -> Iterator[dict]:
         common = {"case", "task", "seed", "steps", "eval_every", "eval_episodes"}
-        settings = SETTINGS[method] | translated(method, {k: v for k, v in job.items() if k not in common})
+        given = {name: value for name, value in job.items() if name not in common}
+        settings = SETTINGS[method] | translated(method, job["task"], given)
         planned = api.plan(
             method,
             job["task"],

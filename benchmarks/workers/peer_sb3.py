@@ -71,4 +71,7 @@ def ppo(job: Job) -> Run:
 
 
 if __name__ == "__main__":
-    serve({"sac": sac, "td3": td3, "ppo": ppo} | CURVES, ("stable-baselines3", "torch", "numpy", "gymnasium", "mujoco"))
+    serve(
+        {"sac": sac, "td3": td3, "ppo": ppo} | CURVES,
+        ("stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "mujoco"),
+    )

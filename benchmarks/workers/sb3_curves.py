@@ -1,4 +1,5 @@
-"""Stable-Baselines3's learning curves on MuJoCo: `model.learn` with a callback that evaluates, off the clock.
+"""Learning curves of Stable-Baselines3 and sb3-contrib on MuJoCo: `model.learn` with a callback that evaluates, off
+the clock.
 
 The settings of a job are its own parameters by name. Its environments are made without Gymnasium's checker, as
 polopt's are, and stepped in this process (`DummyVecEnv`, the faster one for these on one core); nothing is logged. PPO
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from evaluation import Evaluations
 from protocol import Job
+from sb3_contrib import TRPO
 from sb3_shared import exploring
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -69,13 +71,21 @@ def make_td3(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
     return TD3("MlpPolicy", env, action_noise=exploring(env, settings.pop("exploration_noise")), **settings)
 
 
-def make_ppo(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
+def normalized(job: Job, settings: dict[str, Any]) -> VecNormalize:
     envs = make_vec_env(
         lambda: gymnasium.make(job["task"], disable_env_checker=True), settings.pop("n_envs"), seed=job["seed"]
     )
-    envs = VecNormalize(envs, gamma=settings["gamma"])
+    return VecNormalize(envs, gamma=settings["gamma"])
+
+
+def make_ppo(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
+    envs = normalized(job, settings)
     settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
     return PPO("MlpPolicy", envs, **settings)
+
+
+def make_trpo(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
+    return TRPO("MlpPolicy", normalized(job, settings), **settings)
 
 
 def curve(make: Callable[[Job, dict[str, Any]], BaseAlgorithm]) -> Callable[[Job], Iterator[dict]]:
@@ -92,4 +102,5 @@ def curve(make: Callable[[Job, dict[str, Any]], BaseAlgorithm]) -> Callable[[Job
     return case
 
 
-CASES = {"sac-curve": curve(make_sac), "td3-curve": curve(make_td3), "ppo-curve": curve(make_ppo)}
+MAKERS = {"sac": make_sac, "td3": make_td3, "ppo": make_ppo, "trpo": make_trpo}
+CASES = {f"{name}-curve": curve(make) for name, make in MAKERS.items()}

@@ -14,7 +14,8 @@ def record(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
 
     def step(closure: None = None) -> None:
         for group in optimizer.param_groups:
-            gradients.update((parameter, parameter.grad.clone()) for parameter in group["params"])
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients.update((parameter, parameter.grad.clone()) for parameter in moved)
 
     optimizer.step = step
     return gradients

@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from tensordict import TensorDict
 
 from polopt.training import api
+from tests.peers.gradients import linear, plain
 
 SIZE, SIZES, TOLERANCE = 64, (16, 16), 1e-6  # decisions in a batch, widths of the networks, relative error
 
@@ -57,6 +58,26 @@ def theirs(cls, task, **settings):
 
 def ours(name, task, **settings):
     return api.plan(name, task, seed=1, loggers=(), **{"network.sizes": SIZES} | settings).build()
+
+
+def policy_parameters(method):
+    return list(method.policy.parameters())  # log_std first, where there is one, as on the other side
+
+
+def their_policy(model, value):
+    first = [value(model.policy.log_std).detach()] if hasattr(model.policy, "log_std") else []
+    return first + plain(linear(model.policy.mlp_extractor.policy_net, model.policy.action_net), value)
+
+
+def their_critic(model, value):
+    return plain(linear(model.policy.mlp_extractor.value_net, model.policy.value_net), value)
+
+
+def fill(buffer, batch):
+    """Writes a batch [B] with `value`, `log_prob`, `advantage` and `returns` into a rollout buffer."""
+    for row in batch:
+        buffer.add(row["obs"], row["action"].numpy(), 0.0, False, row["value"], row["log_prob"])
+    buffer.advantages[:, 0], buffer.returns[:, 0] = batch["advantage"], batch["returns"]
 
 
 def transitions():

@@ -10,8 +10,19 @@ from stable_baselines3 import PPO
 from tensordict import TensorDict
 
 from tests.guards import spaces
-from tests.peers.gradients import linear, load, perturb, plain, record, relative_error
-from tests.peers.sb3 import SIZE, TOLERANCE, DoubleRollouts, ours, single, theirs
+from tests.peers.gradients import load, perturb, record, relative_error
+from tests.peers.sb3 import (
+    SIZE,
+    TOLERANCE,
+    DoubleRollouts,
+    fill,
+    ours,
+    policy_parameters,
+    single,
+    their_critic,
+    their_policy,
+    theirs,
+)
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("float64")
@@ -27,19 +38,6 @@ def pair(task, their_settings, settings):
     load(policy_parameters(method), their_policy(model, lambda p: p))
     load(method.critic.parameters(), their_critic(model, lambda p: p))
     return model, method
-
-
-def policy_parameters(method):
-    return list(method.policy.parameters())  # log_std first, where there is one, as on the other side
-
-
-def their_policy(model, value):
-    first = [value(model.policy.log_std).detach()] if hasattr(model.policy, "log_std") else []
-    return first + plain(linear(model.policy.mlp_extractor.policy_net, model.policy.action_net), value)
-
-
-def their_critic(model, value):
-    return plain(linear(model.policy.mlp_extractor.value_net, model.policy.value_net), value)
 
 
 def decisions(method, advantage_scale=1.0):
@@ -59,10 +57,7 @@ def gradients_of(task, their_settings, settings, advantage_scale=1.0):
     """((our, their) gradients of the policy, the same of the critic), as they reach the optimizer."""
     model, method = pair(task, their_settings, settings)
     batch = decisions(method, advantage_scale)
-    buffer = model.rollout_buffer
-    for row in batch:
-        buffer.add(row["obs"], row["action"].numpy(), 0.0, False, row["value"], row["log_prob"])
-    buffer.advantages[:, 0], buffer.returns[:, 0] = batch["advantage"], batch["returns"]
+    fill(model.rollout_buffer, batch)
     expected, gradients = record(model.policy.optimizer), record(method.optimizer.torch)
     model.train()
     method.improve(batch)
