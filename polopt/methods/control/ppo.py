@@ -199,9 +199,14 @@ class PPO(PPOSettings, Method):
 
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
         """The minibatches of one update, each with weights that sum to 1 and advantages standardized."""
+        for _ in range(self.config.epochs):
+            yield from self.one_pass(batch)
+
+    def one_pass(self, batch: Batch) -> Iterator[Batch]:
+        """The minibatches of one epoch, in a new order."""
         config = self.config
         size = self.size_of_minibatches(batch.batch_size.numel())
-        for minibatch in minibatches(batch, size, config.epochs, self.generator, self.recurrent):
+        for minibatch in minibatches(batch, size, 1, self.generator, self.recurrent):
             if config.advantage_over == "minibatch":
                 minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))
             yield minibatch
