@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -146,6 +147,9 @@ def resume_verb(argv: list[str]) -> int:
     parser.add_argument("--until", metavar="STOP", help="another early stop, e.g. 'return>=475', or none")
     parser.add_argument("--device", help="continue on another device: its last bits will differ")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share the run; default: one")
+    parser.add_argument(
+        "--shard", action=argparse.BooleanOptionalAction, help="divide the model among them, or not; default: as before"
+    )
     add_own_code(parser)
     args = parser.parse_args(argv)
     if args.processes < 1:
@@ -154,9 +158,11 @@ def resume_verb(argv: list[str]) -> int:
 
     if args.processes > 1 and launch.world() == 1:
         planned = api.read_plan(api.Run(args.dir), api.OwnCode.of(own_code(args)))
-        launch.check(planned.cls, planned.config, replace(planned.options, processes=args.processes))
+        shard = planned.options.shard if args.shard is None else args.shard
+        launch.check(planned.cls, planned.config, replace(planned.options, processes=args.processes, shard=shard))
         return launch.run(["resume", *argv], args.processes)
     how = {"extend": args.extend, "checkpoint": args.checkpoint, "until": args.until, "device": args.device}
+    how["shard"] = args.shard
     own = own_code(args)
     return _one_of_several(lambda: _trained(lambda: api.resume(args.dir, progress=True, **how, **own), args.dir, own))
 

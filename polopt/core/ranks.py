@@ -180,13 +180,19 @@ def _add_bucket(bucket: list[Tensor]) -> None:
         tensor.detach().copy_(part.view(tensor.shape).to(kind))
 
 
-def joined(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """`function(batch [B]) -> [B, ...]` without gradients, each process for rows of its own, put together."""
+def joined(function: Callable[[Batch], Tensor], batch: Batch, *, even: bool = False) -> Tensor:
+    """`function(batch [B]) -> [B, ...]` without gradients, each process for rows of its own, put together.
+
+    `even`: all processes call it equally often, whoever has fewer rows in vain.
+    """
     if parts() == 1 or not len(batch):
         return function(batch)
     blocks = [block for block in mine(len(batch)) if block.stop > block.start]
+    calls = most(max(1, len(blocks))) if even else 0
     with apart():
         found = [function(batch[block]) for block in blocks] or [function(batch[:1])[:0]]
+        for _ in range(len(found), calls):
+            function(batch[:1])
     if count() == 1:
         return torch.cat(found)
     whole = found[0].new_zeros(len(batch), *found[0].shape[1:])
@@ -196,8 +202,10 @@ def joined(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     return whole
 
 
-def gradients_(parameters: Sequence[Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adds up gradients over the processes, in place, and returns named numbers added up likewise.
+def gradients_(
+    parameters: Sequence[Tensor], sums: dict[str, Tensor], device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """Adds up gradients over the processes, in place, and returns named numbers, on the `device`, added up likewise.
 
     What some process has counts as zero in those that lack it; a gradient that none has stays None.
     """
@@ -208,7 +216,7 @@ def gradients_(parameters: Sequence[Tensor], sums: dict[str, Tensor]) -> dict[st
     for parameter, reached in zip(parameters, map(any, zip(*(flags for _, flags in said)))):
         if reached and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    device = parameters[0].device
+    device = parameters[0].device if device is None else device
     sums = {name: sums[name].clone() if name in sums else torch.zeros((), device=device) for name in names}
     add_([parameter.grad for parameter in parameters if parameter.grad is not None])
     add_(sums.values())
@@ -234,6 +242,11 @@ def _opened(said: Any) -> Any:
     if error is not None:
         raise error
     return value
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether this is what gloo or NCCL say when another process cannot take part any more."""
+    return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def _together(collective: Callable[..., Any], *arguments: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from polopt.core import shards
 from polopt.core.errors import CheckpointError
 
 Leaf = Any  # Tensor | JSON value | Blob
@@ -151,6 +152,7 @@ def gather(root: object, prefix: str = "", *, skip: Callable[[object], bool] | N
 
     `skip` says what to leave out, with all that is below it (`unlearned`).
     """
+    shards.settle()
     flat: dict[str, Leaf] = {}
     seen: set[int] = set()
 
@@ -190,6 +192,7 @@ def restore(
     without, only the tensors that both sides have, with equal shapes, are loaded (`--init`). What `skip` names stays as
     it is, with all that is below it, and then nothing is left over.
     """
+    shards.settle()
     used: list[str] = []
     seen: set[int] = set()
     generators: list[tuple[str, torch.Generator]] = []
@@ -224,7 +227,7 @@ def restore(
                 seen.add(id(tensor))
                 if flat[key].shape == tensor.shape:
                     with torch.no_grad():
-                        tensor.copy_(flat[key])
+                        tensor.copy_(shards.part_of(flat[key], tensor))
                     used.append(key)
                 elif strict:
                     raise CheckpointError(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from polopt.core.modules import parameters_of
+from polopt.core.shards import local
 from polopt.core.state import find
 from polopt.networks.normalizer import Normalizer
 
@@ -79,6 +80,6 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- tau * source + (1 - tau) * target for every parameter; `tau=1` copies.  One fused operation."""
-    targets, sources = (list(dict.fromkeys(parameters_of(module))) for module in (target, source))
+    targets, sources = ([*map(local, dict.fromkeys(parameters_of(module)))] for module in (target, source))
     with torch.no_grad():
         torch._foreach_lerp_(targets, sources, tau)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polopt.core import ranks
-from polopt.core.batch import Batch, cut, rows_of
+from polopt.core import ranks, shards, signals
+from polopt.core.batch import Batch, cut, pieces, rows_of
 from polopt.core.errors import UsageError
 
 
@@ -31,12 +31,48 @@ def divided_gradients(
             if rows_of(part):
                 add_up(metrics, gradients(part))
                 total = [_sum(one, parameter.grad) for one, parameter in zip(total, parameters)]
-    if not torch.equal(luck, torch.get_rng_state()):
-        name = getattr(loss, "__qualname__", "a loss")
-        raise UsageError(f"{name} draws random numbers, and several processes would all draw the same: use one")
+    _check_luck(luck, loss)
     for parameter, grad in zip(parameters, total):
         parameter.grad = grad
     return ranks.gradients_(parameters, metrics)
+
+
+def sharded_gradients(
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    split: Callable[[Batch], Sequence[Batch]],
+    shared: dict[str, Any],
+) -> dict[str, Tensor]:
+    """`divided_gradients` of parameters that are divided themselves (`polopt.core.shards`).
+
+    Their gradients are added up within the pass backward, so every process makes equally many: one with fewer pieces
+    than another takes a row again, to no effect.
+    """
+    every = cut(batch, ranks.parts())
+    own = [piece for number in ranks.own() if rows_of(every[number]) for piece in split(every[number])]
+    idle, luck = pieces(batch, 1)[0], torch.get_rng_state()
+    metrics: dict[str, Tensor] = {}
+    for parameter in parameters:
+        parameter.grad = None
+    passes = ranks.most(len(own))
+    with ranks.apart():
+        for number in range(passes):
+            signals.check()
+            value, sums = loss(own[number] if number < len(own) else idle, **shared)
+            (value if number < len(own) else 0.0 * value).backward()
+            if number < len(own):
+                add_up(metrics, sums)
+    shards.settle()
+    _check_luck(luck, loss)
+    whole = [parameter for parameter in parameters if not shards.divided(parameter)]
+    return ranks.gradients_(whole, metrics, parameters[0].device)
+
+
+def _check_luck(before: Tensor, loss: Any) -> None:
+    if not torch.equal(before, torch.get_rng_state()):
+        name = getattr(loss, "__qualname__", "a loss")
+        raise UsageError(f"{name} draws random numbers, and several processes would all draw the same: use one")
 
 
 def add_up(metrics: dict[str, Tensor], sums: dict[str, Tensor]) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
-from polopt.core import ranks, signals
+from polopt.core import ranks, shards, signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
-from polopt.optim.divided import add_up, divided_gradients
+from polopt.optim.divided import add_up, divided_gradients, sharded_gradients
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
@@ -62,6 +62,7 @@ class Optimizer(Stateful):
         self.micro_batch = micro_batch
         self.split = split
         self.progress = 0.0
+        self.sharded = False
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         self._moments: list[list[Tensor]] = []  # averages, squares and counts of Adam, once all parameters have them
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
@@ -81,6 +82,9 @@ class Optimizer(Stateful):
         of the whole batch, is given by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
         Of several processes each takes rows of its own (`polopt.core.ranks`).
         """
+        if self.sharded:
+            metrics = sharded_gradients(self.parameters, batch, loss, self._pieces, shared)
+            return metrics | self._apply()
         if ranks.parts() > 1:
             metrics = divided_gradients(
                 self.parameters, batch, loss, lambda part: self._gradients(loss, self._pieces(part), shared)
@@ -91,6 +95,13 @@ class Optimizer(Stateful):
             rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
             return self._compiled(loss, batch, shared, rate, *(self._moments or self._adam_state()))
         return self._step_on(loss, parts, shared)
+
+    def replace(self, new: Mapping[Tensor, Tensor]) -> None:
+        """Goes on with other parameters in the place of these, before the first step: with divided ones."""
+        self.parameters = [cast(nn.Parameter, new.get(parameter, parameter)) for parameter in self.parameters]
+        self.torch.param_groups[0]["params"] = self.parameters
+        self.sharded = any(map(shards.divided, self.parameters))
+        self._alike = self._alike and not self.sharded
 
     def _pieces(self, batch: Batch) -> Sequence[Batch]:
         return self.split(batch) if self.split else pieces(batch, self.micro_batch)
@@ -111,7 +122,8 @@ class Optimizer(Stateful):
         return metrics
 
     def accumulate(self, loss: Tensor) -> None:
-        """Adds the gradient of `loss`; the next `step()` without a loss applies what has been gathered."""
+        """Adds the gradient of `loss`; the next `step()` without a loss applies what has been gathered. Not for
+        parameters that are divided among processes."""
         loss.backward(inputs=self.parameters)
 
     def step(self, loss: Tensor | None = None, *, grads: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
@@ -214,7 +226,7 @@ class Optimizer(Stateful):
         if self.max_grad_norm is not None:
             metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
             if grads:
-                torch._foreach_mul_(grads, factor)
+                torch._foreach_mul_([*map(shards.local, grads)], factor)
         if self.begin and not self.torch.state:
             self._adam_state()
         for group in self.torch.param_groups:
@@ -256,8 +268,14 @@ class Optimizer(Stateful):
         As in `torch.nn.utils.clip_grad_norm_`, in half of its time for small networks.
         """
         norm = torch.zeros((), device=self.parameters[0].device)  # where nothing of the loss depends on the parameters
+        own = [grad for grad in grads if shards.divided(grad)]
+        if own:  # of the others every process holds all
+            square = torch.stack(torch._foreach_norm([*map(shards.local, own)])).square().sum()
+            ranks.add_([square])
+            grads = [grad for grad in grads if not shards.divided(grad)]
+            norm = square.sqrt()
         if grads:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            norm = torch.linalg.vector_norm(torch.stack([*torch._foreach_norm(grads), *([norm] if own else [])]))
         return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
 
     def extra_state(self) -> dict[str, Any]:
@@ -271,7 +289,11 @@ class Optimizer(Stateful):
         moments: dict[int, dict[str, Any]] = {}
         for path, value in state.items():
             index, name = path.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor):
+                parameter = self.parameters[int(index)]
+                value = shards.part_of(value, parameter) if value.shape == parameter.shape else value
+                value = value.clone()
+            moments.setdefault(int(index), {})[name] = value
         self._moments = []
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
 

@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polopt.core import ranks, signals
+from polopt.core import ranks, shards, signals
 from polopt.core.batch import Batch, pieces
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
@@ -25,6 +25,7 @@ from polopt.policies.base import Density, Record, same_family
 from polopt.policies.causal_passes import CausalPasses
 from polopt.policies.causal_scoring import joined_per_token, per_token
 from polopt.policies.luck import Luck, wide
+from polopt.policies.shapes import blocks_of
 from polopt.policies.text import TextPolicy, no_conversation
 
 Sampler = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -58,6 +59,13 @@ class CausalLMPolicy(TextPolicy, Density):
         What is around them stays as it is, because its sizes depend on the data. `options` go to `torch.compile`.
         """
         self.passes.compile(**options)
+
+    def shard(self, device: torch.device) -> dict[Tensor, Tensor]:
+        """Divides the parameters among the processes, which then are on `device`; which replaces which. Raises
+        UsageError for models of which a row is a pass of its own."""
+        if not self.passes.headed:
+            raise UsageError("--shard: the logits of this model are not its output embeddings applied to its states")
+        return shards.divide(self.bare, blocks_of(self.bare), device)
 
     # Acting
 
@@ -115,7 +123,9 @@ class CausalLMPolicy(TextPolicy, Density):
         rows = (limit > 0).nonzero().squeeze(1)  # that write
         given, written = (tokens, attention, limit), (action, mask, log_prob, ended)
         blocks = [block for block in ranks.mine(len(rows)) if block.stop > block.start]
-        steps = ranks.most(max((self._write(rows[block], given, written, luck, greedy) for block in blocks), default=0))
+        with shards.whole(self.bare):
+            lengths = [self._write(rows[block], given, written, luck, greedy) for block in blocks]
+        steps = ranks.most(max(lengths, default=0))
         action, mask, log_prob = (value[:, :steps].contiguous() for value in (action, mask, log_prob))
         if ranks.count() > 1:
             if not greedy:

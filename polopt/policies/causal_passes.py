@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polopt.core import shards
 from polopt.core.batch import Batch
 from polopt.data.tokenizing import need, quiet
 
@@ -51,6 +52,11 @@ class CausalPasses:
             setattr(self, name, functools.partial(compiled, self))  # a copy has its own weights
 
     @property
+    def divided(self) -> bool:
+        """Whether the parameters are divided among processes, which then make the same passes."""
+        return shards.is_divided(self.model)
+
+    @property
     def head(self) -> Any:
         """From states [..., H] to logits [..., V], of models that are `headed`."""
         return self.model.get_output_embeddings()
@@ -60,7 +66,7 @@ class CausalPasses:
     def hidden(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """The states [B, L, H] that the head reads, of rows [B, L] where `attention`."""
         with self._recomputing():
-            return self.model.base_model(tokens, **self._inputs(attention))[0]
+            return shards.run(self.model, tokens, **self._inputs(attention))[0]
 
     def logits(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """All logits [B, L, V], for models whose head is more than a matrix."""
@@ -87,7 +93,7 @@ class CausalPasses:
         `distinct` prompts, `row` [B] among them, goes through the model once; gradients flow through its keys and
         values."""
         seen = real.bool()[distinct]
-        states = self.model.base_model(prompt[distinct], **self._inputs(seen) | self._growing(cache))[0]
+        states = shards.run(self.model, prompt[distinct], **self._inputs(seen) | self._growing(cache))[0]
         first = states[row, -1:]
         if completion.shape[1] == 1:
             return first
@@ -96,7 +102,7 @@ class CausalPasses:
         options = self._inputs(seen) | self._growing(cache)
         if self.positions:
             options["position_ids"] = options["position_ids"][:, prompt.shape[1] :]
-        rest = self.model.base_model(completion[:, :-1], **options)[0]
+        rest = shards.run(self.model, completion[:, :-1], **options)[0]
         return torch.cat((first, rest), 1)
 
     # One token further
@@ -107,7 +113,7 @@ class CausalPasses:
         options = {"attention_mask": seen, **self._growing(cache), **where}
         if not self.headed:
             return self.model(inputs, **options).logits[:, -1]
-        return self.head(self.model.base_model(inputs, **options)[0][:, -1])
+        return self.head(shards.run(self.model, inputs, **options)[0][:, -1])
 
     more_logits = next_logits  # of one token a row: compiled, it and the pass over a prompt are two functions
 

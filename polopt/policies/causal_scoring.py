@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from polopt.core import ranks
+from polopt.core import ranks, shards
 from polopt.core.batch import Batch, align_left
 from polopt.data.tokenizing import pack_left
 from polopt.policies.causal_passes import CausalPasses, shared_prompts
@@ -39,6 +39,19 @@ def per_token(
     else `value` wants to know of a decision. It may be called again in the backward pass, so it draws nothing. What
     `read(head, states [C, H])` gives stands in for the logits, of models that are `headed`.
     """
+    values = _per_token(batch, value, models, columns, read)
+    if not torch.is_grad_enabled():
+        shards.settle()  # else the pass backward needs what is gathered
+    return values
+
+
+def _per_token(
+    batch: Batch,
+    value: Value,
+    models: Sequence[CausalPasses],
+    columns: Sequence[Tensor],
+    read: Callable[[Any, Tensor], Any],
+) -> Tensor:
     completion, mask = batch["completion"], batch["mask"]
     prompt, width = batch["prompt"], batch["prompt"].shape[1]
     tokens = torch.cat((prompt, completion), 1)
@@ -52,7 +65,8 @@ def per_token(
         rows = [_row(models, value, *each) for each in zip(tokens, attention, source, completion, *columns)]
         values = torch.stack(rows)
         return torch.where(align_left(mask, values), values, 0.0)
-    equal = None if compiling else shared_prompts(batch)
+    divided = any(model.divided for model in models)  # the processes make one pass each, whatever rows they have
+    equal = None if compiling or divided else shared_prompts(batch)
     caches: list[Any] = [None if equal is None else model.prompt_cache() for model in models]
     if equal is not None and None not in caches:
         real, follows = batch["prompt_mask"], batch["attention"]
@@ -92,7 +106,8 @@ def joined_per_token(batch: Batch, value: Callable[..., Tensor], models: Sequenc
     """`per_token`; without gradients each process does it for rows of its own."""
     if torch.is_grad_enabled():
         return per_token(batch, value, models)
-    return ranks.joined(lambda rows: per_token(rows, value, models), batch)
+    even = any(model.divided for model in models)
+    return ranks.joined(lambda rows: per_token(rows, value, models), batch, even=even)
 
 
 def _row(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polopt.bases.method import Method
-from polopt.core import ranks
+from polopt.core import ranks, shards
 from polopt.core.errors import RunError
 from polopt.core.state import Blob, gather
 from polopt.training.checkpoints import random_state
@@ -36,8 +36,10 @@ def check_agreement(method: Method) -> None:
 
 
 def fingerprints(method: Method) -> dict[str, str]:
-    """A few letters for every leaf of the state of a method, and for the global random generators."""
-    state = gather(method, "method") | {name: leaf for name, leaf in random_state().items() if "cuda" not in name}
+    """A few letters for every leaf of the state of a method, and for the global random generators. What is divided
+    among the processes is held by one of them, so that there is nothing to agree about."""
+    held = {path: leaf for path, leaf in gather(method, "method").items() if not shards.divided(leaf)}
+    state = held | {name: leaf for name, leaf in random_state().items() if "cuda" not in name}
     if torch.cuda.is_available():
         state["random/cuda"] = torch.cuda.get_rng_state()
     return {path: _code(_told(leaf)) for path, leaf in state.items()}

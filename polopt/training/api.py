@@ -136,6 +136,7 @@ def resume(
     checkpoint: int | None = None,
     until: str | None = None,
     device: str | None = None,
+    shard: bool | None = None,
     progress: bool = False,
     **own: Any,
 ) -> Run:
@@ -150,6 +151,7 @@ def resume(
         checkpoint: continue from this older checkpoint instead of the latest.
         until: another early stop, such as "return>=475", or "none" for none.
         device: continue on this device; another one than before computes other last bits.
+        shard: whether the processes divide the model among them from here on; None: as before. One process never does.
         own: `task`, `network`, `rewards`, `judge`, `tables`, `criterion`, `overseer`, `trust_remote_code` again: code
             of your own (`OwnCode`).
 
@@ -179,7 +181,11 @@ def resume(
             planned.options, moved = replace(planned.options, processes=ranks.count()), True
             said = f"{folder} is divided among {ranks.count()} processes from here on: its last bits differ"
             warnings.warn(said, Notice, stacklevel=2)
-            launch.check(planned.cls, planned.config, planned.options)
+        launch.check(planned.cls, planned.config, planned.options)
+        if shard is not None and shard != planned.options.shard:
+            planned.options, moved = replace(planned.options, shard=shard), True
+        if shard and ranks.count() == 1:
+            raise UsageError("--shard divides a model among processes: say --processes 2 as well, for example")
         if planned.options.device != before:
             warnings.warn(f"{folder} was trained on {before}: on {device} its last bits differ", Notice, stacklevel=2)
         steps = run.checkpoints.steps()

@@ -37,6 +37,10 @@ def world() -> int:
 
 def check(cls: type[Any], config: Any, options: RunOptions) -> None:
     """Raises UsageError for a method whose batches are not divided among processes, and for a sampler of one's own."""
+    if options.shard and options.processes == 1 and world() == 1:
+        raise UsageError("--shard divides a model among processes: say --processes 2 as well, for example")
+    if options.shard and options.compile:
+        raise UsageError("--shard and --compile: passes through a model that is divided are not compiled, use one")
     if options.processes == 1:
         return
     said = f"--processes {options.processes}"

@@ -8,7 +8,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from polopt.bases.method import Method
-from polopt.core import files, ranks, signals
+from polopt.core import files, ranks, shards, signals
 from polopt.core.errors import CheckpointError, Notice, RunError
-from polopt.core.state import Stateful, gather, restore
+from polopt.core.state import Leaf, Stateful, gather, restore
 from polopt.data.components import Tally, added, means
 from polopt.evaluation.figures import to_json
 from polopt.tasks.base import Task
@@ -26,6 +26,7 @@ from polopt.training.agreement import check_agreement
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state, unneeded
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
+from polopt.training.sharding import export_whole
 
 Row = dict[str, Any]
 SAMPLES_KEPT = 4  # evaluations whose transcripts are kept
@@ -121,7 +122,7 @@ class Trainer(Stateful):
         self._clock = time.perf_counter()
         with signals.watched() as watch:
             try:
-                yield from self._rows(watch)
+                yield from self._rows_together(watch)
             except (signals.Stopped, ranks.Gone) as error:
                 if isinstance(error, ranks.Gone) and not watch.heard:
                     raise
@@ -130,6 +131,15 @@ class Trainer(Stateful):
                 self.save()
                 self.export()
                 raise Interrupted("interrupted; saved") from None
+
+    def _rows_together(self, watch: signals.Watch) -> Iterator[Row]:
+        """The rows. Raises Gone also where another process is missed within a pass through a divided model."""
+        try:
+            yield from self._rows(watch)
+        except RuntimeError as error:
+            if ranks.lost(error):
+                raise ranks.Gone("another process of this run has ended") from error
+            raise
 
     def _rows(self, watch: signals.Watch) -> Iterator[Row]:
         if self.rows == 0:
@@ -166,26 +176,46 @@ class Trainer(Stateful):
         """Writes a checkpoint of everything. Raises RunError when a parameter is not finite or the disk refuses."""
         self._check_parameters()
         self._tick()
-        ranks.told(lambda: self.checkpoints.save(self.count, gather(self) | random_state()))
+        self._save(lambda: gather(self) | random_state())
+
+    def _save(self, state: Callable[[], dict[str, Leaf]], **how: Any) -> None:
+        """Writes a checkpoint of a gathered state; of what is divided among the processes, the first one is given all
+        in its memory, a tensor at a time."""
+        if self.sharded:
+            whole = shards.on_first(state(), ranks.first())
+            ranks.told(lambda: self.checkpoints.save(self.count, whole, **how))
+        else:
+            ranks.told(lambda: self.checkpoints.save(self.count, state(), **how))
+
+    @property
+    def sharded(self) -> bool:
+        return self.options.shard and ranks.count() > 1
 
     def _check_parameters(self) -> int:
         """How many parameters there are. Raises RunError naming the first that is not finite."""
-        count = 0
+        count, wrong = 0, None
         for name, module in self.method.modules():
             for path, parameter in module.named_parameters():
                 count += 1
-                if not torch.isfinite(parameter).all():
-                    raise RunError(
-                        f"{name}.{path} is not finite at {self.count:,} {self.method.unit}{self._last_good()}"
-                    )
+                if wrong is None and not torch.isfinite(shards.local(parameter)).all():
+                    wrong = f"{name}.{path}"
+        said = ranks.each(lambda: wrong) if self.sharded else [wrong]
+        if any(said):
+            where = next(filter(None, said))
+            raise RunError(f"{where} is not finite at {self.count:,} {self.method.unit}{self._last_good()}")
         return count
 
     def export(self, *, weights: bool = True) -> None:
         """Writes the policy in the format of its own library to model/, if it has one (language models do); without its
         `weights`, what checkpoints lack: then the run needs nothing but its folder from here on."""
-        export = getattr(self.method.policy, "export", None)
-        if export is not None:
-            ranks.told(lambda: export(self.checkpoints.folder.parent / MODEL, weights=weights))
+        policy, place = self.method.policy, self.checkpoints.folder.parent / MODEL
+        if getattr(policy, "export", None) is None:
+            return
+        if weights and self.sharded:
+            state = shards.on_first(gather(policy), ranks.first())
+            ranks.told(lambda: export_whole(policy, state, place))
+        else:
+            ranks.told(lambda: policy.export(place, weights=weights))
 
     def load(self, step: int) -> None:
         """Continues from the checkpoint at `step`, exactly."""
@@ -257,7 +287,7 @@ class Trainer(Stateful):
         if self.keeps_best and math.isfinite(value) and (self.best is None or value > self.best):
             self.best = value
             state = gather(self.method, "method", skip=unneeded)
-            ranks.told(lambda: self.checkpoints.save(self.count, state, kind="best", keep=1))
+            self._save(lambda: state, kind="best", keep=1)
         self._tick()
         return {f"eval/{name}": value for name, value in scores.items()} | {"seconds": round(self.seconds, 3)}
 

@@ -28,6 +28,9 @@ class RunOptions(Config):
     processes: int = param(
         1, "polopt", low=1, help="processes that share the run, each with rows of its own: of language models"
     )
+    shard: bool = param(
+        False, "polopt", help="divide language models among the processes: less memory, more traffic (FSDP2)"
+    )
     compile: bool = param(
         False, "polopt", help="compile losses and optimizer steps, or passes through a language model"
     )

@@ -33,6 +33,7 @@ from polopt.training.devices import named_device
 from polopt.training.folder import Run
 from polopt.training.loggers import check_names
 from polopt.training.options import RunOptions, Until
+from polopt.training.sharding import shard
 
 ARRAYS = "<arrays>"  # the name of a task that is a dict of them
 RESERVED = {"num", "seed", "workers", "evaluation"}  # what `make_task` is given here
@@ -114,6 +115,7 @@ class Plan:
         if is_arrays(self.task):
             copies = "no environment: evaluated on held-out decisions, without a return"
         shared = f", {options.processes} processes" if options.processes > 1 else ""
+        shared += ", sharded" if options.shard else ""
         return (
             f"{self.method} on {task_name(self.task)}: {self.steps:,} {self.cls.unit}, seed {options.seed}, "
             f"{copies}, {options.device}{shared}, {options.dtype}{derived} -> {folder}"
@@ -189,6 +191,8 @@ class Plan:
         try:
             with kept_model(kept if len(_models(to_dict(self.config))) == 1 else None):
                 method = self.cls(self.config, task)
+            if self.options.shard and ranks.count() > 1:
+                shard(method, device)
             if device.type != "cpu":
                 method.to(device)
             if prepare:

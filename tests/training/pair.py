@@ -2,7 +2,7 @@
 
     python -m tests.training.pair FOLDER WORK ...       with RANK, WORLD_SIZE and a place to meet (`launch.meet`)
 
-WORK is "checks", "runs", a method of the registry, or settings in `GRPO`.
+WORK is "checks", "runs", "divided", "killed" (sharded), a method of the registry, or settings in `GRPO` or `SHARDED`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tensordict import TensorDict
 from torch import nn
 
 import polopt
-from polopt.core import ranks
+from polopt.core import ranks, shards
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import gather
 from polopt.optim import Optimizer
@@ -37,6 +38,12 @@ GRPO: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
     "uneven": {"batch_prompts": 3, "samples_per_prompt": 3, "updates_per_batch": 2, "micro_tokens": 40},
 }
+SHARDED: dict[str, dict[str, Any]] = {
+    "sharded": GRPO["uneven"] | {"reference_kl.estimator": "exact"},
+    "sharded lora": GRPO["lora"] | GRPO["fewer rows than processes"],
+    "sharded exact kl": GRPO["exact kl"],
+}
+LONG = {"steps": 60, "log_every": 10, "checkpoint_every": 20, "eval_every": 30}
 SFT = {"model": "tiny", "batch_size": 3, "steps": 12, "log_every": 2, "checkpoint_every": 4, "eval_every": 4}
 SFT |= {"eval_episodes": 2, "policy.max_tokens": 4, "loggers": (), "dtype": "float64", "lr": 1e-3, "threads": 1}
 POOL = {"pool": 16, "score_truncated": True}
@@ -64,15 +71,20 @@ def lucky(completion: str) -> float:
 
 
 def settled(name: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """What two updates of a smoke run leave, of a method or of GRPO with settings, in double precision; the metrics."""
+    """What two updates of a smoke run leave, of a method or of GRPO with settings, in double precision; the metrics.
+
+    With "sharded" before the name the model is divided, if there are several processes.
+    """
     torch.set_default_dtype(torch.float64)
-    changes = dict(GRPO.get(name, {}))
+    changes = dict(GRPO.get(name, {}) | SHARDED.get(name, {}))
     compiled = changes.pop("compiled", False)
-    with built("grpo" if name in GRPO else name, **changes) as method:
+    changes |= {"shard": True} if name.startswith("sharded") and ranks.count() > 1 else {}
+    method_name = "grpo" if name in GRPO or name in SHARDED else name.removeprefix("sharded ")
+    with built(method_name, **changes) as method:
         if compiled:
             method.compile(backend="eager")
         metrics = advance(method, 10**9, 2)
-        state = gather(method) | {"torch": torch.get_rng_state()}
+        state = shards.on_first(gather(method), True) | {"torch": torch.get_rng_state()}
         return state, metrics
 
 
@@ -171,11 +183,65 @@ def refusals() -> dict[str, str]:
     }
 
 
-def run(folder: Path, number: int = 0, at: int = 0) -> str:
+def divided_model() -> dict[str, Any]:
+    """What a model of two layers is gathered for, what each process holds of it, and what a checkpoint does."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
+    from torch.distributed.tensor import DTensor
+
+    torch.set_default_dtype(torch.float64)
+    gathers: list[int] = []
+    original, put_together = groups.foreach_all_gather, DTensor.full_tensor
+    groups.foreach_all_gather = lambda *args: gathers.append(1) or original(*args)
+    alive: list[Any] = []
+
+    def full_tensor(tensor: Any) -> torch.Tensor:
+        assert not [one for one in alive if one() is not None], "two tensors stand whole"
+        value = put_together(tensor)
+        alive.append(weakref.ref(value))
+        return value
+
+    found: dict[str, Any] = {}
+    with built("grpo", shard=True, model="0.5m", updates_per_batch=1, reference_kl=None) as method:
+        policy = method.policy
+        total = sum(parameter.numel() for parameter in policy.parameters())
+        prompts = method.task.problems(range(3))
+        torch.manual_seed(1)
+        record, _ = policy.act([problem.prompt for problem in prompts])
+        found["written"] = (record["action"], record["log_prob"])
+        torch.manual_seed(1)
+        rows = policy.tokenize([problem.prompt for problem in prompts])
+        before = len(gathers)
+        policy.generate(rows["prompt"], rows["prompt_mask"], torch.full((3,), 5))
+        found["gathers"] = len(gathers) - before
+        advance(method, 10**9, 1)
+        found["divided"] = all(map(shards.divided, policy.parameters()))
+        moments = [state["exp_avg"] for state in method.optimizer.torch.state.values()]
+        held = [sum(shards.local(one).numel() for one in kind) for kind in (policy.parameters(), moments)]
+        found["held"] = (total, held)
+        DTensor.full_tensor = full_tensor
+        state = gather(method)
+        found["left"] = [path for path in shards.on_first(state, False) if path not in state or "policy" in path]
+        policy.passes.headed = False
+        found["refused"] = refused(lambda: policy.shard(torch.device("cpu")))
+    groups.foreach_all_gather, DTensor.full_tensor = original, put_together
+    return found
+
+
+def written() -> tuple[torch.Tensor, torch.Tensor]:
+    """What `divided_model` writes, of a model that is whole."""
+    torch.set_default_dtype(torch.float64)
+    with built("grpo", model="0.5m", updates_per_batch=1, reference_kl=None) as method:
+        prompts = method.task.problems(range(3))
+        torch.manual_seed(1)
+        record, _ = method.policy.act([problem.prompt for problem in prompts])
+        return record["action"], record["log_prob"]
+
+
+def run(folder: Path, number: int = 0, at: int = 0, **changes: Any) -> str:
     """Trains; after row `at` a signal comes to the second process. What was said."""
 
     def train() -> None:
-        rows = polopt.iterate("sft", "addition", out=folder, task_options=POOL, **SFT)
+        rows = polopt.iterate("sft", "addition", out=folder, task_options=POOL, **SFT | changes)
         for count, _ in enumerate(rows):
             if count == at and number and ranks.index() == 1:
                 os.kill(os.getpid(), number)
@@ -187,7 +253,19 @@ def runs(folder: Path) -> dict[str, Any]:
     torch.set_default_dtype(torch.float32)
     found = {"stopped": run(folder / "stopped", signal.SIGTERM, 3)}
     ranks.told(lambda: shutil.copytree(folder / "stopped", folder / "alone"))
+    ranks.told(lambda: shutil.copytree(folder / "stopped", folder / "then sharded"))
     found["resumed"] = refused(lambda: polopt.resume(folder / "stopped"))
+    found["then sharded"] = refused(lambda: polopt.resume(folder / "then sharded", shard=True))
+    return found
+
+
+def sharded_runs(folder: Path) -> dict[str, Any]:
+    torch.set_default_dtype(torch.float32)
+    found = {"sharded stopped": run(folder / "sharded", signal.SIGTERM, 4, shard=True, **LONG)}
+    for name in ("then whole", "then alone"):
+        ranks.told(lambda name=name: shutil.copytree(folder / "sharded", folder / name))
+    found["sharded resumed"] = refused(lambda: polopt.resume(folder / "sharded"))
+    found["then whole"] = refused(lambda: polopt.resume(folder / "then whole", shard=False))
     return found
 
 
@@ -207,12 +285,15 @@ def main(folder: Path, work: list[str]) -> None:
         if name == "checks":
             found |= {check: function() for check, function in CHECKS.items()}
         elif name == "runs":
-            found |= runs(folder)
-        else:
+            found |= runs(folder) | sharded_runs(folder)
+        elif name == "divided":
+            found[name] = divided_model()
+        elif name != "killed":
             found[name] = settled(name)
     torch.save(found, folder / f"found-{ranks.index()}.pt")
-    if "runs" in work:
-        (folder / "killed.txt").write_text(run(folder / "killed", signal.SIGKILL, 3))  # the second process ends there
+    if "runs" in work or "killed" in work:
+        shard = {"shard": True} if "killed" in work else {}
+        (folder / "killed.txt").write_text(run(folder / "killed", signal.SIGKILL, 3, **shard))  # the second ends there
 
 
 if __name__ == "__main__":
