@@ -200,7 +200,8 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "cql",
         "bcq",
         "hdpo",
-    ):  # of a model, of several choices at once, of scripts, or of discrete actions only
+        "c-morl",
+    ):  # of a model, of several choices at once, of scripts, of discrete actions only, or of objectives
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

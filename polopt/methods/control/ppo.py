@@ -89,14 +89,17 @@ class PPO(PPOSettings, Method):
 
     slug = "ppo"
     requires = (Scores,)
+    outputs: int | None = None  # values of one observation, one for each objective; None: one value, of the reward
 
     def build(self, task: Task) -> None:
         config = self.config
         normalizer = Normalizer(self.spec.obs) if config.normalize_obs else None
         self.policy = self.make_policy(config.policy, network=config.network, normalizer=normalizer)
         own, network = getattr(self.policy, "normalizer", None), config.critic_network or config.network
-        self.critic = self.part("critic", StateValue, self.spec, network, normalizer=own)
-        self.reward_normalizer = RewardNormalizer(task.num, config.discount) if config.normalize_reward else None
+        self.critic = self.part("critic", StateValue, self.spec, network, normalizer=own, outputs=self.outputs)
+        self.reward_normalizer = (
+            RewardNormalizer(task.num, config.discount, objectives=self.outputs) if config.normalize_reward else None
+        )
         self.source = Rollouts(task, config.window, self.ledger)
         self.recurrent = self.policy.recurrent or self.critic.recurrent
         self.recurrent_behavior = Valued(self.policy, self.critic) if self.recurrent else None
@@ -135,8 +138,11 @@ class PPO(PPOSettings, Method):
         return batch
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.policy_terms(batch, *self.policy.score(batch))
+
+    def policy_terms(self, batch: Batch, log_prob: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's loss, with the log-probabilities and entropies that the policy gives for the batch."""
         config, weight = self.config, batch["weight"]
-        log_prob, entropy = self.policy.score(batch)
         scale = config.clip_schedule(self.progress)
         loss, metrics = surrogate_loss(
             config.surrogate, log_prob, batch["log_prob"], batch["advantage"], weight, clip_scale=scale
@@ -169,9 +175,13 @@ class PPO(PPOSettings, Method):
         if self.old_policy is not None:
             polyak_update(self.old_policy, self.policy, 1.0)
         metrics = self.improve(batch)
-        explained = explained_variance(batch["value"], batch["returns"], batch["weight"])
+        explained = self.critic_fit(batch)
         self.policy.update_normalizer(batch)
         return metrics | {"explained_variance": explained}
+
+    def critic_fit(self, batch: Batch) -> Tensor:
+        """The explained variance of the critic that started the update."""
+        return explained_variance(batch["value"], batch["returns"], batch["weight"])
 
     def improve(self, batch: Batch) -> dict[str, Tensor]:
         """All optimizer steps on one evaluated window; returns the mean of their metrics."""

@@ -180,7 +180,7 @@ class Point(Simulated):
         seen = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
         action = spaces.Box(-1.0, 1.0, (self.dims,), np.float32)
         info = {"horizon": self.horizon}
-        return Spec(seen, action, self.name, info, facts, objectives=names, scalar=not names)
+        return Spec(seen, action, self.name, info, facts, objectives=names, scalar=len(names) < 2)
 
     # The world
 
