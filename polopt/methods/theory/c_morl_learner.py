@@ -1,4 +1,16 @@
-"""The learner of C-MORL (`c_morl.py`): PPO on a weighted sum of objectives, while some of them must not fall."""
+"""The learner of C-MORL (`c_morl.py`): PPO on a weighted sum of objectives, while some of them must not fall.
+
+Liu et al., "Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning", ICLR 2025,
+arXiv 2410.02236. Held by c_morl.py; no entry of its own.
+
+    advantage   sum_j w_j A_j
+    barrier     - sum_{j != i} pressure_j E[ratio A_j],   pressure_j = reach / (t max(slack_j, 0.002 |G_j|))
+    slack_j     G_j + reach E[(ratio - 1) A_j] - threshold_j, of the whole minibatch
+
+Differs from PPO in: a value for each objective, and the barrier.
+
+Departs from the paper in: what the barrier says of an objective; see `c_morl.py`.
+"""
 
 from dataclasses import dataclass
 from typing import Any
