@@ -27,11 +27,13 @@ SCRIPTS = {
     "polopt": "ours.py",
     "stable-baselines3": "peer_sb3.py",
     "sbx": "peer_sbx.py",
+    "purejax": "peer_purejax.py",
     "d3rlpy": "peer_d3rlpy.py",
     "trl": "peer_trl.py",
     "gymnasium": "peer_gymnasium.py",
 }
 OWN = ("polopt", "gymnasium")  # run in the Python that runs the benchmarks
+WITHOUT_TORCH = ("purejax",)
 
 
 class WorkerError(Exception):
@@ -55,7 +57,8 @@ def python_of(name: str) -> Path:
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if not python.exists():
         _call(name, [sys.executable, "-m", "venv", folder])
-    _call(name, [*install, TORCH])
+    if name not in WITHOUT_TORCH:
+        _call(name, [*install, TORCH])
     _call(name, [*install, "-r", wanted])
     stamp.write_text(digest)
     return python

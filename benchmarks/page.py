@@ -279,7 +279,7 @@ def ratios(side: Line, other: Line) -> list[float]:
 
 def is_world(line: Line) -> bool:
     """Whether a line is of the cases that have a table of their own."""
-    return str(line["case"]).startswith(("world-", "points-"))
+    return str(line["case"]).startswith(("world-", "points-", "many-"))
 
 
 # Tables
@@ -378,6 +378,32 @@ def worlds_table(lines: Sequence[Line]) -> str:
         found = [spread(line["ratios"][name]) if name in line["ratios"] else "" for name in peers]
         rows.append([f"{line['sides'][0]['job']['rows']:,}", *rates, *found])
     head = ["rows", *(f"{name}, steps/s" for name in names), *(f"polopt / {name}" for name in peers)]
+    return table(head, rows) if rows else EMPTY
+
+
+def many_table(lines: Sequence[Line]) -> str:
+    """What a step of each side costs by rows, its memory, and how many times as fast as the peer ours are."""
+    rows = []
+    for line in lines:
+        ours, peer = of_ours(line), of_peers(line)
+        runs = line["unit"] == "runs"
+        for side in [*ours, *peer]:
+            cost = f"{1 / side['rate']:.3g} s" if runs else f"{1e6 / side['rate']:.3g} us"
+            beside = spread(ratios(side, peer[0])) if peer and side in ours else ""
+            first = side is ours[0]
+            what = f"a run to a mean reward of {side['job']['reward']}" if runs else "an environment step"
+            rows.append(
+                [
+                    f"{side['job']['rows']:,}" if first else "",
+                    what if first else "",
+                    side["name"],
+                    cost,
+                    "" if runs else number(side["rate"]),
+                    beside,
+                    f"{side['peak_mb']:,.0f}",
+                ]
+            )
+    head = ["rows", "what", "", "costs", "steps/s", "times as fast as JAX", "peak memory, MB"]
     return table(head, rows) if rows else EMPTY
 
 
@@ -497,8 +523,12 @@ def write(page: Path = PAGE, results: Path = RESULTS, template: str | None = Non
         shown = picture("speed", "How many times as fast as each peer", draw_speed, speed)
         tables = {"speed": f"{shown}\n\n{speed_table(speed)}", "speed-parts": parts_table(speed)}
         tables["speed-machine"] = machine_table(measured)
-    for name, begin in (("worlds", "world-"), ("points", "points-")):
-        tables[name] = worlds_table([line for line in measured if line["case"].startswith(begin)])
+    for name, begin, show in (
+        ("worlds", "world-", worlds_table),
+        ("points", "points-", worlds_table),
+        ("many", "many-", many_table),
+    ):
+        tables[name] = show([line for line in measured if line["case"].startswith(begin)])
     for comparison in COMPARISONS:
         name, titled = comparison.name, panels(comparison, lines)
         tables[f"returns-{name}"] = EMPTY

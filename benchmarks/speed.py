@@ -27,6 +27,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import ROOT, SCRIPTS, Command, Worker, WorkerError, cores, last_line, python_of
+from benchmarks.environments import (
+    ROOT,
+    SCRIPTS,
+    WITHOUT_TORCH,
+    Command,
+    Worker,
+    WorkerError,
+    cores,
+    last_line,
+    python_of,
+)
 from benchmarks.machine import GFLOP, about, limits, now
 from benchmarks.workers.language_shared import MICRO_TOKENS
 
@@ -75,6 +86,7 @@ class Case:
         limit: what bounds the rate: `MATRICES` by the arithmetic of a unit, or another side in the case's own unit.
         limit_slice: units of its slices.
         prepare: makes what the job needs, and returns more of the job.
+        threads: what is tried; by default 1 and 2.
     """
 
     name: str
@@ -88,6 +100,7 @@ class Case:
     limit: Side | None = None
     limit_slice: int = 10_000
     prepare: Callable[[], Job] | None = None
+    threads: tuple[int, ...] = ()
 
 
 # The cases
@@ -134,6 +147,23 @@ SB3, SBX, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "d
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
 WORLDS = (1, 16, 256, 4096, 65_536)
+JAX = ("sbx", "purejax")  # take as many threads as they may use cores
+MANY = {
+    "task": "point/regulation",
+    "seed": 0,
+    "window": 16,
+    "horizon": 16,
+    "minibatch_size": 1024,
+    "epochs": 4,
+    "sizes": [64, 64],
+    "lr": 1e-3,
+    "discount": 0.95,
+    "gae_lambda": 0.95,
+    "clip": 0.2,
+    "value_coefficient": 0.5,
+    "max_grad_norm": 0.5,
+}
+MILLION = {"rows": 1 << 20, "minibatch_size": 65_536, "device": "cuda"}
 LANGUAGE = (OURS, COMPILED, Side("trl", "trl"), Side("trl, torch_compile", "trl", job={"compile": True}))
 
 
@@ -196,6 +226,15 @@ def steps_of(case: str, rows: int, sides: Sequence[Side]) -> Case:
     slice = min(max(rows * 40, 2_000), 1_000_000)
     job = {"case": case, "rows": rows}
     return Case(f"{case}-{rows}", "environment steps", (*sides,), job, slice, slice // 4, clock="processor")
+
+
+def many(rows: int, **more: Any) -> Case:
+    """PPO on so many rows, windows of whole episodes, minibatches of one size. JAX takes the accelerator by itself."""
+    update = rows * MANY["window"]
+    sides = (OURS, COMPILED, Side("jax", "purejax"))
+    job = MANY | {"case": "many", "rows": rows} | more
+    slice = update * max(1, 65_536 // update)
+    return Case(f"many-{rows}", "environment steps", sides, job, slice, clock="processor", threads=(1,))
 
 
 def grpo(length: int, slice: int) -> Case:
@@ -297,6 +336,16 @@ CASES = [
     Case("startup", "processes", STARTUP),
     *map(world, WORLDS),
     *map(points, WORLDS),
+    *map(many, (64, 1024, 16_384, 65_536)),
+    *([many(**MILLION)] if shutil.which("nvidia-smi") else []),
+    Case(
+        "many-return",
+        "runs",
+        (OURS, Side("jax", "purejax")),
+        MANY | {"case": "many-return", "rows": 1024, "reward": -0.2},
+        clock="processor",
+        threads=(1,),
+    ),
 ]
 
 
@@ -321,7 +370,7 @@ class Lane:
         if side.command:
             self.worker: Worker | Command = Command([python, *side.command])
             return
-        if side is not case.limit and not side.job.get("compile"):
+        if side is not case.limit and not side.job.get("compile") and side.library not in WITHOUT_TORCH:
             self.gflop = self._count(python)
         self.worker = self._best(python, threads)
 
@@ -335,12 +384,16 @@ class Lane:
     def _best(self, python: Path, threads: tuple[int, ...]) -> Worker:
         """Tries every variant at every number of threads, one after the other; the best so far waits meanwhile."""
         best, best_rate, job = None, 0.0, self.job
+        alone = len(self.side.variants) * len(threads) == 1
         for variant in self.side.variants:
             for number in threads:
                 try:
                     worker = Worker(
-                        self.side.library, job | variant, number, pinned=self.side.library == "sbx", python=python
+                        self.side.library, job | variant, number, pinned=self.side.library in JAX, python=python
                     )
+                    if alone:
+                        self.job = job | variant
+                        return worker
                     rate = max(self._rate(worker.run(self.trial)) for _ in range(2))  # the first may still warm up
                 except WorkerError as error:
                     self.failures.append(f"{_named_choice(variant, number)}: {error}")
@@ -390,7 +443,7 @@ class Lane:
 def measure(case: Case, rounds: int, pythons: dict[str, Path], machine: dict[str, Any]) -> dict[str, Any]:
     """All rounds of a case; returns its line. Raises WorkerError when ours fails; a peer that fails is left out."""
     more = case.prepare() if case.prepare else {}
-    threads = tuple(sorted({1, min(2, cores())}))
+    threads = case.threads or tuple(sorted({1, min(2, cores())}))
     lanes: list[Lane] = []
     failures: list[str] = []
     with contextlib.ExitStack() as stack:

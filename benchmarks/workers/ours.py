@@ -5,7 +5,7 @@ from typing import Any
 
 from protocol import serve
 
-MODULES = ("limits", "ours_control", "ours_control_curves", "ours_offline", "ours_worlds", "ours_language")
+MODULES = ("limits", "ours_control", "ours_control_curves", "ours_offline", "ours_worlds", "ours_many", "ours_language")
 
 
 class Cases(dict[str, Any]):

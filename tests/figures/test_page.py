@@ -105,6 +105,18 @@ def test_the_plot_has_every_peer_at_its_fastest():
     assert page.of_peers({"sides": [side("polopt", [8.0, 8.0]), eager, other, compiled]}) == [compiled, other]
 
 
+def test_many_environments_are_told_by_what_a_step_costs():
+    ours, peer = side("polopt", [20.0, 20.0, 25.0]), side("jax", [40.0, 50.0, 50.0], "purejax")
+    for each in (ours, peer):
+        each["job"] = {"rows": 4096, "reward": -0.2}
+    line = speed_line() | {"sides": [ours, peer]}
+    rows = page.many_table([line, line | {"unit": "runs"}]).splitlines()[2:]
+    assert rows[0] == "| 4,096 | an environment step | polopt | 5e+04 us | 20 | **0.50** (0.40 to 0.50) | 100 |"
+    assert rows[1] == "|  |  | jax | 2e+04 us | 50 |  | 100 |"
+    assert rows[2].startswith("| 4,096 | a run to a mean reward of -0.2 | polopt | 0.05 s |  | **0.50**")
+    assert page.is_world(line | {"case": "many-64"})
+
+
 def test_tables_have_places_and_places_have_tables():
     text = "before\n<!-- table: a -->\nold\n<!-- end -->\nafter"
     assert page.fill(text, {"a": "| new |"}) == "before\n<!-- table: a -->\n\n| new |\n\n<!-- end -->\nafter"
@@ -128,8 +140,8 @@ def test_the_page_is_made_from_raw_lines_alone(tmp_path):
     text = written.read_text()
     assert "| Toy-v0, 20 environment steps | polopt | 2 | 200 [200, 201] at 20 |" in text
     assert "above; above" in text
-    assert text.count(page.EMPTY) == len(page.COMPARISONS) + 2, (
-        "all but this one; the pilots, the worlds and the points"
+    assert text.count(page.EMPTY) == len(page.COMPARISONS) + 3, (
+        "all but this one; the pilots, the worlds, the points and the many"
     )
 
 
