@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.workers.language_shared import Problem, verified
 from polopt.core.errors import RunError
-from polopt.policies.small_lm import cache_folder, character_tokenizer, make_language_model
+from polopt.core.files import cache_folder
+from polopt.policies.small_lm import character_tokenizer, make_language_model
 from polopt.tasks import make_task
 from polopt.training.warm_start import warm_start
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
 from polopt.evaluation.score import BY_DATA, Score
 from polopt.optim import Optimizer, copies, renew
+from polopt.optim.whole import compiled_wholes
 from polopt.policies.base import Actor, require, require_legal
 from polopt.tasks.base import Task
 from polopt.tasks.unplayed import Unplayed
@@ -117,6 +119,7 @@ class Method(Settings, Stateful):
     device: torch.device | str | None = None  # of `to`; this and the two below are for learners to come: see `adopt`
     compiled: dict[str, Any] | None = None  # options of `compile`
     prepared: bool = False
+    wholes: Mapping[Any, Any] = MappingProxyType({})  # what `compile` made of functions that `whole` marks
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -309,11 +312,13 @@ class Method(Settings, Stateful):
             learner.compile_own(**options)
 
     def compile_own(self, **options: Any) -> None:
-        """Compiles every `*_loss`, and every step that an optimizer takes on one; what is around them stays Python."""
+        """Compiles every function that `whole` marks; elsewhere every `*_loss`, and every step that an optimizer takes
+        on one. What is around them stays Python."""
         for name in self.losses():
             setattr(self, name, compiled(getattr(self, name), **options))
         for _, optimizer in held(self, Optimizer):
             optimizer.compile(**options)
+        self.wholes = compiled_wholes(self, list(self.optimizers()), **options)
 
     def adopt(self, learner: M) -> M:
         """Makes a learner that is built while this one trains ready as this one is: moved, compiled and prepared."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 Batch = TensorDictBase
@@ -77,6 +77,22 @@ def nested(columns: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[leaf] = value
     return batch
+
+
+def opened(batch: Batch) -> tuple[dict[str, Any], tuple[torch.Size, torch.device | None]]:
+    """The tensors of a batch in plain dicts, and what is needed to make it of them again (`closed`).
+
+    A compiled function looks at all that it is given in each call, which takes many times as long for a TensorDict.
+    """
+    columns = {key: opened(value) if isinstance(value, TensorDictBase) else value for key, value in batch.items()}
+    return columns, (batch.batch_size, batch.device)
+
+
+def closed(columns: Mapping[str, Any], kind: tuple[torch.Size, torch.device | None]) -> Batch:
+    """The inverse of `opened`."""
+    size, device = kind
+    values = {key: closed(*value) if isinstance(value, tuple) else value for key, value in columns.items()}
+    return TensorDict(values, batch_size=size, device=device)
 
 
 def weigh(batch: Batch) -> Batch:

@@ -26,6 +26,11 @@ REFUSALS = {
 }
 
 
+def cache_folder() -> Path:
+    """Where is kept what can be made again, such as models and compiled code: $POLOPT_CACHE, or ~/.cache/polopt."""
+    return Path(os.environ.get("POLOPT_CACHE", Path.home() / ".cache" / "polopt"))
+
+
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
     """Whatever is refused inside is a RunError that names `path`: also by libraries that write by themselves, which

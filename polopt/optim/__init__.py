@@ -3,6 +3,7 @@
 from polopt.optim.copies import copies, duplicate, frozen_copy, polyak_update, renew, source_of
 from polopt.optim.natural import NaturalOptimizer
 from polopt.optim.optimizer import Loss, Optimizer
+from polopt.optim.whole import whole
 
 __all__ = [
     "Loss",
@@ -14,4 +15,5 @@ __all__ = [
     "polyak_update",
     "renew",
     "source_of",
+    "whole",
 ]

@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core import ranks, shards, signals
-from polopt.core.batch import Batch, pieces
+from polopt.core.batch import Batch, closed, opened, pieces
 from polopt.core.compiling import compiled
 from polopt.core.state import Stateful
 from polopt.optim.divided import add_up, divided_gradients, sharded_gradients
@@ -57,6 +57,7 @@ class Optimizer(Stateful):
         self.lr = lr
         self.schedule = schedule or Constant()
         self.kind = kind
+        self.eps, self.betas, self.weight_decay = eps, betas, weight_decay
         self.begin = 0.0 if bias_correction else LATE
         self.max_grad_norm = max_grad_norm
         self.micro_batch = micro_batch
@@ -64,6 +65,7 @@ class Optimizer(Stateful):
         self.progress = 0.0
         self.sharded = False
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
+        self._rate: Any = None  # that of the last compiled step, as a number and as a tensor
         self._moments: list[list[Tensor]] = []  # averages, squares and counts of Adam, once all parameters have them
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
         if kind == "sgd":
@@ -82,6 +84,8 @@ class Optimizer(Stateful):
         of the whole batch, is given by name. Returns the metrics, summed over pieces, plus `grad_norm` when clipping.
         Of several processes each takes rows of its own (`polopt.core.ranks`).
         """
+        if torch.compiler.is_compiling():  # of a larger function, such as a whole update
+            return self._traced(*loss(batch, **shared))
         if self.sharded:
             metrics = sharded_gradients(self.parameters, batch, loss, self._pieces, shared)
             return metrics | self._apply()
@@ -92,8 +96,8 @@ class Optimizer(Stateful):
             return metrics | self._apply()
         parts = self._pieces(batch)
         if self._compiled is not None and len(parts) == 1:
-            rate = torch.tensor(self.rate, device=self.parameters[0].device)  # as a number it would be a constant
-            return self._compiled(loss, batch, shared, rate, *(self._moments or self._adam_state()))
+            self.ready()
+            return self._compiled(loss, *opened(batch), shared)
         return self._step_on(loss, parts, shared)
 
     def replace(self, new: Mapping[Tensor, Tensor]) -> None:
@@ -128,6 +132,8 @@ class Optimizer(Stateful):
 
     def step(self, loss: Tensor | None = None, *, grads: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
         """One step on a loss, on given gradients (one per parameter, in order), or on the accumulated ones."""
+        if loss is not None and torch.compiler.is_compiling():
+            return self._traced(loss, {})
         if loss is not None:
             self._zero_grad()
             loss.backward(inputs=self.parameters)
@@ -154,31 +160,36 @@ class Optimizer(Stateful):
         self._moments = []
 
     def compile(self, **options: Any) -> None:
-        """From here on `minimize` is one compiled function, from the loss to Adam's step, for a batch of one piece.
+        """From here on `minimize` is one compiled function, from the loss to the step, for a batch of one piece.
 
         With small networks the operations of a step take longer to start than to run. `options` go to `torch.compile`.
-        Without effect for "sgd", and with a torch that is too old to trace gradients.
+        Without effect with a torch that is too old to trace gradients.
         """
-        from torch._dynamo import config  # takes a second, which a run without it need not wait
-
-        if self.kind != "sgd" and hasattr(config, "trace_autograd_ops"):
-            config.trace_autograd_ops = True
+        if gradients_traced():
             self._compiled = compiled(self._whole_step, **options)
 
-    def _whole_step(
-        self,
-        loss: Loss,
-        batch: Batch,
-        shared: dict[str, Any],
-        rate: Tensor,
-        averages: list[Tensor],
-        squares: list[Tensor],
-        steps: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """What `minimize` does to one piece; of Adam the functional form, as optimizers break a graph."""
+    @property
+    def divides(self) -> bool:
+        """Whether batches may be cut into pieces, of which a compiled function would know the number."""
+        return self.micro_batch is not None or self.split is not None or self.sharded
+
+    def ready(self) -> None:
+        """To be called before a function that was compiled with a step of this optimizer: sets the rate, which is a
+        tensor there because a number would be a constant, and makes the averages of Adam."""
+        if self._rate is None or self._rate[0] != self.rate:
+            self._rate = self.rate, torch.tensor(self.rate, device=self.parameters[0].device)
+        if not self._moments and self.kind != "sgd":
+            self._adam_state()
+
+    def _whole_step(self, loss: Loss, columns: Any, kind: Any, shared: dict[str, Any]) -> dict[str, Tensor]:
+        """What `minimize` does to one piece, which comes `opened`."""
+        piece = closed(columns, kind)
         if not torch.compiler.is_compiling():  # torch gives up where it would need too many versions
-            return self._step_on(loss, (batch,), shared)
-        value, metrics = loss(batch, **shared)
+            return self._step_on(loss, (piece,), shared)
+        return self._traced(*loss(piece, **shared))
+
+    def _traced(self, value: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step on a loss as the compiler reads it: of Adam the functional form, as optimizers break a graph."""
         reached = torch.autograd.grad(value, self.parameters, allow_unused=True)
         chosen = [index for index, grad in enumerate(reached) if grad is not None]
         grads = [reached[index] for index in chosen]
@@ -186,27 +197,34 @@ class Optimizer(Stateful):
         if self.max_grad_norm is not None:
             metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
             grads = [grad * factor for grad in grads]  # not in place: one tensor may serve two parameters
-        group = self.torch.param_groups[0]
         with torch.no_grad():
-            adam(
-                [self.parameters[index] for index in chosen],
-                grads,
-                [averages[index] for index in chosen],
-                [squares[index] for index in chosen],
-                [],
-                [steps[index] for index in chosen],
-                foreach=True,
-                capturable=True,
-                decoupled_weight_decay=self.kind == "adamw",
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=rate,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
+            self._move([self.parameters[index] for index in chosen], grads, chosen)
         return metrics
+
+    def _move(self, parameters: list[nn.Parameter], grads: list[Tensor], chosen: list[int]) -> None:
+        if self.kind == "sgd":
+            for parameter, grad in zip(parameters, grads):
+                parameter.sub_(self._rate[1] * (grad + self.weight_decay * parameter))
+            return
+        averages, squares, steps = ([part[index] for index in chosen] for part in self._moments)
+        adam(
+            parameters,  # type: ignore[arg-type]
+            grads,
+            averages,
+            squares,
+            [],
+            steps,
+            foreach=True,
+            capturable=True,
+            decoupled_weight_decay=self.kind == "adamw",
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self._rate[1],  # type: ignore[arg-type]
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def _adam_state(self) -> list[list[Tensor]]:
         """The state of torch's optimizer, for every parameter, in lists as the functional form wants it."""
@@ -300,3 +318,13 @@ class Optimizer(Stateful):
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
     return [item] if isinstance(item, nn.Parameter) else item.parameters()
+
+
+def gradients_traced() -> bool:
+    """Whether this torch can compile a function that takes gradients; it does from here on."""
+    from torch._dynamo import config  # takes a second, which a run without it need not wait
+
+    if not hasattr(config, "trace_autograd_ops"):
+        return False
+    config.trace_autograd_ops = True
+    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from polopt.core import ranks
 from polopt.core.errors import UsageError, nearest
+from polopt.core.files import cache_folder
 from polopt.core.random import paired
 from polopt.data.tokenizing import need, quiet
 from polopt.policies.pretrained import write_folder
@@ -52,11 +52,6 @@ def character_tokenizer(context: int = 256) -> Any:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def cache_folder() -> Path:
-    """Where made models are kept: $POLOPT_CACHE, or ~/.cache/polopt."""
-    return Path(os.environ.get("POLOPT_CACHE", Path.home() / ".cache" / "polopt"))
 
 
 def new_model(name: str) -> str:

@@ -31,9 +31,7 @@ class RunOptions(Config):
     shard: bool = param(
         False, "polopt", help="divide language models among the processes: less memory, more traffic (FSDP2)"
     )
-    compile: bool = param(
-        False, "polopt", help="compile losses and optimizer steps, or passes through a language model"
-    )
+    compile: bool = param(False, "polopt", help="compile updates, optimizer steps, or passes through a language model")
     eval_every: int | None = param(None, "polopt", low=1, help="steps between evaluations; default: 20 in the run")
     eval_episodes: int | None = param(None, "polopt", low=1, help="default: the method's own, 10 in control")
     eval_length: int = param(

@@ -18,7 +18,8 @@ from typing import Any
 import polopt
 from polopt.core import files
 from polopt.core.errors import RunError
-from polopt.policies.small_lm import cache_folder, make_language_model
+from polopt.core.files import cache_folder
+from polopt.policies.small_lm import make_language_model
 from polopt.training import api
 
 PACKAGE = Path(polopt.__file__).parent

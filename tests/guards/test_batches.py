@@ -9,6 +9,7 @@ import torch
 
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
+from polopt.optim.whole import marked_functions
 from tests.guards.harness import BUILT, advance, built, compiled_code, load, one_of_a_kind, parameters, reseed
 
 
@@ -72,6 +73,45 @@ def test_updates_compile_without_graph_breaks(name, float64):
             found += advance(method, method.ledger[method.unit] + 1)[-1:]
             results.append((found, {path: value.detach().clone() for path, value in parameters(method).items()}))
     # Adam corrects its start in float32 there, which counts where a gradient is next to nothing
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def marked(name: str) -> tuple[str, ...]:
+    """The functions of a method that `--compile` makes one of, losses, steps and what follows."""
+    cls = load(name)
+    return tuple(function.__qualname__ for function in marked_functions(cls))
+
+
+IN_PARTS = ("a2pr", "prdc")
+"""Methods whose marked function does what no graph can: drawing from a generator of its own, making a table."""
+
+
+@pytest.mark.parametrize(
+    "name", one_of_a_kind([name for name in BUILT if marked(name) and name not in IN_PARTS], marked)
+)
+def test_whole_updates_compile_once_and_are_the_updates(name, float64):
+    """Eight updates, of which the later ones need no other versions than the first four; then with another rate."""
+    results, versions = [], []
+
+    def backend(graph, inputs):
+        versions.append(graph)
+        return graph
+
+    for compiled in (False, True):
+        reseed()
+        with built(name) as method:
+            torch._dynamo.reset()
+            if compiled:
+                method.compile(fullgraph=True, backend=backend)
+            found = advance(method, 10**9, 4)
+            before = len(versions)
+            assert bool(before) == compiled
+            found += advance(method, 10**9, 4)
+            for optimizer in method.optimizers():
+                optimizer.lr *= 0.5
+            found += advance(method, 10**9, 2)
+            assert len(versions) == before
+            results.append((found, {path: value.detach().clone() for path, value in parameters(method).items()}))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 

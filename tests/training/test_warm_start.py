@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from polopt.core.errors import RunError
+from polopt.core.files import cache_folder
 from polopt.policies import CausalLM
-from polopt.policies.small_lm import cache_folder
 from polopt.tasks import make_task
 from polopt.training import warm_start as module
 from polopt.training.warm_start import warm_start

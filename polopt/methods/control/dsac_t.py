@@ -46,7 +46,7 @@ from polopt.losses import regression
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network
 from polopt.networks.encoders import Obs
-from polopt.optim import frozen_copy, polyak_update
+from polopt.optim import frozen_copy, polyak_update, whole
 from polopt.policies import AnyPolicy, SquashedGaussian
 from polopt.regularizers import Fixed, Learned
 from polopt.tasks.base import Task
@@ -189,15 +189,21 @@ class DSACv1(SAC):
         batch["mean_target"], batch["std_target"] = self.target(batch)
         return batch
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    @whole
+    def step(self, batch: Batch, improving: bool) -> dict[str, Tensor]:
+        """One step of the critics and, where `improving`, one of all else."""
         batch = self.evaluate_batch(batch)
         metrics = self.critic_optimizer.minimize(self.critic_loss, batch)
-        if self.updates % self.config.delay == 0:
+        if improving:
             metrics |= self.improve(batch)
             polyak_update(self.target_critic, self.critic, self.config.tau)
             polyak_update(self.target_policy, self.policy, self.config.tau)
-        self.updates += 1
         return metrics | {"entropy_temperature": self.temperature.value}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = self.step(batch, self.updates % self.config.delay == 0)
+        self.updates += 1
+        return metrics
 
 
 UNREFINED = {"expected_value": False, "critics": 1, "adjustment": "fixed-bound"}

@@ -36,7 +36,7 @@ from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
 from polopt.networks import Network
 from polopt.networks.encoders import Obs
-from polopt.optim import frozen_copy, polyak_update
+from polopt.optim import frozen_copy, polyak_update, whole
 from polopt.policies import AnyPolicy, SquashedGaussian
 from polopt.policies.base import Density, Reparameterized
 from polopt.regularizers import Fixed, Learned
@@ -145,6 +145,7 @@ class SAC(OffPolicy):
         loss = pathwise(q, log_prob, self.temperature.value, batch["weight"])
         return loss, {"policy_loss": loss, "entropy": weighted_mean(-log_prob, batch["weight"])}
 
+    @whole
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = weigh(batch)
         metrics = self.critic_optimizer.minimize(self.critic_loss, batch) | self.improve(batch)

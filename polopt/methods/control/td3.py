@@ -40,7 +40,7 @@ from polopt.core.errors import UsageError
 from polopt.losses.pathwise import pathwise
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
-from polopt.optim import frozen_copy, polyak_update
+from polopt.optim import frozen_copy, polyak_update, whole
 from polopt.policies import AnyPolicy, Deterministic
 from polopt.policies.base import Reparameterized
 from polopt.policies.wrappers import Noisy
@@ -136,15 +136,20 @@ class TwinDelayed(Method):
         """One step of the critics."""
         return self.critic_optimizer.minimize(self.critic_loss, batch)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    @whole
+    def step(self, batch: Batch, improving: bool) -> dict[str, Tensor]:
+        """One step of the critics and, where `improving`, one of all else."""
         batch = self.evaluate_batch(batch)
         metrics = self.fit(batch)
-        self.updates += 1
-        if self.updates % self.config.delay == 0:
+        if improving:
             metrics |= self.improve(batch)
             self.clipped.follow()
             polyak_update(self.target_policy, self.policy, self.config.tau)
         return metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        self.updates += 1
+        return self.step(batch, self.updates % self.config.delay == 0)
 
 
 class TD3(TwinDelayed, OffPolicy):

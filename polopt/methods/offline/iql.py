@@ -35,6 +35,7 @@ from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.losses.regression import imitation
 from polopt.networks import Network
+from polopt.optim import whole
 from polopt.policies import AnyPolicy, Gaussian
 from polopt.policies.base import Imitates, with_noise
 from polopt.tasks.base import Task
@@ -158,6 +159,7 @@ class IQL(Offline):
         advantage = self.in_sample.advantage(batch)
         return weighted_cloning(self.policy, batch, advantage, config.advantage_temperature, config.weight_clip)
 
+    @whole
     def update(self, batch: Batch) -> dict[str, Tensor]:
         batch = with_noise(self.policy, weigh(batch))
         batch["target_q"] = self.in_sample.q(batch)
