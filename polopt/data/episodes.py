@@ -155,6 +155,10 @@ class Episodes(Source):
             return self.sampler.draw(self.count)
         return list(range(self.taken - self.count, self.taken))
 
+    def begin(self, task: Task, index: Tensor, rows: Tensor | None = None) -> Any:
+        """Begins the episodes `index` [N] in the rows of the mask `rows` [N] (None: all); observations of all rows."""
+        return task.reset(rows, index=index)
+
     def play(self, actor: Acts) -> Played:
         """Plays the next episodes to their ends."""
         total, device = self.count * self.samples, device_of(actor)
@@ -174,7 +178,7 @@ class Episodes(Source):
         task.player = self
         self.cut, longest = 0, self._max_steps or task.longest
         with torch.no_grad():
-            obs = put(task.reset(index=index[job.clamp_min(0)]), device)
+            obs = put(self.begin(task, index[job.clamp_min(0)]), device)
             carry: Carry | None = None
             busy, live = job >= 0, job[job >= 0]  # the rows that play, and what they play
             while len(live):
@@ -224,7 +228,7 @@ class Episodes(Source):
                     busy, live = job >= 0, job[job >= 0]
                     again = done & (job >= 0) if elastic else done
                     if again.any():
-                        next_obs = put(task.reset(again, index=index[job.clamp_min(0)]), device)
+                        next_obs = put(self.begin(task, index[job.clamp_min(0)], again), device)
                     carry = keep_rows(carry, put(~done, device))
                 obs = next_obs
         group = torch.arange(self.count).repeat_interleave(self.samples)

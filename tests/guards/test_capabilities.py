@@ -201,7 +201,8 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "bcq",
         "hdpo",
         "c-morl",
-    ):  # of a model, of several choices at once, of scripts, of discrete actions only, or of objectives
+        "polychromic",
+    ):  # of a model, of several choices, of scripts, of discrete actions, of objectives, or of places of single agents
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

@@ -125,6 +125,13 @@ class PPO(PPOSettings, Method):
     @torch.no_grad()
     def evaluate_window(self, batch: Batch) -> Batch:
         """Adds `value`, `advantage`, `returns` [N, T], computed once with the critic that starts the update."""
+        batch = self.estimated(batch)
+        if self.config.advantage_over == "batch":
+            batch["advantage"] = standardize(batch["advantage"], batch["weight"])
+        return batch
+
+    def estimated(self, batch: Batch) -> Batch:
+        """The same, with advantages as they are."""
         batch = weigh(batch)
         reward, ends = batch["reward"], (batch["terminated"], batch["truncated"])
         if self.reward_normalizer is not None:
@@ -133,8 +140,6 @@ class PPO(PPOSettings, Method):
         batch["advantage"], batch["returns"] = gae(
             reward, batch["value"], next_value, *ends, self.config.discount, self.config.gae_lambda
         )
-        if self.config.advantage_over == "batch":
-            batch["advantage"] = standardize(batch["advantage"], batch["weight"])
         return batch
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
