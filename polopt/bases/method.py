@@ -109,6 +109,7 @@ class Method(Settings, Stateful):
     teams: ClassVar[str] = "rows"  # how it takes a team: "rows", every agent is one, or "joint", [N, T, V, ...]
     learns: ClassVar[str] = "policy"  # the attribute with the actor that is trained; `policy` may be made of it
     keeps: ClassVar[bool] = False  # whether it leaves the policy that --init brings as it is: then all of it must fit
+    compile_seconds: ClassVar[float] = 30.0  # that compiling takes, about: for `--compile auto`
     score: ClassVar[str] = "return"  # which number of `evaluate` says how good it is: see polopt.evaluation.score
 
     imitates: ClassVar[bool] = False  # to repeat its data is all that it is for

@@ -40,7 +40,7 @@ def read_words(tokens: Words, hint: Any) -> Any:
     if origin is dict or hint is dict:
         pairs = [token.partition("=") for token in tokens]
         return {key: literal(value) for key, _, value in pairs} if all(equals for _, equals, _ in pairs) else MISFIT
-    if hint is bool and not tokens:
+    if not tokens and bool in members(hint):
         return True
     if len(tokens) != 1:
         return MISFIT

@@ -214,7 +214,7 @@ def _rows(
     planned: Plan, method: Method, folder: Path, step: int | None, *, extended: bool = False, changed: bool = False
 ) -> Iterator[Row]:
     options = planned.options
-    if options.compile:
+    if options.compile is True:  # the loop finds out where it is "auto"
         method.compile()
     eval_task = planned.make_task(seeding.EVAL_TASK, min(options.eval_episodes or planned.cls.eval_episodes, 10))
     trainer = Trainer(method, planned.steps, options, Run(folder).checkpoints, eval_task, [])

@@ -44,6 +44,8 @@ def check(cls: type[Any], config: Any, options: RunOptions) -> None:
     if options.processes == 1:
         return
     said = f"--processes {options.processes}"
+    if options.compile == "auto":
+        raise UsageError(f"{said}: each would find out by itself whether to compile: say --compile, or leave it out")
     if not issubclass(cls, LanguageMethod):
         raise UsageError(
             f"{said}: only methods for language models divide their batches, and {cls.slug} is none; "

@@ -24,6 +24,7 @@ from polopt.evaluation.figures import to_json
 from polopt.tasks.base import Task
 from polopt.training.agreement import check_agreement
 from polopt.training.checkpoints import Checkpoints, random_state, restore_random_state, unneeded
+from polopt.training.compile_trial import CompileTrial
 from polopt.training.loggers import Logger
 from polopt.training.options import RunOptions, Until
 from polopt.training.sharding import export_whole
@@ -96,6 +97,7 @@ class Trainer(Stateful):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._clock = time.perf_counter()
+        self._trial = CompileTrial(method, steps) if options.compile == "auto" else None
 
     @property
     def count(self) -> int:
@@ -107,10 +109,13 @@ class Trainer(Stateful):
         return (self.stopped or self.count >= self.steps) and self._owed is None
 
     def extra_state(self) -> dict[str, Any]:
-        return {} if self._owed is None else {"owed": self._owed}
+        found = {"owed": self._owed, "compiled": self._trial and self._trial.decided}
+        return {name: value for name, value in found.items() if value is not None}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._owed = dict(state["owed"]) if state else None
+        self._owed = dict(state["owed"]) if "owed" in state else None
+        if self._trial is not None and "compiled" in state:
+            self._trial.settle(state["compiled"])
 
     def run(self) -> Iterator[Row]:
         """Trains; yields every row that is logged, with the method free to be looked at in between.
@@ -150,7 +155,7 @@ class Trainer(Stateful):
         while not self.finished:
             before, stage = self.count, self.method.stage_name
             self.method.progress = before / self.steps
-            metrics = self.method.update(self.method.collect())
+            metrics = (self._trial or self.method).update(self.method.collect())
             self.method.ledger.updates += 1
             self._add(metrics)
             if self.count == before and not metrics:

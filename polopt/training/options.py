@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from polopt.config import Config, param
 from polopt.core.errors import UsageError
@@ -31,7 +32,9 @@ class RunOptions(Config):
     shard: bool = param(
         False, "polopt", help="divide language models among the processes: less memory, more traffic (FSDP2)"
     )
-    compile: bool = param(False, "polopt", help="compile updates, optimizer steps, or passes through a language model")
+    compile: bool | Literal["auto"] = param(
+        False, "polopt", help="compile updates, optimizer steps, or passes through a language model; auto: if it pays"
+    )
     eval_every: int | None = param(None, "polopt", low=1, help="steps between evaluations; default: 20 in the run")
     eval_episodes: int | None = param(None, "polopt", low=1, help="default: the method's own, 10 in control")
     eval_length: int = param(
