@@ -102,16 +102,19 @@ class Worker:
         self.threads = threads
         self.patience = patience
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in `close`
+        self._code = tempfile.TemporaryDirectory(prefix="polopt-code-")  # what is compiled is compiled by this process
         self._process = subprocess.Popen(
             [python or python_of(library), WORKERS / SCRIPTS[library]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment(threads),
+            env=environment(threads) | {"TORCHINDUCTOR_CACHE_DIR": self._code.name},
             preexec_fn=(lambda: _pin(threads)) if pinned else None,
         )
-        self.versions: dict[str, str] = self._ask(job)["versions"]
+        answer = self._ask(job)
+        self.versions: dict[str, str] = answer["versions"]
+        self.ready_seconds: float = answer["ready_seconds"]
 
     def run(self, units: int) -> dict[str, Any]:
         """One slice: units, seconds, cpu_seconds, peak_mb, parts."""
@@ -129,6 +132,7 @@ class Worker:
             process.wait()
         process.stdout.close()  # type: ignore[union-attr]
         self._errors.close()
+        self._code.cleanup()
 
     def __enter__(self) -> Worker:
         return self
@@ -173,6 +177,7 @@ class Command:
         self.command = command
         self.threads = cores()
         self.versions: dict[str, str] = {}
+        self.ready_seconds = 0.0
         self.run(1)  # files that are read are in memory from now on
 
     def run(self, units: int) -> dict[str, Any]:

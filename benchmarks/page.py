@@ -277,6 +277,15 @@ def ratios(side: Line, other: Line) -> list[float]:
     return [a / b for a, b in zip(side["rates"], other["rates"])]
 
 
+def catches_up(side: Line, other: Line) -> str:
+    """After how many units a compiled side has caught up with the other one, from when both are warm; "" of sides that
+    do not compile, and of lines of before this was recorded."""
+    if not side.get("job", {}).get("compile") or "ready_seconds" not in side:
+        return ""
+    behind, saved = side["ready_seconds"] - other["ready_seconds"], 1 / other["rate"] - 1 / side["rate"]
+    return "never" if saved <= 0 else number(max(behind, 0.0) / saved)
+
+
 def is_world(line: Line) -> bool:
     """Whether a line is of the cases that have a table of their own."""
     return str(line["case"]).startswith(("world-", "points-", "many-"))
@@ -352,6 +361,7 @@ def speed_table(lines: Sequence[Line]) -> str:
                     f"{arithmetic:.2f}" if arithmetic else "",
                     f"{limit['fraction']:.0%} of {limit['name']}" if limit and side is ours else "",
                     f"{side['peak_mb']:,.0f}",
+                    catches_up(side, ours),
                 ]
             )
     head = [
@@ -364,7 +374,9 @@ def speed_table(lines: Sequence[Line]) -> str:
         "by arithmetic",
         "of the limit",
     ]
-    return table([*head, "peak memory, MB"], rows)
+    known = any(row[-1] for row in rows)
+    head += ["peak memory, MB", *(["catches up with the first after"] if known else [])]
+    return table(head, [row[: len(head)] for row in rows])
 
 
 def worlds_table(lines: Sequence[Line]) -> str:

@@ -434,6 +434,7 @@ class Lane:
             "rate": statistics.median(rates),
             "rates": rates,
             "peak_mb": max(slice["peak_mb"] for slice in self.slices),
+            "ready_seconds": self.worker.ready_seconds,
             "gflop": self.gflop,
             "slices": self.slices,
             "trials": self.trials,

@@ -4,9 +4,10 @@ A worker runs inside the virtual environment of one library, so this file needs 
 job, `{"case": "sac", "task": "HalfCheetah-v5", ...}`. Two kinds of case:
 
 - a *rate* is a function of the job that builds everything, warms up, and returns `run(units)`. The worker then answers
-  `{"ready": true, "versions": {...}}`, and each `{"units": n}` with `{"seconds": ..., "cpu_seconds": ..., "peak_mb":
-  ..., "parts": {...}}`: the driver alternates between workers, so that both sides see the same machine. Where the job
-  has `"count": true`, answers have `gflop` too, and their times mean nothing: counting is slow;
+  `{"ready": true, "ready_seconds": ..., "versions": {...}}`, and each `{"units": n}` with `{"seconds": ...,
+  "cpu_seconds": ..., "peak_mb": ..., "parts": {...}}`: the driver alternates between workers, so that both sides see
+  the same machine. Where the job has `"count": true`, answers have `gflop` too, and their times mean nothing: counting
+  is slow;
 - a *curve* is a generator over the job that yields rows (dicts), sent one by one as `{"row": {...}}`, then
   `{"done": true, "peak_mb": ..., "versions": {...}}`.
 
@@ -48,8 +49,9 @@ def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) 
                 say(row=row)
             say(done=True, peak_mb=peak_mb(), **about)
             return
+        begin = time.perf_counter()
         run = case(job)
-        say(ready=True, **about)
+        say(ready=True, ready_seconds=time.perf_counter() - begin, **about)
         for line in sys.stdin:
             units = json.loads(line)["units"]
             wall, cpu = time.perf_counter(), time.process_time()
