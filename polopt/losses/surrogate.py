@@ -7,7 +7,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from polopt.core.batch import align_left, decision_mean, same_shape
+from polopt.core.batch import align_left, decision_mean, same_shape, weighted_mean
+from polopt.core.numeric import bounded_exp
 from polopt.losses import Surrogate
 from polopt.losses.estimator import Level, cap, clip, coefficient, ratio, ring, shape, two_side
 from polopt.regularizers.kl import kl_estimate
@@ -74,6 +75,11 @@ def surrogate_loss(
             "clip_fraction": decision_mean((against_old < low) | (against_old > high), weight),
         }
     return loss, metrics
+
+
+def expected_advantage(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
+    """sum of weight ratio advantage, all [...]: the surrogate by value, which a line search compares."""
+    return weighted_mean(bounded_exp(log_prob - old_log_prob) * advantage, weight)
 
 
 def sequence_level(mask: Tensor, log_prob: Tensor) -> Level:

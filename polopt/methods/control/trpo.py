@@ -28,18 +28,13 @@ from torch import Tensor
 
 from polopt.bases.method import Smoke, Study
 from polopt.config import Constant, Cosine, Linear, param
-from polopt.core.batch import Batch, average, decision_mean, weighted_mean
-from polopt.core.numeric import bounded_exp
+from polopt.core.batch import Batch, average, decision_mean
 from polopt.losses import Surrogate
+from polopt.losses.surrogate import expected_advantage
 from polopt.methods.control.ppo import PPO
 from polopt.optim import NaturalOptimizer, frozen_copy
 from polopt.policies.base import Density
 from polopt.tasks.base import Task
-
-
-def expected_advantage(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
-    """sum of weight ratio advantage, all [...]: the surrogate by value, as a line search compares values."""
-    return weighted_mean(bounded_exp(log_prob - old_log_prob) * advantage, weight)
 
 
 class TRPO(PPO):
