@@ -61,8 +61,9 @@ def terms(method, batch):
 def test_must_2_the_gradient_is_that_of_the_paper_with_all_its_terms(float64, value_error):
     settings = {"entropy_coefficient": 0.03, "brownian_coefficient": 0.25, "brownian_temperature": 0.7}
     with built("policyflow", value_error=value_error, value_clip=2.0, **settings) as method:
-        batch = method.pointed(evaluated(method))
+        batch = evaluated(method)
         moved(method)
+        batch = method.pointed(batch)  # whose drifts are of the old policy
         batch["returns"] = batch["value"] + 3.0 * torch.randn_like(batch["value"])
         found, kl, ratio = terms(method, batch)
         assert 0.1 < ((ratio < 0.8) | (ratio > 1.2)).double().mean() < 0.9
