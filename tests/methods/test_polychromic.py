@@ -134,6 +134,8 @@ def test_of_equal_signatures_one_counts():
     sets = torch.tensor([[0, 1, 2], [1, 2, 3], [0, 2, 2]])
     assert distinct(marks, torch.ones(1, 4, dtype=torch.bool), sets).tolist() == [[2, 3, 1]]
     assert distinct(marks, torch.tensor([[True, False, True, False]]), sets).tolist() == [[1, 1, 1]]
+    # one that does not count hides no later one of its kind
+    assert distinct(marks, torch.tensor([[False, True, True, False]]), sets).tolist() == [[2, 2, 1]]
 
 
 def test_must_5_steps_of_sets_and_of_gae_are_scaled_each_by_themselves(float64):
