@@ -148,7 +148,7 @@ OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
 WORLDS = (1, 16, 256, 4096, 65_536)
 JAX = ("sbx", "purejax")  # take as many threads as they may use cores
-MANY = {
+MANY: dict[str, Any] = {
     "task": "point/regulation",
     "seed": 0,
     "window": 16,
@@ -163,7 +163,7 @@ MANY = {
     "value_coefficient": 0.5,
     "max_grad_norm": 0.5,
 }
-MILLION = {"rows": 1 << 20, "minibatch_size": 65_536, "device": "cuda"}
+MILLION: dict[str, Any] = {"rows": 1 << 20, "minibatch_size": 65_536, "device": "cuda"}
 LANGUAGE = (OURS, COMPILED, Side("trl", "trl"), Side("trl, torch_compile", "trl", job={"compile": True}))
 
 

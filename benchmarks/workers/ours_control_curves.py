@@ -88,7 +88,7 @@ def translated(method: str, task: str, settings: dict[str, Any]) -> dict[str, An
         known["minibatches"] = known["envs"] * known["window"] // known.pop("batch_size")
     if method == "trpo":
         with gymnasium.make(task) as env:
-            coordinates = env.action_space.shape[0]
+            coordinates = gymnasium.spaces.flatdim(env.action_space)
         known["max_kl"], known["damping"] = coordinates * known["max_kl"], coordinates * known["damping"]
     if method == "dsac-t":
         known["entropy.lr"] = 2 * known["lr"]

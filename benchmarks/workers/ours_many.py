@@ -47,6 +47,8 @@ def many_return(job: Job) -> Run:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = job["seed"]
 
+    learner: Any = None
+
     def reached() -> bool:
         batch = learner.collect()
         learner.update(batch)

@@ -36,6 +36,6 @@ class Branches(Episodes):
     def next_starts(self) -> list[int]:
         return list(range(self.count))
 
-    def begin(self, task: Task, index: Tensor, rows: Tensor | None = None) -> Any:
+    def start(self, task: Task, index: Tensor, rows: Tensor | None = None) -> Any:
         chosen = index if rows is None else index[rows]
         return task.restore([self.places[place] for place in chosen.tolist()], rows)

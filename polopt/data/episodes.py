@@ -155,7 +155,7 @@ class Episodes(Source):
             return self.sampler.draw(self.count)
         return list(range(self.taken - self.count, self.taken))
 
-    def begin(self, task: Task, index: Tensor, rows: Tensor | None = None) -> Any:
+    def start(self, task: Task, index: Tensor, rows: Tensor | None = None) -> Any:
         """Begins the episodes `index` [N] in the rows of the mask `rows` [N] (None: all); observations of all rows."""
         return task.reset(rows, index=index)
 
@@ -178,7 +178,7 @@ class Episodes(Source):
         task.player = self
         self.cut, longest = 0, self._max_steps or task.longest
         with torch.no_grad():
-            obs = put(self.begin(task, index[job.clamp_min(0)]), device)
+            obs = put(self.start(task, index[job.clamp_min(0)]), device)
             carry: Carry | None = None
             busy, live = job >= 0, job[job >= 0]  # the rows that play, and what they play
             while len(live):
@@ -228,7 +228,7 @@ class Episodes(Source):
                     busy, live = job >= 0, job[job >= 0]
                     again = done & (job >= 0) if elastic else done
                     if again.any():
-                        next_obs = put(self.begin(task, index[job.clamp_min(0)], again), device)
+                        next_obs = put(self.start(task, index[job.clamp_min(0)], again), device)
                     carry = keep_rows(carry, put(~done, device))
                 obs = next_obs
         group = torch.arange(self.count).repeat_interleave(self.samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def minibatches(
         mask = flat.get("mask", None)
         if mask is not None:
             flat = flat[mask.nonzero().flatten()]
-    device = next(iter(flat.values(include_nested=True, leaves_only=True))).device
+    device: Any = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
         order = shuffled(len(flat), device, generator)
         for part in flat[order].split(size):  # permuted once: the parts are views

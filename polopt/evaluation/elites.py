@@ -22,10 +22,10 @@ def centroids(
     """
     from scipy.cluster.vq import kmeans2
 
-    low, high = np.asarray(low, float), np.asarray(high, float)
+    lowest, highest = np.asarray(low, float), np.asarray(high, float)
     points = np.random.default_rng(seed).random((samples, len(low)))
     middles, _ = kmeans2(points, points[:cells], minit="matrix")
-    return torch.as_tensor(low + (high - low) * middles, dtype=torch.get_default_dtype())
+    return torch.as_tensor(lowest + (highest - lowest) * middles, dtype=torch.get_default_dtype())
 
 
 class Elites(nn.Module):

@@ -220,7 +220,7 @@ class Optimizer(Stateful):
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self._rate[1],  # type: ignore[arg-type]
+            lr=self._rate[1],
             weight_decay=self.weight_decay,
             eps=self.eps,
             maximize=False,

@@ -227,7 +227,7 @@ class HNPG(Method):
         return average(metrics)
 
     def divergence(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        old: Any = self.old_policy.actors[step]  # type: ignore[index]
+        old: Any = self.old_policy.actors[step]
         return weighted_mean(old.kl(batch, self.actors[step]), batch["weight"]), {}
 
     def policy_loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -41,6 +41,7 @@ from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.data.branches import Branches
 from polopt.data.mixing import cat_rows
+from polopt.data.rollouts import Rollouts
 from polopt.methods.control.ppo import PPO
 from polopt.networks.encoders import make_encoder
 from polopt.optim import frozen_copy
@@ -173,6 +174,7 @@ class Polychromic(PPO):
                 self.refuse("signature", "distinct", "bonus", because="where diversity is none")
             self.refuse("normalize_reward", because="where vines have rows of their own")
 
+    source: Rollouts
     slug = "polychromic"
     headline = ("set_score", "diversity", "vine_return", "entropy")
     trains_on = "any task whose rows can be taken back to where they were"
