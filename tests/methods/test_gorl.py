@@ -178,6 +178,18 @@ def test_the_decoder_is_fitted_by_flow_matching(float64):
         assert loss.item() == pytest.approx(total)
 
 
+def test_an_update_of_the_decoder_is_one_step_on_all_rows_of_its_batch(float64):
+    rows = TensorDict({"obs": torch.randn(5, 3), "action": torch.randn(5, 1), "latent": torch.zeros(5, 1)}, [5])
+    with built("gorl") as method:
+        fit, seen = method.stage(1).method, []
+        fit.optimizer.minimize = lambda loss, batch: seen.append((loss, batch)) or {}
+        fit.update(rows)
+        ((loss, batch),) = seen
+        assert loss == fit.decoder_loss
+        assert torch.equal(batch["action"], rows["action"])
+        torch.testing.assert_close(batch["weight"], torch.full((5,), 0.2))
+
+
 def test_pairs_are_actions_before_the_tanh_clipped(float64):
     with built("gorl", decoder_clip=1.5) as method:
         until(method, "decoder")
