@@ -213,7 +213,11 @@ def test_must_3_every_parent_is_extended_for_every_objective_and_all_on_the_way_
                 assert all(torch.equal(parent[f"policy.{path}"], value) for path, value in firsts[-1].items())
                 margin = [0.0 if weight else 0.25 for weight in method.learner.goal.weights.tolist()]
                 assert method.learner.goal.margin.tolist() == margin
-            advance(method, 10**9, updates=1)
+            batch = method.collect()
+            if method.updates == 0:
+                assert batch["first"][:, 0].all()  # no episode of the policy before
+                assert bool(method.learner.optimizer.torch.state) == bool(method.round)
+            method.update(batch)
     assert offers[:3] == [(0, 2)] * 3  # at the end of each
     assert offers[3:6] == [(1, 1), (1, 2), (1, 3)]
     initial = [(0, run, *weights, False) for run, weights in enumerate([(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])]

@@ -85,7 +85,7 @@ class CMORL(CMORLSettings, Method):
             help="the learner of every policy",
         )
         init_steps: int = param(
-            1_000_000, "official code: Hopper", low=1, unit="env_steps", help="of the initial stage"
+            8_000_000, "official code: Hopper", low=1, unit="env_steps", help="of the initial stage"
         )
         weight_parts: int = param(5, "official code: Hopper", low=1, help="initial weights are multiples of 1 / this")
         select: int = param(5, "official code: Hopper", low=1, help="policies that are extended in a round")

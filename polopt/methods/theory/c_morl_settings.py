@@ -20,22 +20,22 @@ class CMORLSettings(Settings):
         "eval/expected_utility": "the best weighted sum on the front, in the mean over weights",
         "eval/sparsity": "squared gaps between neighbors on the front, in the mean | small",
     }
-    default_steps = 1_500_000
-    presets = {
+    default_steps = 12_000_000
+    presets = {  # the official scripts count the steps of one of their eight processes
         "hopper": {"reference": (-100.0, -100.0), "episodes": 5},
         "minecart": {
-            "init_steps": 200_000,
+            "init_steps": 1_600_000,
             "weight_parts": 2,
             "select": 6,
             "reference": (-1.0, -1.0, -200.0),
             "archive_discount": 0.98,
         },
-        "fruit-tree": {"init_steps": 100_000, "weight_parts": 1, "select": 6, "reference": (0.0,) * 6},
+        "fruit-tree": {"init_steps": 800_000, "weight_parts": 1, "select": 6, "reference": (0.0,) * 6},
     }
     studies = {
-        "hopper": Study("mo-hopper-2obj-v5", steps=1_500_000),
-        "minecart": Study("minecart-v0", steps=500_000),
-        "fruit-tree": Study("fruit-tree-v0", steps=500_000),
+        "hopper": Study("mo-hopper-2obj-v5", steps=12_000_000),
+        "minecart": Study("minecart-v0", steps=4_000_000),
+        "fruit-tree": Study("fruit-tree-v0", steps=4_000_000),
     }
     no_limit = "what it holds is PPO where there is one objective: a test shows it, since no named task has one"
     smoke = Smoke(
