@@ -29,6 +29,8 @@ NAMED: dict[str, str] = {
     "inventory/store": "polopt.tasks.inventory:Inventory",
     "inventory/serial": "polopt.tasks.inventory:Inventory",
     "inventory/warehouse": "polopt.tasks.inventory:Inventory",
+    "sessions": "polopt.tasks.sessions:Sessions",
+    "sessions/groups": "polopt.tasks.sessions:Sessions",
     "memory-controller": "polopt.tasks.controller:MemoryController",
     "memory-controller/box": "polopt.tasks.controller:MemoryController",
     "addition": "polopt.tasks.problems:Addition",

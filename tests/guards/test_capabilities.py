@@ -203,6 +203,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "c-morl",
         "polychromic",
         "dcg-me",
+        "tscac",
     ):  # of a model, of several choices, of scripts, of discrete actions, of objectives, or of places of single agents
         assert one_sentence(refusal), refusal
     else:
