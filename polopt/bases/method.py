@@ -45,7 +45,7 @@ C = TypeVar("C", bound=configs.Config)
 
 RESERVED = (
     *("method", "task", "task_options", "out", "init", "preset", "progress", "seeds", "jobs", "score"),
-    *("name", "each", "ranges", "processes", "over", "random", "tuning_seeds", "top", "ray", "gpus_per_job"),
+    *("name", "each", "ranges", "processes", "over", "random", "tuning_seeds", "top", "ray", "gpus_per_job", "shard"),
     *("steps", "seed", "device", "dtype", "workers", "facts", "objective_weights", "threads", "compile", "eval_every"),
     *("eval_episodes", "eval_length", "log_every", "checkpoint_every", "until", "loggers", "video"),
 )

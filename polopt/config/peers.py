@@ -107,7 +107,6 @@ METHODS: dict[str, str] = {
     "recurrent-ppo": "it is ppo --network.recurrent gru",
     "rloo": "it is rec --baseline rloo",
     "td3+bc": "it is td3-bc",
-    "trpo": "ppo and mdpo are methods of its kind",
 }
 """Methods that people look for under a name that may not be here; one that is here is found before."""
 

@@ -36,6 +36,8 @@ class Population(Wrapper):
     Raises UsageError for a recurrent policy.
     """
 
+    actor: DeterministicPolicy
+
     def __init__(self, actor: DeterministicPolicy) -> None:
         super().__init__(actor)
         if actor.recurrent:
@@ -44,7 +46,7 @@ class Population(Wrapper):
 
     @property
     def net(self) -> nn.Module:
-        return self.actor.net  # type: ignore[return-value]
+        return self.actor.net
 
     def actions(self, genotypes: Tensor, obs: Tensor) -> Tensor:
         """What each of `genotypes` [P, G] does, [P, B, A], as `outputs_of` has it."""

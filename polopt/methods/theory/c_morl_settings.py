@@ -44,7 +44,7 @@ class CMORLSettings(Settings):
         {"envs": 2, "init_steps": 96, "weight_parts": 1, "select": 1, "extension_updates": 2, "evaluate_every": 2}
         | {"capacity": 4, "episodes": 2, "evaluated": 2, "ppo.beta": 0.5}
         | {"ppo.window": 8, "ppo.minibatches": 2, "ppo.epochs": 2, "ppo.lr": 0.02, "ppo.network.sizes": (16,)},
-        {"horizon": 3, "start": ((-1.0, -1.0), (1.0, 1.0)), "ends": False, "speed": 0.3},
+        {"horizon": 3, "ends": False, "speed": 0.3},
     )
 
     @classmethod

@@ -37,7 +37,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.config import param
-from polopt.core.batch import Batch, average
+from polopt.core.batch import Batch, average, sides_of
 from polopt.core.errors import UsageError
 from polopt.core.functional import flatten
 from polopt.core.random import paired
@@ -183,7 +183,7 @@ class DCGME(DCGMESettings, DescriptorTD3):
         return self.scaled(descriptor_of(batch, self.config.descriptor, self.config.coordinates))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        for side in batch.values():
+        for side in sides_of(batch).values():
             self.replay.add(side.exclude("taken", "climbed"))
         metrics = {}
         if self.config.gradient_share or self.config.actor_episodes:

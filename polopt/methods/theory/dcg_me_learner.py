@@ -12,6 +12,7 @@ Departs from the paper in: nothing that is known; see `dcg_me.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,12 +73,13 @@ class DescriptorTD3(Method):
 
     entry = False
     saved = ("steps",)
+    target_actor: Any
 
     def build_learner(self, size: int, middle: Tensor, half: Tensor) -> None:
         """Actor and critics that read descriptors of this size, the slow copies of both, and the replay."""
         config = self.config
         reading: Spec = told(self.spec, size)
-        actor = Deterministic().build(reading, network=config.network)
+        actor: Any = Deterministic().build(reading, network=config.network)
         self.actor = Conditioned(actor, self.spec, middle, half)
         self.target_actor = frozen_copy(actor)
         critic = QEnsemble(reading, config.critic_network, members=2)
@@ -108,7 +110,8 @@ class DescriptorTD3(Method):
         return self.clipped.critic_loss(batch.clone(False).set("weight", batch["weight"] * batch["whole"]))
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        action, _ = self.actor.actor.rsample(batch["obs"])
+        own: Any = self.actor.actor
+        action, _ = own.rsample(batch["obs"])
         loss = pathwise(self.clipped.first(batch["obs"], action), None, 0.0, batch["weight"])
         return loss, {"policy_loss": loss}
 
