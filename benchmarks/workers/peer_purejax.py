@@ -7,6 +7,7 @@ value of the true successor is needed there only. Nothing is checked, logged or 
 """
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -53,8 +54,8 @@ def moved(key: Any, seen: Any, action: Any) -> tuple[Any, Any]:
     return jnp.concatenate([place, goal], 1), reward
 
 
-def ppo(job: Job) -> tuple[Any, Any]:
-    """(begin(seed) -> state, update(state) -> (state, mean reward of the window)), neither compiled."""
+def ppo(job: Job) -> SimpleNamespace:
+    """begin(seed) -> state, update(state) -> (state, mean reward of the window), and parts of it; none is compiled."""
     rows, window, size = job["rows"], job["window"], job["minibatch_size"]
     if window != job["horizon"]:
         raise ValueError("a window is an episode here")
@@ -155,13 +156,12 @@ def ppo(job: Job) -> tuple[Any, Any]:
         (params, adam), _ = lax.scan(epoch, (state["params"], state["adam"]), jnp.stack(keys))
         return {**state, "params": params, "adam": adam, "key": key}, reward
 
-    return begin, update
+    return SimpleNamespace(begin=begin, update=update, evaluated=evaluated, improved=improved)
 
 
 def many(job: Job) -> Run:
     """A unit is a step of one environment; a slice is one call of a compiled loop."""
-    begin, update = ppo(job)
-    state = jax.jit(begin)(job["seed"])
+    update, state = ppo(job).update, jax.jit(ppo(job).begin)(job["seed"])
     looped = jax.jit(lambda state, count: lax.fori_loop(0, count, lambda _, s: update(s)[0], state), donate_argnums=0)
 
     def run(units: int) -> None:
@@ -174,7 +174,7 @@ def many(job: Job) -> Run:
 
 def many_return(job: Job) -> Run:
     """A unit is a run from its beginning to a window whose mean reward is at least `reward`."""
-    begin, update = (jax.jit(function) for function in ppo(job))
+    begin, update = jax.jit(ppo(job).begin), jax.jit(ppo(job).update)
     seed = job["seed"]
     jax.block_until_ready(update(begin(seed)))
 

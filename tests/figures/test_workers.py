@@ -10,6 +10,8 @@ from benchmarks import returns, speed
 from benchmarks.environments import ROOT, WORKERS, environment
 
 RATE = {"sizes": [8], "warmup": 100, "log_every": 50, "transitions": 3000, "batch_size": 16, "replay_size": 1000}
+SMALLER = {"ppo": {"envs": 2, "window": 64}, "many-return": {"rows": 8, "reward": -100.0}}
+UNITS = {"ppo": 128, "many-return": 2}
 CURVE = {"eval_every": 192, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
 STEPS = {"learning_starts": 64, "steps": 192, "buffer_size": 1000, "n_envs": 2, "n_steps": 64}
 SCRIPT = """
@@ -37,8 +39,8 @@ def rates():
             other = side.command or side.job.get("compile") or "task" in side.job
             if side.library == "polopt" and not other and case.prepare is None:
                 job = {"case": case.name} | case.job | side.job
-                small = RATE | {"envs": 2, "window": 64} if case.name == "ppo" else RATE
-                found.setdefault(job["case"], {"units": 128 if case.name == "ppo" else 50} | job | small)
+                small = RATE | SMALLER.get(case.name, {})
+                found.setdefault(job["case"], {"units": UNITS.get(case.name, 50)} | job | small)
     return found.values()
 
 
@@ -79,6 +81,7 @@ def test_arithmetic_is_counted(answers):
 def test_rates(answers):
     parts = {job["case"]: answer for job, answer in answers if job["units"]}
     assert {"sac", "dsac-t", "td3", "ppo", "iql", "td3-bc", "ofql", "dql", "ofql-act", "dql-act"} <= {*parts}
+    assert all(parts[case]["processor"] > 0 for case in ("world", "points", "many", "many-return"))
     assert all(seconds > 0 for case in ("sac", "dsac-t", "td3", "ppo") for seconds in parts[case].values())
 
 

@@ -142,6 +142,22 @@ def test_must_4_the_gradient_is_that_of_the_decoupled_objective(float64):
         torch.testing.assert_close(one, other)
 
 
+def test_must_4_every_gradient_step_is_taken_against_it(float64):
+    method = make(envs=4, ewma_decay=0.5, lr=0.05)
+    gaps, loss = [], method.total_loss
+
+    def followed(minibatch: Any) -> Any:
+        with torch.no_grad():
+            torch.testing.assert_close(minibatch["log_prob"], method.proximal.log_prob(minibatch))
+            gaps.append(float((minibatch["log_prob"] - method.policy.log_prob(minibatch)).abs().max()))
+        return loss(minibatch)
+
+    method.total_loss = followed
+    method.update(method.collect())
+    assert gaps[0] < 1e-9
+    assert min(gaps[1:]) > 1e-3
+
+
 def test_the_proximal_policy_is_what_a_penalty_measures_from():
     method = make(envs=4, ewma_decay=0.9, **{"kl_penalty": "kl-penalty"})
     batch = method.evaluate_window(method.collect())
