@@ -21,11 +21,15 @@ def compiled(function: F, **options: Any) -> F:
     """`torch.compile` with versions of its own, where torch can: else it keeps 8 of one piece of code, whoever calls
     it, and the ninth learner of a method that holds many would run uncompiled.
 
-    What it draws are the numbers that would be drawn uncompiled. The code is kept in polopt's cache, unless the
-    environment says where, so that the next process that wants the same begins with it.
+    What it draws are the numbers that would be drawn uncompiled.
     """
-    if options.get("backend", "inductor") == "inductor":
-        os.environ.setdefault(CACHE, str(cache_folder() / "compiled"))
-        if "mode" not in options:  # torch takes one of the two
-            options = options | {"options": {"fallback_random": True} | options.get("options", {})}
+    keep_code()
+    if options.get("backend", "inductor") == "inductor" and "mode" not in options:  # torch takes one of the two
+        options = options | {"options": {"fallback_random": True} | options.get("options", {})}
     return torch.compile(function, **({"isolate_recompiles": True} if ISOLATES else {}), **options)  # type: ignore
+
+
+def keep_code() -> None:
+    """What torch compiles from here on is kept in polopt's cache, unless the environment says where, so that the next
+    process that wants the same begins with it."""
+    os.environ.setdefault(CACHE, str(cache_folder() / "compiled"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from polopt.core import shards
 from polopt.core.batch import Batch
+from polopt.core.compiling import keep_code
 from polopt.data.tokenizing import need, quiet
 
 
@@ -46,6 +47,7 @@ class CausalPasses:
 
     def compile(self, **options: Any) -> None:
         """From here on each pass is one compiled function: of a batch, and of the next tokens."""
+        keep_code()
         for name in ("hidden", "branched", "more_logits"):
             growing = {"dynamic": True} if name == "more_logits" else {}  # one token more at every step
             compiled = torch.compile(getattr(type(self), name), **growing | options)
