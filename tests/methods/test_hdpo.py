@@ -172,6 +172,17 @@ def test_must_5_a_policy_learns_at_all_from_where_it_begins() -> None:
     assert cost < 5.8
 
 
+def test_what_comes_after_the_end_of_a_scenario_counts_nothing() -> None:
+    """One row starts beside the goal and is over in the first period; the other one never arrives."""
+    world = Toll(1, 0, False, "toll", wind=0.0)
+    state = world.start_of(0, 1)
+    state["goal"], state["place"] = torch.zeros(2, 2), torch.tensor([[0.1, 0.0], [1.0, 0.0]])
+    rewards = simulate(world, lambda obs: torch.tensor([[0.0, 1.0]]).expand(2, 2), state, 4)
+    expected = [[-math.hypot(start, 0.1 * time) for time in (1, 2, 3, 4)] for start in (0.1, 1.0)]
+    expected[0][1:] = [0.0, 0.0, 0.0]
+    torch.testing.assert_close(rewards, torch.tensor(expected))
+
+
 def test_any_differentiable_world_and_policy() -> None:
     class Smooth(Toll):
         differentiable = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,47 @@ def test_demands_have_the_distributions_they_say() -> None:
     assert torch.corrcoef(asked[:, 1:].T)[0, 1].item() == pytest.approx(0.5, abs=0.03)
     later = house.demand(house.state, house.time + 1)
     assert abs(torch.corrcoef(torch.stack([asked[:, 1], later[:, 1]]))[0, 1].item()) < 0.03
+
+
+def test_normal_demand_is_never_below_0_and_cut_there() -> None:
+    """Of mean 1 and deviation 2, a part of Phi(-1/2) = 0.3085 is 0."""
+    world: Any = make_task("inventory/serial", 20_000, 3)
+    world.supply = replace(world.supply, mean=(0.0, 0.0, 0.0, 1.0))
+    world.reset()
+    asked = world.demand(world.state, world.time)[:, 3]
+    assert (asked >= 0).all()
+    assert (asked == 0).float().mean().item() == pytest.approx(0.3085, abs=0.014)
+
+
+@pytest.mark.parametrize(("name", "stores"), [("inventory/store", [0]), ("inventory/serial", [3])])
+def test_it_begins_with_up_to_a_period_of_demand_in_each_slot(name: str, stores: list[int]) -> None:
+    """Uniform on [0, mean 5]: of deviation 5 / sqrt(12). Where nobody buys there is nothing."""
+    world: Any = make_task(name, 1, 0)
+    stock = world.start_of(*range(4000))["stock"]
+    slots = stock[:, stores].flatten(0, 1)
+    assert 0 <= slots.min() < 0.05
+    assert 4.95 < slots.max() <= 5
+    torch.testing.assert_close(slots.mean(0), torch.full((world.length,), 2.5), rtol=0, atol=0.1)
+    torch.testing.assert_close(slots.std(0), torch.full((world.length,), 5 / 12**0.5), rtol=0, atol=0.06)
+    assert stock.sum() == pytest.approx(slots.sum().item(), rel=1e-6)
+
+
+def test_settings_are_those_of_the_released_code() -> None:
+    chain = serial()
+    assert (chain.lead, chain.holding, chain.underage[3]) == ((2, 4, 3, 4), (0.1, 0.2, 0.5, 1.0), 9.0)
+    assert (chain.mean[3], chain.deviation[3], chain.backlog) == (5.0, 2.0, True)
+    assert make_task("inventory/serial", 1, 0).spec.action.high.tolist() == [20.0] * 4  # 4 times the mean
+    house = warehouse(4000, 0)
+    assert (house.lead[0], house.holding[0], house.underage[0], house.backlog) == (3, 0.3, 0.0, False)
+    assert set(house.lead[1:]) == {2, 3}
+    mean, deviation = np.array(house.mean[1:]), np.array(house.deviation[1:])
+    drawn = (mean, deviation / mean, np.array(house.holding[1:]), np.array(house.underage[1:]))
+    for found, (low, high) in zip(drawn, ((2.5, 7.5), (0.25, 0.5), (0.7, 1.3), (6.3, 11.7)), strict=True):
+        assert [found.min(), found.max()] == pytest.approx([low, high], abs=0.01 * (high - low))
+        assert found.mean() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+    few: Any = make_task("inventory/warehouse", 1, 0, stores=3)
+    most = [4 * sum(few.supply.mean), *(4 * each for each in few.supply.mean[1:])]
+    assert few.spec.action.high.tolist() == pytest.approx(most)
 
 
 @pytest.mark.parametrize(
