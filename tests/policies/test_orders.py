@@ -63,6 +63,7 @@ def test_messages_in_loops() -> None:
     """One warehouse, two stores: nodes, edges and sums one by one."""
     policy, world = made(GraphOrders(size=4, rounds=2), stores=2)
     obs, graph, supply = world.reset(), policy.net, world.supply
+    obs[:, 0] = torch.tensor([1.0, 4.0, 9.0, 12.0, 40.0])  # what the warehouse has: less than is asked for, and more
     zero = torch.zeros(4)
     source, target = [None, 0, 0, 1, 2, 0], [0, 1, 2, None, None, 0]
     lead = [*supply.lead, 0, 0, 0]
