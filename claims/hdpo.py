@@ -8,8 +8,9 @@ learned from, the same for all arms of a seed; `value` is -cost, `gap` the part 
    missing one 9. The least cost is 6.094 (value iteration, `polopt.tasks.inventory.exact`). `hdpo` learns from 2,048
    scenarios of 40 periods, of which the policy is kept that was best on other ones, as in the paper; `reinforce` is
    REINFORCE with the mean of the other episodes as baseline and a Gaussian policy with the same network, whose mean is
-   measured. Both have 500 updates on 256 scenarios, keep the policy as said, and the best of three rates on a tuning seed. `rules` has the cost
-   of the best order-up-to level, and as `capped` that of the best one with a cap, both found on the tested scenarios.
+   measured. Both have 500 updates on 256 scenarios, keep the policy as said, and have the best of three rates on a
+   tuning seed. `rules` has the cost of the best order-up-to level, and as `capped` that of the best one with a cap,
+   both found on the tested scenarios.
 2. A warehouse with ten stores that differ, and 16 scenarios, 250 updates. `shared` is the graph network, whose places
    have the same weights, with the official bound on its gradient; `vanilla` one network that sees all places. Each has
    the best of three rates around the official one.
@@ -20,7 +21,8 @@ one that shares nothing has the cost of `vanilla`.
 Pilots, seed 1000: `gap` 0.004 at the rate 0.03 (0.011 and 0.014 at 0.01 and 0.003 after 400 updates), REINFORCE 0.019
 and 0.024, the best level 0.036, with a cap 0.004: so the capped rule is as good as HDPO, which is reported. REINFORCE
 had its last policy measured there; with its best one kept, as HDPO's is, it has 0.010 and 0.014 (rates 0.003, 0.01)
-beside 0.006 of HDPO. Costs of the warehouse are 6.28 and 6.30 with shared weights (rates 0.003, 0.01), 7.01 without (0.001; 0.003 learns nothing).
+beside 0.006 of HDPO. Costs of the warehouse are 6.28 and 6.30 with shared weights (rates 0.003, 0.01), 7.01 without
+(0.001; 0.003 learns nothing).
 """
 
 from __future__ import annotations
