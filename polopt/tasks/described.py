@@ -19,7 +19,10 @@ from polopt.core.spec import Spec
 from polopt.tasks.base import Obs, Step, Task
 from polopt.tasks.problem import Ladder
 
-SAID = ("num", "environments", "size", "pool", "count", "scores", "verifiable", "turns", "conversational")
+SAID = (
+    *("num", "environments", "size", "pool", "count", "scores", "verifiable", "turns", "conversational"),
+    *("differentiable", "horizon"),
+)
 """What methods ask of a task while they are built, besides its spec."""
 
 SPACES = ("obs", "action", "state", "env_obs")

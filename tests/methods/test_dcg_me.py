@@ -46,6 +46,7 @@ def test_must_1_rewards_are_scaled_by_how_near_the_episode_came_when_they_are_dr
             assert out["reward"][row].item() == pytest.approx(expected)
         assert (out["obs"]["context"] == sample["told"]).all()
         assert (out["next_obs"]["obs"] == sample["next_obs"]).all()
+        assert (out["next_obs"]["context"] == sample["told"]).all()
         assert (out["reward"] < sample["reward"] + 0.5 - 1e-9).any()  # of the actor's episodes
         assert (out["reward"] == sample["reward"] + 0.5).any()  # of the offspring's
 

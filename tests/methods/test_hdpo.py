@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,18 @@ def test_any_differentiable_world_and_policy() -> None:
     before = [value.clone() for value in method.policy.parameters()]
     method.update(method.collect())
     assert not torch.equal(before[0], next(method.policy.parameters()))
+
+
+def test_a_saved_policy_is_loaded_without_its_world(tmp_path: Any) -> None:
+    small: dict[str, Any] = {"scenarios": 8, "batch_size": 8, "periods": 4, "burn_in": 0, "eval_periods": 4}
+    small |= {"eval_burn_in": 0, "eval_episodes": 2, "loggers": (), "network.sizes": (4,)}
+    api.train("hdpo", "inventory/store", steps=64, out=tmp_path / "run", **small)
+    policy = api.load(tmp_path / "run")
+    seen = np.array([3.0, 0.0, 1.0, 0.0], np.float32)
+    expected = policy.orders(torch.as_tensor(seen).unsqueeze(0))[0].tolist()
+    assert policy.predict(seen).tolist() == pytest.approx(expected)
+    with pytest.raises(UsageError, match="needs a world with known gradients"):
+        store().evaluate(make_task("point/regulation", 1, 0, evaluation=True), 2)
 
 
 def test_refusals() -> None:

@@ -164,3 +164,15 @@ def test_what_cannot_act_is_refused():
             make(**option)
     with pytest.raises(UsageError, match="trpo"):
         make(policy="diffusion")
+
+
+def test_a_policy_with_memory_is_scored_on_its_windows():
+    """Row by row, from their first columns on: the ratio is 1 before the step, and the divergence 0."""
+    method = make(advantage_over="none", gae_lambda=1.0, **{"network.recurrent": "gru", "network.recurrent_size": 4})
+    for _ in range(2):  # the second window begins in the middle of episodes
+        batch = method.collect()
+        advantage = method.evaluate_window(batch)["advantage"].mean()
+        metrics = method.update(batch)
+        assert float(metrics["surrogate"]) == pytest.approx(float(advantage), abs=1e-5)
+        assert 0 < float(metrics["divergence"]) <= method.config.max_kl
+        assert float(metrics["step_scale"]) > 0

@@ -16,7 +16,8 @@ weights among places (`--policy graph-orders`), which asks for far fewer scenari
 It trains any policy through whose samples gradients flow, on any simulated world that says it is `differentiable`.
 
 Departs from the paper in: early stopping is the budget; the best evaluation is kept with the run, as of every
-method. Quantities are bounded, by four times the mean demand behind a link, for one store too.
+method. Quantities are bounded, by four times the mean demand behind a link, for one store too. A store begins with as
+many slots of stock as its lead time has periods, where the code has at least three or four.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,18 @@ def simulate(world: Simulated, choose: Callable[[Any], Tensor], state: State, pe
         rewards.append(torch.where(goes_on, reward, 0.0))
         time, goes_on = time + 1, goes_on & ~over
     return torch.stack(rewards, -1)
+
+
+def world_of(task: Any, **periods: int) -> Simulated:
+    """The task as a world that can be simulated for so many periods. Raises UsageError, one sentence."""
+    name = task.spec.name
+    if not getattr(task, "differentiable", False):
+        raise UsageError(f"hdpo needs a world with known gradients, as inventory/store, and {name} has none")
+    for option, count in periods.items():
+        if count > task.horizon:
+            raise UsageError(f"{option} {count} is more than the horizon of {name}: --task.horizon {count}")
+    world: Simulated = task
+    return world
 
 
 class Scenarios(Source):
@@ -102,21 +115,11 @@ class HDPO(HDPOSettings, Method):
 
     def build(self, task: Task) -> None:
         config = self.config
-        if not isinstance(task, Simulated) or not task.differentiable:
-            raise UsageError(
-                f"hdpo needs a world with known gradients, as inventory/store, and {self.spec.name} has none"
-            )
-        for name in ("periods", "eval_periods"):
-            if getattr(config, name) > task.horizon:
-                periods = getattr(config, name)
-                raise UsageError(
-                    f"{name} {periods} is more than the horizon of {self.spec.name}: --task.horizon {periods}"
-                )
-        self.world = task
+        self.world = world_of(task, periods=config.periods, eval_periods=config.eval_periods)
         self.policy: Any = self.make_policy(config.policy, network=config.network)
         if self.policy.recurrent:
             raise UsageError("hdpo simulates policies without memory: set the network's recurrent to none")
-        self.source = Scenarios(task, config.scenarios, config.batch_size, config.periods, self.ledger)
+        self.source = Scenarios(self.world, config.scenarios, config.batch_size, config.periods, self.ledger)
         self.optimizer = self.make_optimizer(
             self.policy, lr=config.lr, schedule=config.lr_schedule, max_grad_norm=config.max_grad_norm
         )
@@ -140,17 +143,16 @@ class HDPO(HDPOSettings, Method):
     def evaluate(self, task: Task, episodes: int = 10, *, greedy: bool = True) -> dict[str, float]:
         """Costs of a period after the burn-in, of orders as they are and rounded to whole units; `return` is that of
         all periods."""
-        assert isinstance(task, Simulated)
-        config = self.config
+        config, world = self.config, world_of(task, eval_periods=self.config.eval_periods)
 
         def choose(obs: Tensor) -> Tensor:
             here = put(obs, device_of(self.policy))
-            return self.policy.env_action(self.policy.act(here, greedy=greedy)[0]["action"]).to(task.device)
+            return self.policy.env_action(self.policy.act(here, greedy=greedy)[0]["action"]).to(world.device)
 
         with paired():
-            state = task.start_of(*range(episodes))
-            rewards = simulate(task, choose, state, config.eval_periods).double()
-            rounded = simulate(task, lambda obs: choose(obs).round(), state, config.eval_periods).double()
+            state = world.start_of(*range(episodes))
+            rewards = simulate(world, choose, state, config.eval_periods).double()
+            rounded = simulate(world, lambda obs: choose(obs).round(), state, config.eval_periods).double()
         returns = rewards.sum(-1)
         found = {
             "cost": -rewards[:, config.eval_burn_in :].mean(),

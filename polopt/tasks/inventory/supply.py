@@ -47,6 +47,11 @@ class Supply:
         return tuple(sorted({place for place in self.source if place != OUTSIDE}))
 
     @property
+    def inner(self) -> tuple[int, ...]:
+        """The links between places."""
+        return tuple(link for link, place in enumerate(self.source) if place != OUTSIDE)
+
+    @property
     def depth(self) -> int:
         """Links between places on the longest way of a unit."""
         below = [0] * self.places

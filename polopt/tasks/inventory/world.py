@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs
-from polopt.tasks.inventory.supply import OUTSIDE, Supply, one_store, serial, warehouse
+from polopt.tasks.inventory.supply import Supply, one_store, serial, warehouse
 from polopt.tasks.luck import normal, uniform
 from polopt.tasks.options import choice, number, whole
 from polopt.tasks.simulated import Simulated, State
@@ -32,16 +32,19 @@ def deliver(order: Tensor, stock: Tensor, supply: Supply, keep: Tensor | None = 
     """What is sent on each link [..., K] of what was ordered, none of it negative: all of it, or where a place has less
     than all its links ask for, the same part of each. `stock` [..., V] is what places have, and `keep` [..., V] what
     they ask for themselves."""
-    inner = [link for link, place in enumerate(supply.source) if place != OUTSIDE]
-    if not inner:
+    if not supply.inner:
         return order
-    start = torch.tensor([supply.source[link] for link in inner], device=order.device)
-    asked = torch.zeros_like(stock).index_add(-1, start, order[..., inner])
-    asked = asked if keep is None else asked + keep
+    asked = leaving(order, stock, supply) if keep is None else leaving(order, stock, supply) + keep
     part = (stock.clamp_min(0.0) / asked.clamp_min(1e-8)).clamp_max(1.0)
     each = order.new_ones(supply.places + 1).expand(*order.shape[:-1], -1).clone()  # the outside is the last one
     each[..., : supply.places] = part
     return order * each[..., list(supply.source)]
+
+
+def leaving(sent: Tensor, stock: Tensor, supply: Supply) -> Tensor:
+    """Of what is sent on each link [..., K], how much leaves each place: shaped like `stock` [..., V]."""
+    start = torch.tensor([supply.source[link] for link in supply.inner], dtype=torch.int64, device=sent.device)
+    return torch.zeros_like(stock).index_add(-1, start, sent[..., list(supply.inner)])
 
 
 class Inventory(Simulated):
@@ -167,10 +170,8 @@ class Inventory(Simulated):
         sent = deliver(action.clamp_min(0.0), stock[..., 0], supply)
         demand = self.demand(state, time)
         left = stock[..., 0] - demand
-        inner = [link for link, place in enumerate(supply.source) if place != OUTSIDE]
-        if inner:
-            start = torch.tensor([supply.source[link] for link in inner], device=stock.device)
-            left = left.index_add(-1, start, -sent[..., inner])
+        if supply.inner:
+            left = left - leaving(sent, left, supply)
         cost = self.per_place(supply.holding) * left.relu() + self.per_place(supply.underage) * (-left).relu()
         kept = left if supply.backlog else left.relu()
         later = pad(stock[..., 1:], (0, 1)) + pad(kept.unsqueeze(-1), (0, self.length - 1))
