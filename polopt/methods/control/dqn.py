@@ -59,14 +59,14 @@ class DeepQ(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        discount: float = param(0.99, "extended data table 1", low=0, high=1)
+        discount: float = param(0.99, "DQN Zoo", low=0, high=1)
         lr: float = param(1e-4, "Stable-Baselines3", above=0)
         double: bool = param(False, "arXiv 1509.06461", help="the network chooses the action that its copy values")
         dueling: bool = param(False, "arXiv 1511.06581", help="one output for the state, and one for each action")
         delta: float = param(1.0, "methods: errors are clipped", above=0, help="where the loss becomes linear")
         target_every: int = param(2_500, "DQN Zoo: 10,000 decisions", low=1, unit="updates", help="between copies")
         tau: float = param(1.0, "polopt", above=0, high=1, help="share of the network in its copy then; 1: all of it")
-        epsilon: float = param(0.1, "extended data table 1", low=0, high=1, help="of exploring, at last")
+        epsilon: float = param(0.1, "DQN Zoo", low=0, high=1, help="of exploring, at last")
         max_grad_norm: float | None = param(10.0, "Stable-Baselines3", above=0)
         network: Network = param(Network((64, 64), "relu"), "Stable-Baselines3")
 
@@ -133,15 +133,15 @@ class DeepQ(Method):
 class DQN(DeepQ, OffPolicy):
     @dataclass(frozen=True)
     class Config(DeepQ.Config):
-        batch_size: int = param(32, "extended data table 1", low=1)
-        replay_size: int = param(1_000_000, "extended data table 1", low=1, unit="transitions")
+        batch_size: int = param(32, "DQN Zoo", low=1)
+        replay_size: int = param(1_000_000, "DQN Zoo", low=1, unit="transitions")
         warmup: int = param(
-            50_000, "extended data table 1", low=1, unit="env_steps", help="uniform random actions at the start"
+            50_000, "DQN Zoo", low=1, unit="env_steps", help="uniform random actions at the start"
         )
-        steps_per_update: int = param(4, "extended data table 1", low=1, unit="env_steps", help="between collections")
-        updates_per_step: int = param(1, "extended data table 1", low=1, help="updates after each collection")
+        steps_per_update: int = param(4, "DQN Zoo", low=1, unit="env_steps", help="between collections")
+        updates_per_step: int = param(1, "DQN Zoo", low=1, help="updates after each collection")
         n_step: int = param(1, "polopt", low=1, help="steps of reward before bootstrapping")
-        epsilon_start: float = param(1.0, "extended data table 1", low=0, high=1, help="at the start of the run")
+        epsilon_start: float = param(1.0, "DQN Zoo", low=0, high=1, help="at the start of the run")
         exploration: float = param(0.1, "Stable-Baselines3", low=0, high=1, help="fraction of the run until `epsilon`")
         priority_exponent: float = param(0.0, "arXiv 1511.05952", low=0, high=1, help="0: all alike; the paper has 0.6")
         priority_correction: float = param(0.4, "arXiv 1511.05952", low=0, high=1, help="at the start; 1 at the end")
