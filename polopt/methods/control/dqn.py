@@ -135,9 +135,7 @@ class DQN(DeepQ, OffPolicy):
     class Config(DeepQ.Config):
         batch_size: int = param(32, "DQN Zoo", low=1)
         replay_size: int = param(1_000_000, "DQN Zoo", low=1, unit="transitions")
-        warmup: int = param(
-            50_000, "DQN Zoo", low=1, unit="env_steps", help="uniform random actions at the start"
-        )
+        warmup: int = param(50_000, "DQN Zoo", low=1, unit="env_steps", help="uniform random actions at the start")
         steps_per_update: int = param(4, "DQN Zoo", low=1, unit="env_steps", help="between collections")
         updates_per_step: int = param(1, "DQN Zoo", low=1, help="updates after each collection")
         n_step: int = param(1, "polopt", low=1, help="steps of reward before bootstrapping")

@@ -1,0 +1,117 @@
+"""Gymnasium's pendulum for many rows at once, whose mass and length may be others in every episode.
+
+Brockman et al. 2016, "OpenAI Gym", arXiv 1606.01540: Pendulum-v1, a rod that hangs from one end and is turned there.
+
+    inertia(mass, length) acceleration + bias(angle, mass, length) = torque + force
+
+The angle is 0 where the rod stands upright.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from polopt.core.errors import UsageError
+from polopt.core.spec import Spec
+from polopt.tasks.luck import even
+from polopt.tasks.options import flag, number
+from polopt.tasks.parameters import Parameters
+from polopt.tasks.simulated import Simulated, State
+
+GRAVITY, TORQUE, SPEED, DT = 10.0, 2.0, 8.0, 0.05
+"""m/s^2; the largest torque, Nm, and speed, rad/s; seconds between decisions."""
+
+START, MODEL = range(2)
+"""What luck is for."""
+
+
+def inertia(mass: Tensor, length: Tensor) -> Tensor:
+    """The mass matrix M [...] of a uniform rod that turns around its end, kg m^2: one joint, so a number."""
+    return mass * length.square() / 3
+
+
+def bias(angle: Tensor, mass: Tensor, length: Tensor) -> Tensor:
+    """What gravity asks of the joint, C [...] in Nm: the derivative of the rod's potential energy."""
+    return -0.5 * GRAVITY * mass * length * torch.sin(angle)
+
+
+def moved(
+    angle: Tensor, speed: Tensor, torque: Tensor, mass: Tensor, length: Tensor, force: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Angle and speed [...] after one decision: semi-implicit Euler, with the speed clipped. `force` is what else acts
+    on the joint, in Nm."""
+    acceleration = (torque - bias(angle, mass, length) + force) / inertia(mass, length)
+    speed = (speed + acceleration * DT).clamp(-SPEED, SPEED)
+    return angle + speed * DT, speed
+
+
+class Pendulum(Simulated):
+    """Swing up a pendulum and hold it there, as in Gymnasium's Pendulum-v1, with its observation (cosine and sine of
+    the angle, and the speed), its action (the torque, in Nm, clipped) and its reward,
+
+        -(angle^2 + 0.1 speed^2 + 0.001 torque^2)
+
+    of the state before the step, with the angle between -pi and pi. An episode is cut after `horizon` decisions.
+
+    Args:
+        mass, length: in kg and m.
+        mass_spread, length_spread: the box of models (`Parameters.of(spec)`) goes from 1 - spread to 1 + spread times
+            these. (Longer and heavier rods need more swings than an episode has time for.)
+        randomize: every start draws a model from the box, in place of its middle.
+        friction: of the joint, in Nm s/rad; Gymnasium's has none.
+
+    Levels: "angle", "speed", "mass", "length", each [L].
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        *args: Any,
+        mass: float = 1.0,
+        length: float = 1.0,
+        mass_spread: float = 0.3,
+        length_spread: float = 0.2,
+        randomize: bool = False,
+        friction: float = 0.0,
+        horizon: int = 200,
+        **rest: Any,
+    ) -> None:
+        super().__init__(*args, horizon=horizon, **rest)
+        if min(number("mass", mass), number("length", length)) <= 0 or number("friction", friction) < 0:
+            raise UsageError("mass and length of a pendulum are above 0, and friction is at least 0")
+        for name, spread in (("mass_spread", mass_spread), ("length_spread", length_spread)):
+            if not 0 <= number(name, spread) < 1:
+                raise UsageError(f"{name} is a share, at least 0 and below 1, not {spread!r}")
+        self.randomize, self.friction = flag("randomize", randomize), float(friction)
+        spreads = ((mass, mass_spread), (length, length_spread))
+        low, high = (tuple(middle * (1 + sign * spread) for middle, spread in spreads) for sign in (-1, 1))
+        self.parameters = Parameters(("mass", "length"), low, high)
+        most = np.array([1.0, 1.0, SPEED], np.float32)
+        info = {"horizon": horizon, "parameters": self.parameters.described()}
+        self.spec = Spec(spaces.Box(-most, most), spaces.Box(-TORQUE, TORQUE, (1,)), self.name, info)
+
+    def begin(self, draws: State) -> State:
+        key = draws["key"]
+        angle, speed = even(key, 0, 2, START).unbind(-1)
+        psi = even(key, 0, 2, MODEL) if self.randomize else torch.zeros(len(key), 2, device=key.device)
+        drawn = {"angle": math.pi * angle, "speed": speed, **self.parameters.values(psi)}
+        return {name: draws[name].to(value) if name in draws else value for name, value in drawn.items()}
+
+    def advance(self, state: State, time: Tensor, action: Tensor) -> tuple[State, Tensor, Tensor, State]:
+        angle, speed, mass, length = (state[name] for name in ("angle", "speed", "mass", "length"))
+        torque = action.squeeze(-1).clamp(-TORQUE, TORQUE).to(angle)
+        upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+        reward = -(upright.square() + 0.1 * speed.square() + 0.001 * torque.square())
+        angle, speed = moved(angle, speed, torque, mass, length, -self.friction * speed)
+        return {**state, "angle": angle, "speed": speed}, reward, torch.zeros_like(time, dtype=torch.bool), {}
+
+    def observe(self, state: State, time: Tensor) -> Tensor:
+        angle = state["angle"]
+        return torch.stack([torch.cos(angle), torch.sin(angle), state["speed"]], -1)
