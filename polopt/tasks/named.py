@@ -31,6 +31,7 @@ NAMED: dict[str, str] = {
     "inventory/warehouse": "polopt.tasks.inventory:Inventory",
     "sessions": "polopt.tasks.sessions:Sessions",
     "sessions/groups": "polopt.tasks.sessions:Sessions",
+    "feed": "polopt.tasks.feed:Feed",
     "pendulum": "polopt.tasks.torch_control:Pendulum",
     "memory-controller": "polopt.tasks.controller:MemoryController",
     "memory-controller/box": "polopt.tasks.controller:MemoryController",
