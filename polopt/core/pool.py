@@ -49,12 +49,12 @@ def spread(calls: Sequence[bytes], count: int) -> Iterator[tuple[int, Any]]:
     which a run saves); they have `PATIENCE` seconds for it, or until a second Ctrl-C. Raises what a call raises.
     """
     waiting = deque((place, 1) for place in range(len(calls)))
-    busy: dict[_Worker, tuple[int, int]] = {}
-    idle: list[_Worker] = []
+    busy: dict[OwnProcess, tuple[int, int]] = {}
+    idle: list[OwnProcess] = []
     try:
         while waiting or busy:
             while waiting and len(busy) < count:
-                worker = idle.pop() if idle else _Worker()
+                worker = idle.pop() if idle else OwnProcess()
                 busy[worker] = place, _ = waiting.popleft()
                 worker.give(calls[place])
             for worker in _ready(busy):
@@ -75,13 +75,13 @@ def spread(calls: Sequence[bytes], count: int) -> Iterator[tuple[int, Any]]:
         _stop(busy, idle)
 
 
-class _Worker:
-    """A process that makes one call after another."""
+class OwnProcess:
+    """A process that makes one call after another, in the order in which they are given."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, daemon: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, os.getpid()))
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=daemon)
         self.process.start()
         theirs.close()
 
@@ -110,7 +110,7 @@ class _Worker:
         return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
-def _ready(workers: Collection[_Worker]) -> list[_Worker]:
+def _ready(workers: Collection[OwnProcess]) -> list[OwnProcess]:
     """Those that have answered or ended. It wakes up once a second, for interruptions that wake no system call."""
     found: list[Any] = []
     while not found:
@@ -118,7 +118,7 @@ def _ready(workers: Collection[_Worker]) -> list[_Worker]:
     return [worker for worker in workers if worker.pipe in found or worker.process.sentinel in found]
 
 
-def _stop(busy: Collection[_Worker], idle: Collection[_Worker]) -> None:
+def _stop(busy: Collection[OwnProcess], idle: Collection[OwnProcess]) -> None:
     """Ends the processes; whoever still works when time is up is killed."""
     for worker in idle:
         worker.pipe.close()  # which ends it

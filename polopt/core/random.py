@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -31,3 +33,18 @@ def paired(seed: int = 0, device: torch.device | str | None = None) -> Iterator[
         if index is not None:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield
+
+
+@contextmanager
+def own_luck(seed: int) -> Iterator[None]:
+    """`paired`, for the generators of NumPy and Python as well, which users' own code may draw from. `seed` is below
+    2**32."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with paired(seed):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002

@@ -12,7 +12,6 @@ other: one process goes on with a run of two, to the last bit. With one part eve
 from __future__ import annotations
 
 import pickle
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from polopt.core.batch import Batch
 from polopt.core.errors import RunError
-from polopt.core.random import paired
+from polopt.core.random import own_luck
 
 T = TypeVar("T")
 BUCKET = 1 << 24  # numbers that are sent at once: a copy of these stands beside the gradients
@@ -135,7 +134,7 @@ def shared(items: Sequence[int], function: Callable[[Sequence[int]], dict[int, T
     chosen = [item for block in mine(len(items)) for item in items[block]]
 
     def work() -> dict[int, T]:
-        with apart(), _own_luck():
+        with apart(), own_luck(_seed()):
             return function(chosen) if chosen else {}
 
     found = {item: value for one in each(work) for item, value in one.items()}
@@ -257,18 +256,8 @@ def _together(collective: Callable[..., Any], *arguments: Any) -> None:
         raise Gone("another process of this run has ended") from error
 
 
-@contextmanager
-def _own_luck() -> Iterator[None]:
-    """Inside, the global generators draw other numbers in each process; afterwards they are what they were before."""
+def _seed() -> int:
+    """A number of this process that is another one in each, and whenever the generators are elsewhere."""
     with torch.random.fork_rng([]):
         drawn = int(torch.randint(2**31, ()))
-    seed = int(np.random.SeedSequence([drawn, index()]).generate_state(1)[0])
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002  users' code may draw from it
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        with paired(seed):
-            yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
+    return int(np.random.SeedSequence([drawn, index()]).generate_state(1)[0])

@@ -17,6 +17,7 @@ from polopt.core import files
 from polopt.core.errors import Notice, UsageError
 from polopt.core.locks import OWNER
 from polopt.core.state import find, gather, restore
+from polopt.data.ahead import Ahead
 from polopt.evaluation.score import Score
 from polopt.tasks.base import Task
 from polopt.training import seeding
@@ -95,9 +96,9 @@ def forget(folder: Path, before: set[Path] | None) -> None:
 
 
 def close(method: Method) -> None:
-    """Closes its task, and those of its learners and sources."""
-    for _, task in find(method, Task):
-        task.close()
+    """Closes its task, and those of its learners and sources, and ends what samples ahead."""
+    for _, each in find(method, Task, Ahead):
+        each.close()
 
 
 def _check_budget(method: Method, steps: int) -> None:

@@ -53,6 +53,8 @@ def check(cls: type[Any], config: Any, options: RunOptions) -> None:
         )
     if getattr(config.policy, "engine", "transformers") != "transformers":
         raise UsageError(f"{said}: --policy.engine {config.policy.engine} samples for one process only")
+    if getattr(config, "sampler", "inline") == "process":
+        raise UsageError(f"{said}: --sampler process samples for one process only")
     if ":" in options.device:
         raise UsageError(f"{said}: each process takes a device of its own, so say --device cuda, not {options.device}")
 

@@ -27,9 +27,9 @@ Differs from its base, REINFORCE with a group baseline, in the gates, restraints
 the advantage by the group's standard deviation, averages over sequences and penalizes the divergence from the model at
 the start, as in its first paper.
 
-Departs from the paper in: the sampler's lag is counted in batches; the pipelined lag (`sync_offset`) is left out, being
-a matter of scheduling; multi-turn episodes give all turns the same advantage. Where the official code divides by the
-deviation of the rows that stay it takes their number n: `--baseline rec`; `--baseline.std group` alone takes n - 1.
+Departs from the paper in: the sampler's lags are counted in batches; multi-turn episodes give all turns the same
+advantage. Where the official code divides by the deviation of the rows that stay it takes their number n:
+`--baseline rec`; `--baseline.std group` alone takes n - 1.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ from polopt.bases.language import GroupMethod
 from polopt.bases.method import Limit, Smoke, Study
 from polopt.config import param
 from polopt.core.batch import Batch, average
+from polopt.core.errors import UsageError
+from polopt.data.ahead import Ahead
 from polopt.data.informative import Informative
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
@@ -72,6 +74,12 @@ class REC(GroupMethod):
         sync_interval: int = param(
             1, "official code", low=1, unit="batches", help="the sampler is refreshed this often"
         )
+        sync_offset: int = param(
+            0, "official code", low=0, unit="batches", help="batches that are sampled ahead of the updates"
+        )
+        sampler: str = param(
+            "inline", "polopt", choices=("inline", "process"), help="where: here, or beside the updates"
+        )
         baseline: GroupBaseline = param(GroupBaseline(), "section 2")
         surrogate: Surrogate = param(Surrogate.named["rec-one-side"], "section 3.2")
         restraint: str = param("none", "section 4", choices=("none", "k2", "forward-kl"), help="added to the loss")
@@ -87,8 +95,20 @@ class REC(GroupMethod):
             help="groups with equal rewards are replaced, from at most so many batches; 0: kept",
         )
 
+        samples_ahead: ClassVar[bool] = True
+        """Of a class that says so itself: its batches depend on nothing but the weights."""
+        inert = {"sampler": "the same batches, wherever they are sampled"}
+
         def __post_init__(self) -> None:
             super().__post_init__()
+            if "samples_ahead" not in vars(type(self)):
+                self.refuse("sync_offset", because="here: its batches depend on more than the weights")
+            if self.sync_offset == 0:
+                self.refuse("sampler", because="without a sync_offset")
+            else:
+                self.refuse("dynamic_sampling", because="with a sync_offset")
+            if self.sampler == "process" and self.policy.engine != "transformers":
+                raise UsageError(f"sampler process: the engine {self.policy.engine} is a process of its own already")
             if self.restraint == "none":
                 self.refuse("restraint_coefficient", because="on the restraint 'none'")
             if self.data != "weight":
@@ -105,7 +125,11 @@ class REC(GroupMethod):
         "overlong.penalty": {"overlong": "soft-penalty", "overlong.buffer": 0.9, "policy.max_tokens": 24},
         "baseline.single": {"samples_per_prompt": 1},
     }
-    metrics = {"kept": "share of the sampled groups whose rewards differ, with dynamic sampling | 0.3 or more"}
+    metrics = {
+        "kept": "share of the sampled groups whose rewards differ, with dynamic sampling | 0.3 or more",
+        "staleness": "updates between the weights that sampled and those that learn, with `--sync-offset`, but for "
+        "`--sync-interval` | the offset",
+    }
     presets = {
         "opmd": {"surrogate": "reinforce", "restraint": "k2"},
         "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},
@@ -146,6 +170,9 @@ class REC(GroupMethod):
         super().build(task)
         if self.config.dynamic_sampling:
             self.source = Informative(self.source, self.config.batch_prompts, self.config.dynamic_sampling)
+        if self.config.sync_offset:
+            beside = self.config.sampler == "process"
+            self.source = Ahead(self.source, self.config.sync_offset, self.ledger, process=beside)
 
     def sampled_policy(self) -> Any:
         if self.config.sync_interval == 1:
@@ -214,10 +241,12 @@ class REC(GroupMethod):
         return average(steps) | self.batch_metrics(batch) | {"informative": informative}
 
     def batch_metrics(self, batch: Batch) -> dict[str, Tensor]:
-        """What was sampled, the sampler's mismatch, and what dynamic sampling kept."""
+        """What was sampled, the sampler's mismatch, what dynamic sampling kept, and how old the batch is."""
         metrics = super().batch_metrics(batch)
         if isinstance(self.source, Informative):
             metrics["kept"] = torch.tensor(self.source.kept / max(self.source.tried, 1))
+        if isinstance(self.source, Ahead):
+            metrics["staleness"] = torch.tensor(float(self.source.lag))
         return metrics
 
 
@@ -234,6 +263,7 @@ class GRPO(REC):
         )
         baseline: GroupBaseline = param(GroupBaseline(std="group"), "section 4.1.2")
         surrogate: Surrogate = param(Surrogate.named["grpo"], "equation 3")
+        samples_ahead = True
         reference_kl: ReferenceKL | None = param(ReferenceKL(0.04), "section 4.2", help="penalty against the start")
 
     slug = "grpo"

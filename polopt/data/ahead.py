@@ -1,0 +1,225 @@
+"""Batches that are sampled ahead of the updates that learn from them, by a schedule and not by who is faster.
+
+Batch n is sampled with the weights after update n - offset (the first ones with the weights at the start), whatever the
+time it takes: in this process, or in one of its own while this one updates. Each batch has random numbers of its own,
+so that it does not matter where and when it is made. Trinity-RFT (arXiv 2505.17826) calls the lag `sync_offset`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from polopt.core import signals
+from polopt.core.batch import Batch
+from polopt.core.errors import RunError
+from polopt.core.ledger import Ledger
+from polopt.core.modules import device_of, parameters_of
+from polopt.core.pool import OwnProcess, packed
+from polopt.core.random import own_luck
+from polopt.core.state import gather, restore
+from polopt.data.base import Acts, Source, put
+from polopt.data.components import Tally, added
+
+
+@dataclass
+class Sampled:
+    """A batch, and what its making has added to the ledger, the episodes and the counts of reward functions."""
+
+    batch: Batch
+    spent: dict[str, int]
+    episodes: list[tuple[float, int]]
+    components: Tally
+
+
+class Ahead(Source):
+    """Serves the batches of `source` in their order, each sampled `offset` updates before it is learned from.
+
+    Args:
+        source: completions of prompts that depend on nothing that an update changes but the weights of the actor.
+        offset: how many batches are always on the way.
+        ledger: what is spent is counted here when a batch is served.
+        process: sample in a process of its own, which ends with this one.
+
+    Before every call of `next` but the first there is one update. The batches on the way are state; a checkpoint waits
+    for those that are being made. `lag` is by how many updates the last batch is older than the actor that asked.
+    Raises RunError when the process dies, and UsageError when actor or task cannot be sent to it.
+    """
+
+    saved = ("served", "seed")
+
+    def __init__(self, source: Any, offset: int, ledger: Ledger, *, process: bool = False) -> None:
+        self.offset = offset
+        self.ledger = ledger
+        self.process = process
+        self.served = 0
+        self.seed = int(torch.randint(2**31, ()))
+        self._source = source
+        self._source.ledger = Ledger()  # what is sampled and not yet served counts there
+        self._ready: deque[Sampled] = deque()
+        self._sampler: _Sampler | None = None
+        self._waiting = 0  # batches that the sampler is making
+        self._episodes: list[tuple[float, int]] = []
+        self._components: Tally = {}
+
+    @property
+    def lag(self) -> int:
+        return min(max(self.served - 1, 0), self.offset)
+
+    def next(self, actor: Acts) -> Batch:
+        while (begun := self.served + len(self._ready) + self._waiting) <= self.served + self.offset:
+            self._begin(actor, begun)
+        if not self._ready:
+            self._take()
+        found = self._ready.popleft()
+        self.served += 1
+        for unit, count in found.spent.items():
+            setattr(self.ledger, unit, self.ledger[unit] + count)
+        self._episodes += found.episodes
+        self._components = added(self._components, found.components)
+        return put(found.batch, device_of(actor))
+
+    def _begin(self, actor: Acts, number: int) -> None:
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        if not self.process:
+            self._ready.append(sample(self._source, actor, seed))
+            return
+        if self._sampler is None:
+            self._sampler = _Sampler(self._source, actor)
+        self._sampler.begin([*map(Tensor.detach, parameters_of(actor))], seed)  # type: ignore[arg-type]
+        self._waiting += 1
+
+    def _take(self) -> None:
+        """Waits for the batch that was begun first."""
+        assert self._sampler is not None
+        found, state = self._sampler.take()
+        self._waiting -= 1
+        self._ready.append(found)
+        restore(self._source, state)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._sampler is not None:
+            self._sampler.close()
+        self._sampler, self._waiting = None, 0
+
+    def episodes(self) -> list[tuple[float, int]]:
+        ended, self._episodes = self._episodes, []
+        return ended
+
+    def components(self) -> Tally:
+        counted, self._components = self._components, {}
+        return counted
+
+    def extra_state(self) -> dict[str, Any]:
+        while self._waiting:
+            self._take()
+        state: dict[str, Any] = {f"source/{path}": leaf for path, leaf in gather(self._source).items()}
+        state["notes"] = [[each.spent, each.episodes, each.components] for each in self._ready]
+        state["counted"] = [self._episodes, self._components]
+        for number, each in enumerate(self._ready):
+            state |= {f"{number}/{path}": value for path, value in each.batch.flatten_keys("/").items()}
+        return state
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        own = {path.removeprefix("source/"): leaf for path, leaf in state.items() if path.startswith("source/")}
+        restore(self._source, own)
+        self._ready = deque()
+        for number, (spent, episodes, components) in enumerate(state["notes"]):
+            prefix = f"{number}/"
+            rows = {path.removeprefix(prefix): x for path, x in state.items() if path.startswith(prefix)}
+            batch = TensorDict(rows, batch_size=[len(rows["group"])]).unflatten_keys("/")
+            self._ready.append(Sampled(batch, dict(spent), _pairs(episodes), _tally(components)))
+        self._episodes, self._components = _pairs(state["counted"][0]), _tally(state["counted"][1])
+
+
+def _pairs(episodes: Sequence[Sequence[float]]) -> list[tuple[float, int]]:
+    return [(float(value), int(count)) for value, count in episodes]
+
+
+def _tally(components: Tally) -> Tally:
+    return {name: list(counts) for name, counts in components.items()}
+
+
+def sample(source: Any, actor: Acts, seed: int) -> Sampled:
+    """The next batch of `source`, with random numbers of its own, on the CPU."""
+    before = source.ledger.counts()
+    with own_luck(seed):
+        batch = source.next(actor)
+    spent = {unit: count - before[unit] for unit, count in source.ledger.counts().items()}
+    return Sampled(batch.cpu(), spent, source.episodes(), source.components())
+
+
+class _Sampler:
+    """A process with a source and an actor of its own, which is given the weights of each batch."""
+
+    def __init__(self, source: Any, actor: Any) -> None:
+        self.process = OwnProcess(daemon=True)
+        self.feeder = ThreadPoolExecutor(1)  # a pipe is full until the other side reads
+        self._end = weakref.finalize(self, _end, self.process, self.feeder)
+        settings = torch.get_num_threads(), torch.get_default_dtype()
+        self._give(packed(_open, (source, actor, *settings)))
+        self._answer()
+
+    def _give(self, call: bytes) -> None:
+        self.feeder.submit(self.process.give, call)
+
+    def begin(self, weights: list[Tensor], seed: int) -> None:
+        self._give(packed(_sample, (weights, seed)))
+
+    def take(self) -> tuple[Sampled, dict[str, Any]]:
+        found: tuple[Sampled, dict[str, Any]] = self._answer()
+        return found
+
+    def _answer(self) -> Any:
+        while not wait([self.process.pipe, self.process.process.sentinel], timeout=0.5):
+            signals.check()
+        answer = self.process.answer()
+        if answer is None:
+            raise RunError(f"the process that samples ahead {self.process.end()}: 'polopt resume' goes on")
+        good, value = pickle.loads(answer)
+        if not good:
+            raise value
+        return value
+
+    def close(self) -> None:
+        self._end()
+
+
+def _end(process: OwnProcess, feeder: ThreadPoolExecutor) -> None:
+    process.process.kill()
+    process.process.join()
+    feeder.shutdown()
+    process.pipe.close()
+
+
+# In the process
+
+_held: list[Any] = []
+
+
+def _open(source: Any, actor: Any, threads: int, dtype: torch.dtype) -> None:
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    signals.leave_to_parent()
+    _held[:] = source, actor
+
+
+@torch.no_grad()
+def _sample(weights: list[Tensor], seed: int) -> tuple[Sampled, dict[str, Any]]:
+    source, actor = _held
+    for own, given in zip(parameters_of(actor), weights, strict=True):
+        own.copy_(given)
+    return sample(source, actor, seed), gather(source)
