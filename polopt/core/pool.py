@@ -153,7 +153,7 @@ def _serve(pipe: Connection, parent: int) -> None:
             return
         _working = True
         try:
-            answer = _answer(call)
+            answer = answer_of(call)
         except KeyboardInterrupt:
             sys.exit(STOPPED)
         _working = False
@@ -170,8 +170,8 @@ def _note(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
 
-def _answer(call: bytes) -> bytes:
-    """Whether the call was good, and what it gave or raised."""
+def answer_of(call: bytes) -> bytes:
+    """Makes the call: whether it was good, and what it gave or raised."""
     try:
         function, arguments = pickle.loads(call)
         return pickle.dumps((True, function(*arguments)))

@@ -1,8 +1,9 @@
 """Batches that are sampled ahead of the updates that learn from them, by a schedule and not by who is faster.
 
 Batch n is sampled with the weights after update n - offset (the first ones with the weights at the start), whatever the
-time it takes: in this process, or in one of its own while this one updates. Each batch has random numbers of its own,
-so that it does not matter where and when it is made. Trinity-RFT (arXiv 2505.17826) calls the lag `sync_offset`.
+time it takes: in this process, or while this one updates in one of its own, on this machine or of Ray. Each batch has
+random numbers of its own, so that it does not matter where and when it is made. Trinity-RFT (arXiv 2505.17826) calls
+the lag `sync_offset`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from polopt.core import signals
 from polopt.core.batch import Batch
+from polopt.core.cluster import OwnActor
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of, parameters_of
@@ -50,19 +53,20 @@ class Ahead(Source):
         source: completions of prompts that depend on nothing that an update changes but the weights of the actor.
         offset: how many batches are always on the way.
         ledger: what is spent is counted here when a batch is served.
-        process: sample in a process of its own, which ends with this one.
+        where: "inline"; or in a process of its own, which ends with this one: "process", on this machine, or "actor",
+            of Ray.
 
     Before every call of `next` but the first there is one update. The batches on the way are state; a checkpoint waits
     for those that are being made. `lag` is by how many updates the last batch is older than the actor that asked.
-    Raises RunError when the process dies, and UsageError when actor or task cannot be sent to it.
+    Raises RunError when the process dies, and UsageError when actor or task cannot be sent to it, or it cannot begin.
     """
 
     saved = ("served", "seed")
 
-    def __init__(self, source: Any, offset: int, ledger: Ledger, *, process: bool = False) -> None:
+    def __init__(self, source: Any, offset: int, ledger: Ledger, where: str = "inline") -> None:
         self.offset = offset
         self.ledger = ledger
-        self.process = process
+        self.where = where
         self.served = 0
         self.seed = int(torch.randint(2**31, ()))
         self._source = source
@@ -92,11 +96,12 @@ class Ahead(Source):
 
     def _begin(self, actor: Acts, number: int) -> None:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        if not self.process:
+        if self.where == "inline":
             self._ready.append(sample(self._source, actor, seed))
             return
         if self._sampler is None:
-            self._sampler = _Sampler(self._source, actor)
+            with own_luck(seed):  # Ray draws
+                self._sampler = _Sampler(self.where, self._source, actor)
         self._sampler.begin([*map(Tensor.detach, parameters_of(actor))], seed)  # type: ignore[arg-type]
         self._waiting += 1
 
@@ -162,29 +167,46 @@ def sample(source: Any, actor: Acts, seed: int) -> Sampled:
     return Sampled(batch.cpu(), spent, source.episodes(), source.components())
 
 
+class Beside(OwnProcess):
+    """A process of this machine that is given calls without waiting until it reads them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._feeder = ThreadPoolExecutor(1)  # a pipe is full until the other side reads
+
+    def give(self, call: bytes) -> None:
+        self._feeder.submit(super().give, call)
+
+    def ready(self, seconds: float) -> bool:
+        return bool(wait([self.pipe, self.process.sentinel], timeout=seconds))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self._feeder.shutdown()
+        self.pipe.close()
+
+
 class _Sampler:
     """A process with a source and an actor of its own, which is given the weights of each batch."""
 
-    def __init__(self, source: Any, actor: Any) -> None:
-        self.process = OwnProcess(daemon=True)
-        self.feeder = ThreadPoolExecutor(1)  # a pipe is full until the other side reads
-        self._end = weakref.finalize(self, _end, self.process, self.feeder)
-        settings = torch.get_num_threads(), torch.get_default_dtype()
-        self._give(packed(_open, (source, actor, *settings)))
+    def __init__(self, where: str, source: Any, actor: Any) -> None:
+        call = packed(_open, (source, actor, torch.get_num_threads(), torch.get_default_dtype()))
+        cuda = device_of(actor).type == "cuda"
+        self.process = OwnActor("--sampler actor", gpus=float(cuda)) if where == "actor" else Beside()
+        self._end = weakref.finalize(self, self.process.close)
+        self.process.give(call)
         self._answer()
 
-    def _give(self, call: bytes) -> None:
-        self.feeder.submit(self.process.give, call)
-
     def begin(self, weights: list[Tensor], seed: int) -> None:
-        self._give(packed(_sample, (weights, seed)))
+        self.process.give(packed(_sample, (weights, seed)))
 
     def take(self) -> tuple[Sampled, dict[str, Any]]:
         found: tuple[Sampled, dict[str, Any]] = self._answer()
         return found
 
     def _answer(self) -> Any:
-        while not wait([self.process.pipe, self.process.process.sentinel], timeout=0.5):
+        while not self.process.ready(0.5):
             signals.check()
         answer = self.process.answer()
         if answer is None:
@@ -198,13 +220,6 @@ class _Sampler:
         self._end()
 
 
-def _end(process: OwnProcess, feeder: ThreadPoolExecutor) -> None:
-    process.process.kill()
-    process.process.join()
-    feeder.shutdown()
-    process.pipe.close()
-
-
 # In the process
 
 _held: list[Any] = []
@@ -213,7 +228,8 @@ _held: list[Any] = []
 def _open(source: Any, actor: Any, threads: int, dtype: torch.dtype) -> None:
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    signals.leave_to_parent()
+    if parent_process() is not None:  # Ray ends its own
+        signals.leave_to_parent()
     _held[:] = source, actor
 
 

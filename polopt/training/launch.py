@@ -41,6 +41,9 @@ def check(cls: type[Any], config: Any, options: RunOptions) -> None:
         raise UsageError("--shard divides a model among processes: say --processes 2 as well, for example")
     if options.shard and options.compile:
         raise UsageError("--shard and --compile: passes through a model that is divided are not compiled, use one")
+    sampler = getattr(config, "sampler", "inline")
+    if options.compile and sampler != "inline":
+        raise UsageError(f"--compile and --sampler {sampler}: what is compiled cannot be sent to the sampler, use one")
     if options.processes == 1:
         return
     said = f"--processes {options.processes}"
@@ -53,8 +56,8 @@ def check(cls: type[Any], config: Any, options: RunOptions) -> None:
         )
     if getattr(config.policy, "engine", "transformers") != "transformers":
         raise UsageError(f"{said}: --policy.engine {config.policy.engine} samples for one process only")
-    if getattr(config, "sampler", "inline") == "process":
-        raise UsageError(f"{said}: --sampler process samples for one process only")
+    if sampler != "inline":
+        raise UsageError(f"{said}: --sampler {sampler} samples for one process only")
     if ":" in options.device:
         raise UsageError(f"{said}: each process takes a device of its own, so say --device cuda, not {options.device}")
 

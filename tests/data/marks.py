@@ -11,6 +11,8 @@ from tensordict import TensorDict
 from torch import nn
 
 from polopt.core.ledger import Ledger
+from polopt.core.state import gather, restore
+from polopt.data.ahead import Ahead
 from polopt.data.base import Source
 
 
@@ -38,3 +40,43 @@ class Marks(Source):
 
     def episodes(self) -> list[tuple[float, int]]:
         return [(float(self.made), 1)]
+
+
+def served(source: Ahead, actor: Weight, count: int) -> list[tuple[float, ...]]:
+    """What the batches of so many updates hold, with the lag that was said; the weight is the number of updates."""
+    found = []
+    with torch.no_grad():
+        for _ in range(count):
+            batch = source.next(actor)  # type: ignore[arg-type]
+            found.append((*(batch[name].item() for name in ("weight", "number", "drawn")), source.lag))
+            actor.value.add_(1.0)
+    return found
+
+
+def begun(where: str = "inline") -> Ahead:
+    torch.manual_seed(3)
+    return Ahead(Marks(), 2, Ledger(), where)
+
+
+def check(source: Ahead) -> list[tuple[float, ...]]:
+    """Five batches: by which weights, and what they leave of the ledger, the episodes and the generators."""
+    luck = torch.get_rng_state(), random.getstate()
+    found = served(source, Weight(), 5)
+    assert [(weight, lag) for weight, _, _, lag in found] == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+    assert [number for _, number, _, _ in found] == [1, 2, 3, 4, 5]
+    assert source.ledger.completions == 15  # and not those of the two batches on the way
+    assert source.episodes() == [(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1), (5.0, 1)]
+    assert source.episodes() == []
+    assert torch.equal(torch.get_rng_state(), luck[0])
+    assert random.getstate() == luck[1]
+    return found
+
+
+def goes_on_alike(source: Ahead) -> None:
+    """Makes the batches of a source that samples inline, and such a one goes on with its state."""
+    whole, other = begun(), begun()
+    assert check(source) == check(whole)
+    torch.manual_seed(5)
+    restore(other, gather(source))
+    here, there = Weight(), Weight()
+    assert served(whole, here, 3) == served(other, there, 3)

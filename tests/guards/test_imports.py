@@ -21,7 +21,7 @@ ALLOWED = {
     "minari": ("data/storing.py", "tasks/recorded.py"),
     "datasets": ("tasks/",),
     "reasoning_gym": ("tasks/",),
-    "ray": ("training/on_ray.py",),
+    "ray": ("core/cluster.py",),
 }
 
 

@@ -17,12 +17,16 @@ from rich.console import Console
 
 import polopt
 from polopt.claims import runner
+from polopt.core import cluster as cluster_part
 from polopt.core.errors import RunError, UsageError
 from polopt.core.pool import Died
 from polopt.training import job_table, on_ray
+from polopt.training.folder import Run
 from polopt.training.job_table import Job, shown
 from polopt.training.jobs import Engine, one_thread, run_jobs
 from tests.claims.toy import SOURCE, git, write
+from tests.data import marks
+from tests.training import runs
 from tests.training.killing import die
 
 TINY = {"envs": 2, "window": 8, "network.sizes": (8,), "steps": 48, "eval_episodes": 1, "loggers": ()}
@@ -31,7 +35,7 @@ KILLING = "tests.training.killing:make"
 
 @pytest.fixture(scope="session")
 def cluster():
-    for name, value in on_ray.SETTINGS.items():
+    for name, value in cluster_part.SETTINGS.items():
         os.environ.setdefault(name, value)
     ray = importlib.import_module("ray")
     small = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80_000_000}
@@ -98,6 +102,35 @@ def test_what_a_cluster_lacks_is_one_sentence(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_marked", lambda folder: nullcontext(folder / "absent"))
     with pytest.raises(UsageError, match=r"does not see .*out and .*: on a cluster both lie on a disk"):
         run()
+
+
+def test_an_actor_makes_the_batches_that_are_made_inline_and_is_named_when_it_dies(cluster, monkeypatch):
+    source = marks.begun("actor")
+    try:
+        marks.goes_on_alike(source)
+        importlib.import_module("ray").kill(source._sampler.process._actor)
+        with pytest.raises(
+            RunError, match=r"^the process that samples ahead ended on Ray \(.*\): 'polopt resume' goes"
+        ):
+            marks.served(source, marks.Weight(), 4)
+    finally:
+        source.close()
+    here = cluster_part.code_here()
+    monkeypatch.setattr(cluster_part, "code_here", lambda: here | {"torch": "1.0"})
+    with pytest.raises(UsageError, match=r"^--sampler actor: .* has torch .*, and here is 1\.0: every machine"):
+        marks.begun("actor").next(marks.Weight())
+    with pytest.raises(UsageError, match=r"^--sampler actor: this cluster has no GPU$"):
+        cluster_part.OwnActor("--sampler actor", gpus=1.0)
+
+
+@pytest.mark.exhaustive
+def test_a_run_ends_alike_where_an_actor_samples_and_resumed(cluster, tmp_path):
+    for sampler in ("inline", "actor"):
+        runs.train("rec", tmp_path / sampler, ahead=2, sampler=sampler)
+    polopt.resume(tmp_path / "actor", checkpoint=Run(tmp_path / "actor").checkpoints.steps()[0])
+    inline, actor = (runs.final_state(tmp_path / sampler) for sampler in ("inline", "actor"))
+    differing = runs.differing(inline, actor)
+    assert [path for path in differing if not path.startswith("method.task")] == []
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ from polopt.data.ahead import Ahead
 from polopt.data.informative import Informative
 from polopt.losses import Surrogate
 from polopt.losses.surrogate import surrogate_loss
+from polopt.methods.language.rec_settings import RECSettings
 from polopt.policies.wrappers import Lagged
 from polopt.regularizers import ReferenceKL
 from polopt.regularizers.anchors import cloning, squared_log_ratio
@@ -68,17 +69,15 @@ def drop_negatives(reward: Tensor, group: Tensor, valid: Tensor, generator: torc
     return valid & ~(negative & (rank < excess))
 
 
-class REC(GroupMethod):
+class REC(RECSettings, GroupMethod):
     @dataclass(frozen=True)
     class Config(GroupMethod.Config):
         sync_interval: int = param(
             1, "official code", low=1, unit="batches", help="the sampler is refreshed this often"
         )
-        sync_offset: int = param(
-            0, "official code", low=0, unit="batches", help="batches that are sampled ahead of the updates"
-        )
+        ahead: int = param(0, "official code", low=0, unit="batches", help="sampled ahead of the updates (sync_offset)")
         sampler: str = param(
-            "inline", "polopt", choices=("inline", "process"), help="where: here, or beside the updates"
+            "inline", "polopt", choices=("inline", "process", "actor"), help="here, in a process beside, or on Ray"
         )
         baseline: GroupBaseline = param(GroupBaseline(), "section 2")
         surrogate: Surrogate = param(Surrogate.named["rec-one-side"], "section 3.2")
@@ -102,13 +101,15 @@ class REC(GroupMethod):
         def __post_init__(self) -> None:
             super().__post_init__()
             if "samples_ahead" not in vars(type(self)):
-                self.refuse("sync_offset", because="here: its batches depend on more than the weights")
-            if self.sync_offset == 0:
-                self.refuse("sampler", because="without a sync_offset")
+                self.refuse("ahead", because="here: its batches depend on more than the weights")
+            if self.ahead == 0:
+                self.refuse("sampler", because="without --ahead")
             else:
-                self.refuse("dynamic_sampling", because="with a sync_offset")
-            if self.sampler == "process" and self.policy.engine != "transformers":
-                raise UsageError(f"sampler process: the engine {self.policy.engine} is a process of its own already")
+                self.refuse("dynamic_sampling", because="with --ahead")
+            if self.sampler != "inline" and self.policy.engine != "transformers":
+                raise UsageError(
+                    f"sampler {self.sampler}: the engine {self.policy.engine} is a process of its own already"
+                )
             if self.restraint == "none":
                 self.refuse("restraint_coefficient", because="on the restraint 'none'")
             if self.data != "weight":
@@ -117,52 +118,6 @@ class REC(GroupMethod):
                 self.refuse("dynamic_sampling", because="with one completion of a prompt, where no two rewards differ")
 
     slug = "rec"
-    headline = ("reward", "accuracy", "clip_fraction", "approx_kl", "completion_length")
-    probes = {
-        "restraint_coefficient": {"restraint": "k2"},
-        "weight_temperature": {"data": "weight"},
-        "overlong.buffer": {"policy.max_tokens": 24},
-        "overlong.penalty": {"overlong": "soft-penalty", "overlong.buffer": 0.9, "policy.max_tokens": 24},
-        "baseline.single": {"samples_per_prompt": 1},
-    }
-    metrics = {
-        "kept": "share of the sampled groups whose rewards differ, with dynamic sampling | 0.3 or more",
-        "staleness": "updates between the weights that sampled and those that learn, with `--sync-offset`, but for "
-        "`--sync-interval` | the offset",
-    }
-    presets = {
-        "opmd": {"surrogate": "reinforce", "restraint": "k2"},
-        "asymre": {"surrogate": "reinforce", "baseline.shift": -0.1},
-        "red-drop": {"surrogate": "reinforce", "data": "drop"},
-        "red-weight": {"surrogate": "reinforce", "data": "weight"},
-        "wide": {"surrogate": "rec-one-side-wide"},
-        "sequence": {"surrogate": "rec-seq-one-side-is", "aggregate": "sequence"},
-        "small": {"batch_prompts": 16, "lr": 1e-4, "policy.max_tokens": 32},
-    }
-    limits: ClassVar[tuple[Limit, ...]] = (
-        Limit(
-            base="grpo",
-            at={"surrogate": "rec-one-side-is", "baseline.std": "group", "aggregate": "sequence"},
-            apart={"surrogate": "rec-one-side"},
-            base_at={"reference_kl": None, "sync_interval": 2},
-            because="GRPO without its KL penalty is the one-sided gate with the ratio, standardized within groups",
-        ),
-    )
-    smoke = Smoke(
-        "vowels",
-        96,
-        {
-            "model": "tiny",
-            "batch_prompts": 4,
-            "samples_per_prompt": 4,
-            "sync_interval": 2,
-            "lr": 1e-2,
-            "policy.max_tokens": 4,
-            "surrogate": "rec-one-side-is",
-            "restraint": "k2",
-        },
-        {"pool": 64, "score_truncated": True},
-    )
 
     behavior_lag: Lagged | None = None
 
@@ -170,9 +125,8 @@ class REC(GroupMethod):
         super().build(task)
         if self.config.dynamic_sampling:
             self.source = Informative(self.source, self.config.batch_prompts, self.config.dynamic_sampling)
-        if self.config.sync_offset:
-            beside = self.config.sampler == "process"
-            self.source = Ahead(self.source, self.config.sync_offset, self.ledger, process=beside)
+        if self.config.ahead:
+            self.source = Ahead(self.source, self.config.ahead, self.ledger, self.config.sampler)
 
     def sampled_policy(self) -> Any:
         if self.config.sync_interval == 1:
