@@ -27,6 +27,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "clip_vloss": ("value-clip",),
     "anneal_lr": ("lr-schedule",),
     "normalize_advantage": ("advantage-over",),
+    "use_rms_prop": ("optimizer",),
+    "rms_prop_eps": ("adam-eps",),
     "norm_adv": ("advantage-over",),
     "buffer_size": ("replay-size",),
     "learning_starts": ("warmup",),
@@ -91,7 +93,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 VERB = ("task", "out", "init", "task.rewards")  # options that belong to the verb and to no config
 
 METHODS: dict[str, str] = {
-    "a2c": "docs/adding-a-method.md builds it",
     "awac": "iql is the method of its kind",
     "cispo": "it is grpo --preset cispo",
     "dapo": "it is grpo --preset dapo",

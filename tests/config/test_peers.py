@@ -15,7 +15,7 @@ from polopt.core.errors import UsageError
 from polopt.tasks import make_task
 from polopt.training.options import RunOptions
 
-MANY = ("ppo", "sac", "iql", "grpo", "sft", "dpo")
+MANY = ("ppo", "a2c", "sac", "iql", "grpo", "sft", "dpo")
 
 
 def options(method: str) -> set[str]:

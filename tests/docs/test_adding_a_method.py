@@ -9,7 +9,7 @@ import sys
 
 from tests.docs.blocks import ROOT, blocks
 
-A2C = ["polopt/methods/control/a2c.py", "tests/methods/test_a2c.py", "claims/a2c.py", "polopt/catalogue.toml"]
+MYA2C = ["polopt/methods/control/mya2c.py", "tests/methods/test_mya2c.py", "claims/mya2c.py", "polopt/catalogue.toml"]
 REDQ = ["polopt/methods/control/redq.py", "tests/methods/test_redq.py", "polopt/catalogue.toml"]
 
 
@@ -29,7 +29,7 @@ def put(folder):
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     shutil.copy(ROOT / "pyproject.toml", folder)
     parts = [block for block in blocks(ROOT / "docs" / "adding-a-method.md") if block.title]
-    assert [part.title for part in parts] == A2C + REDQ
+    assert [part.title for part in parts] == MYA2C + REDQ
     for part in parts:
         path = folder / part.title
         before = path.read_text() + "\n" if path.exists() else ""
@@ -40,19 +40,19 @@ def put(folder):
 VERBS = """
 from polopt.claims.results import find_place, load_claim
 from polopt.cli import main
-assert main(["show", "a2c"]) == 0
-assert main(["train", "a2c", "--task", "CartPole-v1", "--steps", "160", "--eval-episodes", "1"]) == 0
-print("claims", load_claim(find_place().claims / "a2c.py").method)
+assert main(["show", "mya2c"]) == 0
+assert main(["train", "mya2c", "--task", "CartPole-v1", "--steps", "160", "--eval-episodes", "1"]) == 0
+print("claims", load_claim(find_place().claims / "mya2c.py").method)
 """
 
 
 def test_the_blocks_make_two_methods(tmp_path):
-    """The four of A2C and the three of an off-policy one, both at once: to collect the guards takes long."""
+    """The four of MyA2C and the three of an off-policy one, both at once: to collect the guards takes long."""
     put(tmp_path)
-    python(tmp_path, "-m", "tests.guards.golden", "a2c", "redq")
-    tests = ["tests/methods/test_a2c.py", "tests/methods/test_redq.py", "tests/guards", "tests/test_registry.py"]
-    done = python(tmp_path, "-m", "pytest", *tests, "-k", "a2c or redq or belongs", "-p", "no:xdist", "-vv")
-    for name, base in (("a2c", "ppo"), ("redq", "sac")):
+    python(tmp_path, "-m", "tests.guards.golden", "mya2c", "redq")
+    tests = ["tests/methods/test_mya2c.py", "tests/methods/test_redq.py", "tests/guards", "tests/test_registry.py"]
+    done = python(tmp_path, "-m", "pytest", *tests, "-k", "mya2c or redq or belongs", "-p", "no:xdist", "-vv")
+    for name, base in (("mya2c", "a2c"), ("redq", "sac")):
         limit = f"test_limit[{name}-is-{base}]"
         for guard in (f"test_trains_what_it_says[{name}]", f"test_stopped_equals_unstopped[{name}]", limit):
             assert f"{guard} PASSED" in done
@@ -61,4 +61,4 @@ def test_the_blocks_make_two_methods(tmp_path):
     assert "status    partial" in said
     assert "slug" not in said
     assert "return " in said
-    assert said.strip().endswith("claims a2c")
+    assert said.strip().endswith("claims mya2c")
