@@ -7,6 +7,7 @@ noise, all rows draw at once on any device, and a row that is taken back meets t
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -49,6 +50,26 @@ def normal(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
     shares, so none is beyond 4.2. Taken from a table, to the bit the same whatever other rows there are."""
     table = _quantiles(torch.get_default_dtype(), str(key.device))
     return table[(uniform(key, time, count, use) * len(table)).long()]
+
+
+def exponential(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
+    """Exponential numbers of mean 1 [N, count], as `uniform` gives uniform ones; none is above 17.4."""
+    return -uniform(key, time, count, use).clamp_min(2.0**-25).log()
+
+
+def poisson(key: Tensor, time: Tensor | int, mean: float, use: int) -> Tensor:
+    """Poisson numbers int64 [N] of this mean, one for each key int64 [N]."""
+    luck = uniform(key, time, 1, use).squeeze(-1)
+    return torch.searchsorted(poisson_steps(mean, luck.dtype, str(luck.device)), luck, right=True)
+
+
+@functools.lru_cache
+def poisson_steps(mean: float, dtype: torch.dtype, device: str) -> Tensor:
+    """P(number <= 0), P(number <= 1), ...: a uniform number is below the first, second, ... of them."""
+    count = math.ceil(mean + 10.0 * math.sqrt(mean) + 10.0)
+    number = torch.arange(count, dtype=torch.float64)
+    chance = (number * math.log(mean) - mean - torch.lgamma(number + 1.0)).exp()
+    return chance.cumsum(0).to(device, dtype)
 
 
 @functools.lru_cache

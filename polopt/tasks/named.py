@@ -29,6 +29,7 @@ NAMED: dict[str, str] = {
     "inventory/store": "polopt.tasks.inventory:Inventory",
     "inventory/serial": "polopt.tasks.inventory:Inventory",
     "inventory/warehouse": "polopt.tasks.inventory:Inventory",
+    "edge": "polopt.tasks.edge:Edge",
     "sessions": "polopt.tasks.sessions:Sessions",
     "sessions/groups": "polopt.tasks.sessions:Sessions",
     "feed": "polopt.tasks.feed:Feed",

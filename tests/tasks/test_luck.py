@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from polopt.tasks.luck import GOLDEN, MASK, normal, scrambled, scrambled_keys, uniform
+from polopt.tasks.luck import GOLDEN, MASK, exponential, normal, poisson, scrambled, scrambled_keys, uniform
 
 
 def test_tensors_are_scrambled_as_numbers_are() -> None:
@@ -41,6 +43,19 @@ def test_normal_numbers_have_the_moments_of_the_normal_law() -> None:
     assert found.var().item() == pytest.approx(1.0, abs=4 * (2 / 40_000) ** 0.5)
     assert (found**4).mean().item() == pytest.approx(3.0, abs=4 * (96 / 40_000) ** 0.5)
     assert (found.abs() < 1.959964).double().mean().item() == pytest.approx(0.95, abs=0.0044)
+
+
+def test_exponential_and_poisson_numbers_have_their_moments() -> None:
+    key = scrambled_keys(torch.arange(40_000))
+    found = exponential(key, 3, 1, 1).double()
+    assert found.mean().item() == pytest.approx(1.0, abs=4 / 40_000**0.5)
+    assert found.var().item() == pytest.approx(1.0, abs=4 * (8 / 40_000) ** 0.5)
+    assert exponential(key, 3, 1, 1).isfinite().all()
+    for mean in (0.4, 3.0):
+        counts = poisson(key, 3, mean, 1).double()
+        assert counts.mean().item() == pytest.approx(mean, abs=4 * (mean / 40_000) ** 0.5)
+        assert (counts == 0).double().mean().item() == pytest.approx(math.exp(-mean), abs=0.01)
+        assert counts.var().item() == pytest.approx(mean, rel=0.05)
 
 
 def test_a_row_draws_the_same_beside_any_others() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from polopt.core.errors import UsageError
 from polopt.tasks.inventory.supply import Supply
-from polopt.tasks.inventory.world import poisson_steps
+from polopt.tasks.luck import poisson_steps
 
 TOLERANCE = 1e-7
 

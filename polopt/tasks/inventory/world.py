@@ -18,7 +18,7 @@ from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.base import Obs
 from polopt.tasks.inventory.supply import Supply, one_store, serial, warehouse
-from polopt.tasks.luck import normal, uniform
+from polopt.tasks.luck import normal, poisson, uniform
 from polopt.tasks.options import choice, number, whole
 from polopt.tasks.simulated import Simulated, State
 
@@ -154,9 +154,7 @@ class Inventory(Simulated):
             rows = torch.arange(len(time), device=time.device)
             asked = state["demand"][rows, time]
         elif self.poisson:
-            (mean,) = supply.mean
-            luck = uniform(state["key"], time, 1, DEMAND)
-            asked = torch.searchsorted(poisson_steps(mean, luck.dtype, str(luck.device)), luck, right=True).to(luck)
+            asked = poisson(state["key"], time, supply.mean[0], DEMAND).unsqueeze(-1).to(torch.get_default_dtype())
         else:
             luck = normal(state["key"], time, len(stores) + 1, DEMAND)
             common = 0.5 if len(stores) > 1 else 0.0
@@ -201,15 +199,6 @@ OPTIONS: dict[str, set[str]] = {
         "inventory/warehouse": ("stores", "instance"),
     }.items()
 }
-
-
-@functools.lru_cache
-def poisson_steps(mean: float, dtype: torch.dtype, device: str) -> Tensor:
-    """P(demand <= 0), P(demand <= 1), ...: a uniform number is below the first, second, ... of them."""
-    count = math.ceil(mean + 10.0 * math.sqrt(mean) + 10.0)
-    number = torch.arange(count, dtype=torch.float64)
-    chance = (number * math.log(mean) - mean - torch.lgamma(number + 1.0)).exp()
-    return chance.cumsum(0).to(device, dtype)
 
 
 def behind(supply: Supply) -> list[tuple[int, ...]]:
