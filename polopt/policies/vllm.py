@@ -25,7 +25,7 @@ class VLLMActor(Wrapper):
     become `engine_log_prob`; `log_prob` comes from the policy's own forward pass, unless its config says "engine".
     Before it samples, the engine reads the policy's weights again if they have changed: the policy is
     exported to a temporary folder, adapters merged, and the workers load it from there. Seeds come from torch's
-    global generator, one for each conversation.
+    global generator, one for each conversation. Before it acts it can be sent to another process, to act there.
 
     This class was tested against a stand-in for vLLM, not on a GPU.
 
@@ -46,20 +46,11 @@ class VLLMActor(Wrapper):
         except ImportError:
             raise UsageError('--policy.engine vllm needs vLLM: pip install "polopt[vllm]"') from None
         self._sampling: Any = vllm.SamplingParams
-        self._place = tempfile.TemporaryDirectory(prefix="polopt-vllm-")
-        self._folder = policy.export(Path(self._place.name) / "model")
-        with torch.no_grad():
-            self._loaded = self._changes()
-        self._engine: Any = vllm.LLM(
-            **{
-                "model": str(self._folder),
-                "max_model_len": policy.context,
-                "dtype": str(policy.model.dtype).removeprefix("torch."),
-                "trust_remote_code": policy.config.trust_remote_code,
-                "logprobs_mode": "processed_logprobs",
-                **options,
-            }
-        )
+        self._begin: Any = vllm.LLM
+        self._options = options
+        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._engine: Any = None
+        self._loaded = torch.empty(0)
 
     @torch.no_grad()
     def act(
@@ -74,13 +65,25 @@ class VLLMActor(Wrapper):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Loads the policy's weights into the engine if they have changed since the last time."""
+        """Begins the engine, which is where this first acts; then loads the policy's weights into it when they have
+        changed since the last time."""
         now = self._changes()
-        if not torch.equal(now, self._loaded):
+        if self._place is None:
+            self._place = tempfile.TemporaryDirectory(prefix="polopt-vllm-")
+            self._folder = self.actor.export(Path(self._place.name) / "model")
+            own = {
+                "model": str(self._folder),
+                "max_model_len": self.actor.context,
+                "dtype": str(self.actor.model.dtype).removeprefix("torch."),
+                "trust_remote_code": self.actor.config.trust_remote_code,
+                "logprobs_mode": "processed_logprobs",
+            }
+            self._engine = self._begin(**own | self._options)
+        elif not torch.equal(now, self._loaded):
             self.actor.export(self._folder)
             self._engine.collective_rpc("reload_weights")
             self._engine.reset_prefix_cache()
-            self._loaded = now
+        self._loaded = now
 
     def generate(
         self, tokens: Tensor, attention: Tensor, limit: Tensor, greedy: bool = False

@@ -88,7 +88,11 @@ def test_what_cannot_be_sent_is_refused() -> None:
         ("rec", {"sampler": "process"}, "sampler has no effect without --ahead"),
         ("rec", {"ahead": 1, "dynamic_sampling": 2}, "dynamic_sampling has no effect with --ahead"),
         ("lite-ppo", {"ahead": 1}, "ahead has no effect here: its batches depend on more than the weights"),
-        ("grpo", {"ahead": 1, "sampler": "process", "policy.engine": "vllm"}, "is a process of its own already"),
+        (
+            "grpo",
+            {"ahead": 1, "sampler": "process", "policy.engine": "vllm"},
+            "sampler process: vllm begins processes itself, as an actor may",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(name: str, settings: dict[str, Any], said: str) -> None:

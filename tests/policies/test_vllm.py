@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import types
 from dataclasses import dataclass, field
@@ -132,6 +133,17 @@ def test_greedy_and_the_random_state():
         runs.append(actor.act(["ab"] * 3)[0]["action"])
     assert torch.equal(*runs)
     assert not torch.equal(runs[0][0], runs[0][1])
+
+
+@pytest.mark.usefixtures("vllm")
+def test_what_has_not_acted_can_be_sent_and_acts_there():
+    actor = VLLMActor(tiny_policy())
+    assert actor._engine is None
+    acted = []
+    for each in (pickle.loads(pickle.dumps(actor)), actor):
+        torch.manual_seed(4)
+        acted.append(each.act(["ab"] * 3)[0]["action"])
+    assert torch.equal(*acted)
 
 
 @pytest.mark.usefixtures("vllm")

@@ -1,12 +1,14 @@
 """One of two processes that do the same things together; what each finds is read by `test_ranks.py`.
 
-    python -m tests.training.pair FOLDER WORK ...       with RANK, WORLD_SIZE and a place to meet (`launch.meet`)
+    python -m tests.training.pair FOLDER WORK ...       with a place to meet (`launch.meet`)
 
+Both are forked from one that has imported what they need, which takes longer than most of what they do.
 WORK is "checks", "runs", "divided", "killed" (sharded), a method of the registry, or settings in `GRPO` or `SHARDED`.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -24,6 +26,7 @@ import polopt
 from polopt.core import ranks, shards
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import gather
+from polopt.methods.language.iterative_dpo import judged
 from polopt.optim import Optimizer
 from polopt.tasks.problem import Problem
 from polopt.tasks.problems import Addition
@@ -167,6 +170,13 @@ def random_reward() -> dict[str, Any]:
     return {"state": fingerprints(method), "asked": len(COUNTED), "metrics": metrics}
 
 
+def random_judge() -> dict[str, Any]:
+    """What nobody could say twice of the three answers to each of three prompts."""
+    asked: list[Any] = []
+    said = judged(lambda *texts: asked.append(texts) or random.random(), ["p", "q", "r"], ["a", "b", "c"] * 3)
+    return {"said": said, "asked": len(asked), "after": random.random()}
+
+
 def refusals() -> dict[str, str]:
     def drawing(batch: Any) -> Any:
         return (layer(torch.ones(2)) * torch.rand(())).sum(), {}
@@ -273,11 +283,13 @@ CHECKS: dict[str, Any] = {
     "primitives": primitives,
     "disagreements": disagreements,
     "random reward": random_reward,
+    "random judge": random_judge,
     "refusals": refusals,
 }
 
 
-def main(folder: Path, work: list[str]) -> None:
+def main(rank: int, folder: Path, work: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     launch.meet()
     found: dict[str, Any] = {}
@@ -293,8 +305,22 @@ def main(folder: Path, work: list[str]) -> None:
     torch.save(found, folder / f"found-{ranks.index()}.pt")
     if "runs" in work or "killed" in work:
         shard = {"shard": True} if "killed" in work else {}
-        (folder / "killed.txt").write_text(run(folder / "killed", signal.SIGKILL, 3, **shard))  # the second ends there
+        said = run(folder / "killed", signal.SIGKILL, 5, **shard)  # the second ends there
+        (folder / "killed.txt").write_text(said)
+
+
+def both(folder: Path, work: list[str]) -> None:
+    """Does the work in two processes and writes their exit codes."""
+    with built("sft"):
+        pass
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pair = [context.Process(target=main, args=(rank, folder, work)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    torch.save([process.exitcode for process in pair], folder / "codes.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    both(Path(sys.argv[1]), sys.argv[2:])

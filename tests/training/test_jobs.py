@@ -124,9 +124,13 @@ def test_an_actor_makes_the_batches_that_are_made_inline_and_is_named_when_it_di
 
 
 @pytest.mark.exhaustive
-def test_a_run_ends_alike_where_an_actor_samples_and_resumed(cluster, tmp_path):
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_run_ends_alike_where_an_actor_samples_and_resumed(engine, cluster, tmp_path, monkeypatch):
+    """With the stand-in for vLLM as well, which every process finds in a folder."""
+    (tmp_path / "vllm.py").write_text("from tests.policies.test_vllm import LLM, SamplingParams\n")
+    monkeypatch.syspath_prepend(tmp_path)
     for sampler in ("inline", "actor"):
-        runs.train("rec", tmp_path / sampler, ahead=2, sampler=sampler)
+        runs.train("rec", tmp_path / sampler, ahead=2, sampler=sampler, **{"policy.engine": engine})
     polopt.resume(tmp_path / "actor", checkpoint=Run(tmp_path / "actor").checkpoints.steps()[0])
     inline, actor = (runs.final_state(tmp_path / sampler) for sampler in ("inline", "actor"))
     differing = runs.differing(inline, actor)

@@ -21,6 +21,7 @@ from polopt import registry
 from polopt.bases.language import LanguageMethod
 from polopt.cli import main
 from polopt.core import ranks
+from polopt.core.errors import UsageError
 from polopt.policies import causal_scoring
 from polopt.training import api, launch
 from polopt.training.folder import Run
@@ -36,16 +37,13 @@ DEAR = ["sharded exact kl", *(f"sharded {name}" for name in LANGUAGE)]
 
 def together(folder: Path, work: Sequence[str]) -> list[Any]:
     """What two processes found, and the exit codes of both."""
-    own = {"WORLD_SIZE": "2", launch.PLACE: str(folder / "meet"), "OMP_NUM_THREADS": "1"}
+    own = {launch.PLACE: str(folder / "meet"), "OMP_NUM_THREADS": "1"}
     own["POLOPT_CACHE"] = str(folder / "cache")
     command = [sys.executable, "-m", "tests.training.pair", str(folder), *work]
-    both = []
-    for rank in range(2):
-        both.append(subprocess.Popen(command, env=os.environ | own | {"RANK": str(rank)}, stderr=subprocess.PIPE))
-    said = [process.communicate()[1].decode() for process in both]
+    done = subprocess.run(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
     found = [folder / f"found-{rank}.pt" for rank in range(2)]
-    assert all(path.is_file() for path in found), "\n".join(said)
-    return [*(torch.load(path, weights_only=False) for path in found), [process.returncode for process in both]]
+    assert all(path.is_file() for path in found), done.stderr
+    return [torch.load(path, weights_only=False) for path in (*found, folder / "codes.pt")]
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +200,14 @@ def test_a_reward_that_is_drawn_is_drawn_once(both: list[Any]) -> None:
     assert len({metrics["reward"] for metrics in one["metrics"]}) == 2
 
 
+def test_a_judge_is_asked_once(both: list[Any]) -> None:
+    one, two = (found["random judge"] for found in both[:2])
+    assert torch.equal(one["said"], two["said"])
+    assert len(one["said"].unique()) == 1 + 3 * 3 * 2
+    assert one["after"] == two["after"]
+    assert (one["asked"], two["asked"]) == (3, 6)
+
+
 def test_what_cannot_be_divided_is_refused(both: list[Any]) -> None:
     for found in both[:2]:
         said = found["refusals"]
@@ -212,21 +218,28 @@ def test_what_cannot_be_divided_is_refused(both: list[Any]) -> None:
         assert said["device"].endswith("so say --device cuda, not cuda:0")
 
 
-def final(folder: Path) -> dict[str, Any]:
+def final(folder: Path, step: int = -1) -> dict[str, Any]:
+    """What is saved at a step, or last."""
     checkpoints = Run(folder).checkpoints
-    state = checkpoints.load(checkpoints.steps()[-1])
+    state = checkpoints.load(checkpoints.steps()[-1] if step < 0 else step)
     return {path: leaf for path, leaf in state.items() if path not in ("#seconds", "#rows")}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run of two parts ends with that one process has made without a stop."""
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two parts that one process has made without a stop."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     planned = api.plan("sft", "addition", task_options=pair.POOL, **pair.SFT)
     planned.options = replace(planned.options, processes=2)
     for _ in api.start(planned, folder):
         pass
-    return final(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(unstopped: Path) -> dict[str, Any]:
+    """What it ends with."""
+    return final(unstopped)
 
 
 def test_a_signal_to_one_stops_all_and_any_number_goes_on(both: list[Any], place: Path, whole: dict[str, Any]) -> None:
@@ -243,14 +256,14 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(both: list[Any], place
     ]
 
 
-def test_one_that_is_killed_stops_all_and_nothing_saved_is_lost(
-    both: list[Any], place: Path, whole: dict[str, Any]
-) -> None:
+def test_one_that_is_killed_stops_all_and_nothing_saved_is_lost(both: list[Any], place: Path, unstopped: Path) -> None:
+    """What is left is what a run without a stop saves there, so that all goes on with it that goes on with that."""
     assert both[2] == [0, -9]
     assert (place / "killed.txt").read_text() == "another process of this run has ended"
-    assert Run(place / "killed").checkpoints.steps()[-1] < 12
+    assert Run(place / "killed").checkpoints.steps()[-1] == 8
+    assert differing(final(place / "killed"), final(unstopped, 8)) == []
     polopt.resume(place / "killed")
-    assert differing(final(place / "killed"), whole) == []
+    assert differing(final(place / "killed"), final(unstopped)) == []
 
 
 @pytest.fixture(scope="module")
@@ -287,12 +300,21 @@ def test_a_divided_run_is_exported_whole(both: list[Any], place: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_one_of_those_that_divide_a_model_is_killed(others: list[Any], tmp_path_factory: Any) -> None:
+def test_one_of_those_that_divide_a_model_is_killed(others: list[Any], unstopped: Path, tmp_path_factory: Any) -> None:
     assert others[2] == [0, -9]
     [place] = tmp_path_factory.getbasetemp().glob("others*")
     assert (place / "killed.txt").read_text() == "another process of this run has ended"
+    assert apart(final(place / "killed"), final(unstopped, 8)) < 1e-12
     polopt.resume(place / "killed")
-    assert Run(place / "killed").checkpoints.steps()[-1] == 12
+    assert apart(final(place / "killed"), final(unstopped)) < 1e-12
+
+
+def test_more_processes_than_a_machine_has_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"^process 2 of this machine has no GPU: there are 2$"):
+        launch.meet("cuda")
 
 
 WRONG = {

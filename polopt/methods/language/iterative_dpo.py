@@ -37,6 +37,7 @@ from torch import Tensor
 from polopt.bases.language import all_prompts, check_prompts
 from polopt.bases.method import Limit, Smoke
 from polopt.config import param
+from polopt.core import ranks
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.data.base import to_env
@@ -70,20 +71,28 @@ def best_and_worst(preference: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def judged(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[str]) -> Tensor:
-    """P [N, K, K] of N prompts with K answers each [N K]: what `judge(prompt, one, other)` says of every two of them.
+    """P [N, K, K] of N prompts with K answers each [N K]: what `judge(prompt, one, other)` says of every two of them,
+    each once, however many processes share the run.
 
     Equal texts are not judged. Raises UsageError where it says no probability.
     """
     count = len(answers) // len(prompts)
-    found = torch.full((len(prompts), count, count), 0.5)
-    for row, prompt in enumerate(prompts):
-        texts = answers[row * count : (row + 1) * count]
-        for i, j in itertools.combinations(range(count), 2):
-            if texts[i] != texts[j]:
-                value = float(judge(prompt, texts[i], texts[j]))
-                if not 0 <= value <= 1:
-                    raise UsageError(f"the judge gave {value:g}, which is not the probability that an answer is better")
-                found[row, i, j], found[row, j, i] = value, 1 - value
+    said = ranks.shared(
+        range(len(prompts)),
+        lambda rows: {row: _table(judge, prompts[row], answers[row * count : (row + 1) * count]) for row in rows},
+    )
+    return torch.tensor([said[row] for row in range(len(prompts))])
+
+
+def _table(judge: Judge, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+    """[K][K] of the answers to one prompt."""
+    found = [[0.5] * len(texts) for _ in texts]
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        if texts[i] != texts[j]:
+            value = float(judge(prompt, texts[i], texts[j]))
+            if not 0 <= value <= 1:
+                raise UsageError(f"the judge gave {value:g}, which is not the probability that an answer is better")
+            found[i][j], found[j][i] = value, 1 - value
     return found
 
 

@@ -106,10 +106,8 @@ class REC(RECSettings, GroupMethod):
                 self.refuse("sampler", because="without --ahead")
             else:
                 self.refuse("dynamic_sampling", because="with --ahead")
-            if self.sampler != "inline" and self.policy.engine != "transformers":
-                raise UsageError(
-                    f"sampler {self.sampler}: the engine {self.policy.engine} is a process of its own already"
-                )
+            if self.sampler == "process" and self.policy.engine != "transformers":
+                raise UsageError(f"sampler process: {self.policy.engine} begins processes itself, as an actor may")
             if self.restraint == "none":
                 self.refuse("restraint_coefficient", because="on the restraint 'none'")
             if self.data != "weight":

@@ -1,5 +1,7 @@
 """What REC says of itself besides its mathematics: metrics, presets, its limit case, and its smallest run."""
 
+from typing import ClassVar
+
 from polopt.bases.method import Limit, Settings, Smoke
 
 
@@ -26,7 +28,7 @@ class RECSettings(Settings):
         "sequence": {"surrogate": "rec-seq-one-side-is", "aggregate": "sequence"},
         "small": {"batch_prompts": 16, "lr": 1e-4, "policy.max_tokens": 32},
     }
-    limits = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         Limit(
             base="grpo",
             at={"surrogate": "rec-one-side-is", "baseline.std": "group", "aggregate": "sequence"},
