@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from polopt.bases.language import LanguageMethod
 from polopt.core import files, ranks
+from polopt.core.cluster import code_here
 from polopt.core.errors import Notice, RunError, UsageError
 from polopt.training.options import RunOptions
 
@@ -97,11 +98,23 @@ def meet(device: str = "cpu") -> None:
         world_size=world(),
         timeout=PATIENCE,
     )
+    if not place:  # they may be on several machines
+        check_code(code_here())
     if not ranks.first():
         warnings.filterwarnings("ignore", category=Notice)  # the first process has said it
     if PARENT in os.environ:
         threading.Thread(target=_end_with_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
     atexit.register(leave)
+
+
+def check_code(own: dict[str, str]) -> None:
+    """Raises UsageError in every process where one has another version of what must be the same."""
+    first, *others = ranks.each(lambda: own)
+    for rank, found in enumerate(others, 1):
+        for name in first:
+            if found[name] != first[name]:
+                said = f"process {rank} has {name} {found[name]}, and process 0 {first[name]}"
+                raise UsageError(f"{said}: all that share a run need the same")
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ WORK is "checks", "runs", "divided", "killed" (sharded), a method of the registr
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -23,7 +24,8 @@ from tensordict import TensorDict
 from torch import nn
 
 import polopt
-from polopt.core import ranks, shards
+from polopt.core import files, ranks, shards
+from polopt.core.cluster import code_here
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import gather
 from polopt.methods.language.iterative_dpo import judged
@@ -115,12 +117,19 @@ def primitives() -> dict[str, Any]:
             raise UsageError("only the second process knows")
         return 0
 
+    def full() -> None:
+        with files.writing("run"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     luck = ranks.shared([5, 6, 7], lambda items: {item: random.random() + torch.rand(()).item() for item in items})
     return {
         "count": (ranks.count(), ranks.first(), ranks.parts(), [*ranks.own()], ranks.mine(3)),
         "told": ranks.told(lambda: own),
         "each": ranks.each(lambda: own),
         "error": (refused(lambda: ranks.told(fails)), refused(lambda: ranks.each(fails))),
+        "disk": refused(lambda: ranks.told(full)),
+        "code": refused(lambda: launch.check_code({"polopt": "1", "torch": f"2.{own}"})),
+        "same code": refused(lambda: launch.check_code(code_here())),
         "most": ranks.most(own),
         "in turn": ranks.in_turn(lambda: own) == own,
         "added": (flags.tolist(), numbers.tolist()),

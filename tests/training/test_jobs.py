@@ -27,7 +27,7 @@ from polopt.training.jobs import Engine, one_thread, run_jobs
 from tests.claims.toy import SOURCE, git, write
 from tests.data import marks
 from tests.training import runs
-from tests.training.killing import die
+from tests.training.killing import die, fill
 
 TINY = {"envs": 2, "window": 8, "network.sizes": (8,), "steps": 48, "eval_episodes": 1, "loggers": ()}
 KILLING = "tests.training.killing:make"
@@ -102,6 +102,12 @@ def test_what_a_cluster_lacks_is_one_sentence(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_marked", lambda folder: nullcontext(folder / "absent"))
     with pytest.raises(UsageError, match=r"does not see .*out and .*: on a cluster both lie on a disk"):
         run()
+
+
+def test_a_full_disk_on_the_cluster_is_one_sentence_and_what_was_saved_stays(cluster, tmp_path):
+    with pytest.raises(RunError, match=r"^could not write .*1: the disk is full; what was saved before is untouched$"):
+        list(run_jobs(fill, [(str(tmp_path), 0), (str(tmp_path), 1)], Engine(ray=cluster), tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0": b"saved"}
 
 
 def test_an_actor_makes_the_batches_that_are_made_inline_and_is_named_when_it_dies(cluster, monkeypatch):

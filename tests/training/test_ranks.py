@@ -167,6 +167,9 @@ def test_what_is_joined(both: list[Any]) -> None:
     assert one == two
     assert (one["told"], one["each"], one["most"], one["in turn"]) == (0, [0, 1], 1, True)
     assert one["error"] == ("nothing was said", "only the second process knows")
+    assert one["disk"] == "could not write run: the disk is full; what was saved before is untouched"
+    assert one["code"] == "process 1 has torch 2.1, and process 0 2.0: all that share a run need the same"
+    assert one["same code"] == "nothing was said"
     assert one["added"] == ([True, False], [3.0, 4.0])
     assert (one["joined"], one["one row"]) == ([0.0, 2.0, 4.0], [0.0])
     assert one["gradients"] == [[1.0, 1.0], [1.0, 1.0], None]
