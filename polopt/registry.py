@@ -27,7 +27,8 @@ class Row:
 
     `status` is "planned" without a method file, "works" once the claim has a verdict (any), "partial" between the two.
     An entry of a row that is an object of its own shares the row's claim. `choose` says of what is built when a user
-    would.
+    would. A study or survey has no method file; `part` is the file of the package that has its code, "" where there is
+    none yet.
     """
 
     slug: str
@@ -43,11 +44,12 @@ class Row:
     entries: tuple[str, ...]
     clashes: bool = False
     choose: str = ""
+    part: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The keys that `polopt methods --json` promises."""
         data = asdict(self) | {"entries": list(self.entries)}
-        del data["clashes"], data["choose"]
+        del data["clashes"], data["choose"], data["part"]
         return data
 
     @property
@@ -78,7 +80,7 @@ def rows() -> list[Row]:
         entries = tuple(row.get("entries", (slug,)))
         record = verdicts.get(slug) or verdicts.get(owner.get(slug, slug)) or {}
         claim = _verdict_of(record)
-        built = slug in found or (row.get("kind", "method") != "method" and claim is not None)
+        built = slug in found or "part" in row
         result.append(
             Row(
                 slug=slug,
@@ -94,9 +96,15 @@ def rows() -> list[Row]:
                 entries=entries,
                 clashes=row.get("clashes", False),
                 choose=row.get("choose", ""),
+                part=row.get("part", ""),
             )
         )
     return result
+
+
+def studies() -> list[Row]:
+    """The rows that are no methods and have code: it stands in their `part`."""
+    return [row for row in rows() if row.part]
 
 
 def methods(family: str | None = None, status: str | None = None) -> list[Row]:

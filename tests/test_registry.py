@@ -82,6 +82,8 @@ def test_the_catalogue_has_116_rows_and_the_bases():
         "dataset-measures": "study",
         "rl-llm-survey": "survey",
     }
+    assert all(row.kind != "method" for row in registry.studies())
+    assert "dataset-measures" in [row.slug for row in registry.studies()]
 
 
 def test_every_row_is_well_formed():
@@ -124,6 +126,7 @@ def test_a_row_is_planned_then_partial_then_works(built, recorded):
     assert (registry.find("iql").status, registry.find("iql").claim) == ("planned", None)  # a verdict without a file
     recorded({"sac": {"verdict": "no verdict"}})
     assert (registry.find("sac").status, registry.find("sac").claim) == ("partial", None)
+    assert registry.find("dataset-measures").status == "partial"
     recorded({"dataset-measures": {"verdict": "reproduced"}})
     assert registry.find("dataset-measures").status == "works"
 
@@ -247,6 +250,9 @@ def test_show_of_what_is_not_built(built):
     )
     assert show_text("gdpo").endswith("gdpo is planned, not built yet")
     assert show_text("rl-llm-survey").endswith("rl-llm-survey is a survey")
+    study = show_text("dataset-measures")
+    assert study.endswith("dataset-measures is a study: its code is polopt/evaluation/dataset_measures.py")
+    assert "SACo(D)  = u(D) / u(reference)" in study
     with pytest.raises(UsageError, match=r"there is no method 'gdpoo'; did you mean 'gdpo'\?"):
         show_text("gdpoo")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from polopt import registry
 from polopt.cli.arguments import make_parser
-from polopt.cli.describe import Description, describe
+from polopt.cli.describe import Description, about_part, describe
 from polopt.config.serialize import Field
 from polopt.registry import Row
 
@@ -58,8 +58,11 @@ def show_text(name: str) -> str:
     lines = [f"{name}: {row.paper}", *_about_row(name, row), ""]
     if name not in registry.locations():
         what = f"{name} is planned, not built yet" if row.kind == "method" else f"{name} is a {row.kind}"
-        return "\n".join([*lines, what])
-    lines += _about_method(describe(name))
+        if not row.part:
+            return "\n".join([*lines, what])
+        lines += [*about_part(row).splitlines(), "", f"{what}: its code is polopt/{row.part}"]
+    else:
+        lines += _about_method(describe(name))
     return "\n".join(part for line in "\n".join(lines).splitlines() for part in _fitted(line))
 
 

@@ -14,7 +14,8 @@ from polopt.tasks import recorded
 
 HELP = """polopt dataset make TASK [--kinds KIND ...] [--steps N] [--transitions N] [...]   record what a policy does
 polopt dataset info [NAME|FILE] [--json]                  statistics, and what breaks learning; no name: which there are
-polopt dataset measure NAME [--expert RUN|DATASET] [--episodes N] [--json]      references for normalized scores"""
+polopt dataset measure NAME [--expert RUN|DATASET] [--episodes N] [--json]      references for normalized scores
+polopt dataset measure NAME --reference DATASET [...]              and trajectory quality and state-action coverage"""
 
 
 def dataset_verb(argv: Sequence[str]) -> int:
@@ -32,7 +33,10 @@ def _make(argv: list[str]) -> int:
     parser = make_parser("dataset make", "Trains a behavior policy and records D4RL's kinds of datasets.")
     parser.add_argument("task", help="as for polopt train")
     parser.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="random medium medium-replay medium-expert expert; default: all"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="random medium medium-replay medium-expert expert, which are the default, replay noisy mixed",
     )
     parser.add_argument("--name", help="first part of the ids; default: the task's name")
     parser.add_argument("--method", help="what trains the behavior policy; default: sac, and ppo for discrete actions")
@@ -91,6 +95,9 @@ def _measure(argv: list[str]) -> int:
     parser = make_parser("dataset measure", "Measures the references of a dataset, and keeps them in its metadata.")
     parser.add_argument("name")
     parser.add_argument("--expert", metavar="RUN|DATASET", help="whose return is 100; default: what is stored")
+    parser.add_argument(
+        "--reference", metavar="DATASET", help="what the same run collected: also measures tq, saco and lsaco by it"
+    )
     parser.add_argument("--episodes", type=int, default=50, help="of each policy that plays")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="keep nothing")
@@ -100,7 +107,14 @@ def _measure(argv: list[str]) -> int:
         raise UsageError("--episodes is at least 1, and --seed at least 0")
     from polopt.training.dataset_facts import measure
 
-    found = measure(args.name, expert=args.expert, episodes=args.episodes, seed=args.seed, store=not args.dry_run)
+    found = measure(
+        args.name,
+        expert=args.expert,
+        reference=args.reference,
+        episodes=args.episodes,
+        seed=args.seed,
+        store=not args.dry_run,
+    )
     _show(found, args.json)
     return 0
 

@@ -16,6 +16,7 @@ from polopt.config import Config, apply, fields_of, parse_many
 from polopt.config.params import spell
 from polopt.config.serialize import Field
 from polopt.config.stubs import stubbed
+from polopt.registry import Row
 
 PART_PACKAGES = ("methods", "policies", "data", "values", "losses", "regularizers", "models", "networks")
 
@@ -53,6 +54,12 @@ def describe(name: str) -> Description:
     registry.location(name)
     with _reading():
         return _describe(name)
+
+
+def about_part(row: Row) -> str:
+    """The docstring of the file in which the code of a study or survey stands."""
+    source = (registry.PACKAGE / row.part).read_text(encoding="utf-8")
+    return inspect.cleandoc(ast.get_docstring(ast.parse(source)) or "")
 
 
 def print_help(name: str, run: type[Config], argv: Sequence[str], prog: str) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any
 
 from polopt import registry
 from polopt.cli import capabilities
-from polopt.cli.describe import split_metric
+from polopt.cli.describe import about_part, split_metric
 from polopt.cli.method_pages import built, method_pages, table
 from polopt.core import files
 from polopt.report.claims import draw_claim, recorded
@@ -25,15 +25,21 @@ BEGIN, END = "<!-- from the method files: make docs -->", "<!-- end -->"
 
 
 def method_list() -> str:
-    """A row for each method file: its entries, the first sentence of its docstring, what it trains on."""
+    """A row for each method file: its entries, the first sentence of its docstring, what it trains on. Studies last."""
     rows = []
     for path, names in groupby(built(), lambda name: registry.location(name).path):
         entries = list(names)
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        what = re.split(r"\.\s", f"{doc.split(chr(10) * 2)[0]} ")[0]
         on = dict.fromkeys(registry.load(name).trains_on for name in entries)
-        rows.append((_code(entries), " ".join(what.split()), "; ".join(on)))
+        rows.append((_code(entries), _first_sentence(doc), "; ".join(on)))
+    rows += [
+        (_code([row.slug]), _first_sentence(about_part(row)), f"nothing: a {row.kind}") for row in registry.studies()
+    ]
     return table(("method", "what it is", "trains on"), rows)
+
+
+def _first_sentence(docstring: str) -> str:
+    return " ".join(re.split(r"\.\s", f"{docstring.split(chr(10) * 2)[0]} ")[0].split())
 
 
 def metrics_list() -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polopt.core.errors import RunError
+from polopt.core.errors import Notice, RunError
 from polopt.data.arrays import load_arrays
 from polopt.data.datasets import Dataset, load_dataset
 from polopt.data.storing import write_references
+from polopt.evaluation.dataset_measures import lsaco, saco, tq
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
@@ -25,6 +26,7 @@ from polopt.training.concerns import at_bounds, concerns
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 MOST_COLUMNS = 1000  # of observation and action: the coverage of images means nothing
 ROWS = 10  # copies of the environment that play together
+SAME_SIZE = 1.1  # so many times as large as another one a dataset may be
 
 
 def info(source: Any) -> dict[str, Any]:
@@ -73,24 +75,34 @@ def info(source: Any) -> dict[str, Any]:
 
 
 def measure(
-    name: str, *, expert: str | Path | None = None, episodes: int = 50, seed: int = 0, store: bool = True
+    name: str,
+    *,
+    expert: str | Path | None = None,
+    reference: str | None = None,
+    episodes: int = 50,
+    seed: int = 0,
+    store: bool = True,
 ) -> dict[str, Any]:
     """Measures the references of a dataset for normalized scores, and how much its decisions cover.
 
     Args:
         expert: a run folder, whose policy plays, or a dataset, whose mean return is taken; by default the expert's
             reference that is stored, if any.
+        reference: a dataset, everything that the run collected from which the expert comes.
         episodes: of each policy that plays.
         store: keep the references in the dataset's metadata.
 
     Returns `random_return`, `expert_return` and `normalized_return` (None without an expert), `return_std` over the
-    episodes of the dataset, and `coverage`, see there.
+    episodes of the dataset, and `coverage`, see there. With a reference also `tq`, on the scale from `random_return` to
+    `expert_return` (that of the reference where the dataset has none), `saco` and `lsaco`, see
+    `polopt.evaluation.dataset_measures`. They compare datasets of one size: a Notice says where these are not.
     """
     with closing(make_task(name, num=ROWS, seed=seed, evaluation=True)) as task:
         task.check_played()
         data = load_dataset(name).check(task.spec)
+        seen = None if reference is None else load_dataset(reference).check(task.spec)
         low = evaluate_returns(Uniform(task.spec), task, episodes, greedy=False)["return"]
-        high = None if data.references is None else data.references[1]
+        high = next((each.references[1] for each in (data, seen) if each is not None and each.references), None)
         if expert is not None and (Path(expert) / "config.json").exists():
             high = evaluate_returns(api.load(expert), task, episodes)["return"]
         elif expert is not None:
@@ -104,7 +116,14 @@ def measure(
         found["normalized_return"] = 100.0 * (data.returns.mean().item() - low) / (high - low)
         if store:
             write_references(name, (low, high))
-    return found | {"return_std": data.returns.std(correction=0).item(), "coverage": coverage(data)}
+    found |= {"return_std": data.returns.std(correction=0).item(), "coverage": coverage(data)}
+    if seen is None:
+        return found
+    if not 1 / SAME_SIZE < len(data.data) / len(seen.data) < SAME_SIZE:
+        sizes = f"{name} has {len(data.data):,} decisions and {reference} {len(seen.data):,}"
+        warnings.warn(f"{sizes}: SACo compares datasets of one size", Notice, stacklevel=2)
+    quality = None if high is None else tq(data, random=low, online=high)
+    return found | {"tq": quality, "saco": saco(data, seen), "lsaco": lsaco(data, seen)}
 
 
 def coverage(data: Dataset, bins: int = 10) -> float:

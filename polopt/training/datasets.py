@@ -10,6 +10,13 @@ section 5): a behavior policy is trained, and
     medium-expert   the first halves of medium and of expert
 
 Policies are sampled, not greedy. A set has whole episodes, as many as reach the wanted number of decisions.
+
+Those of Schweighofer et al., "A Dataset Perspective on Offline Reinforcement Learning", 2021, arXiv 2111.04714, which
+`polopt.evaluation.dataset_measures` compares, are random and expert, and for discrete actions
+
+    replay          everything that was collected in the whole training, in order
+    noisy           the policy at the end, greedy, with one action in five uniform
+    mixed           four fifths of random and one fifth of expert
 """
 
 from __future__ import annotations
@@ -41,7 +48,8 @@ from polopt.data.rollouts import Rollouts
 from polopt.data.storing import write_dataset
 from polopt.data.successors import successors
 from polopt.evaluation.returns import evaluate_returns
-from polopt.policies.wrappers import Uniform
+from polopt.policies.greedy import EpsilonGreedy
+from polopt.policies.wrappers import Greedy, Uniform
 from polopt.tasks import make_task, recorded
 from polopt.tasks.base import Task
 from polopt.tasks.making import Maker
@@ -50,7 +58,9 @@ from polopt.training.api import train_or_resume
 from polopt.training.plan import Plan, TaskLike, plan, runtime, task_name
 
 KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
-STREAMS = {kind: 16 + number for number, kind in enumerate(("references", *KINDS))}
+EVERY = (*KINDS, "replay", "noisy", "mixed")
+STREAMS = {kind: 16 + number for number, kind in enumerate(("references", *EVERY))}
+NOISE, RANDOM = 0.2, 0.8  # of the actions of noisy, of the decisions of mixed
 ROWS = 10  # copies of the environment that record together
 
 
@@ -79,11 +89,11 @@ def make_datasets(
     final policy, greedy.
 
     Args:
-        kinds: which ones.
+        kinds: which ones, of `EVERY`.
         name: the first part of the ids; by default the name of the task without its version, "pendulum".
         method: what trains the behavior policy; by default sac, and ppo for discrete actions.
         steps: its budget, in its own unit.
-        transitions: decisions in a set, at least; medium-replay has as many as there were.
+        transitions: decisions in a set, at least; replays have as many as there were.
         medium: the share of the way from random to expert.
         reference_episodes: episodes behind each reference.
         out: the run folder of the training.
@@ -95,12 +105,14 @@ def make_datasets(
         RunError: the behavior policy is no better than random actions.
     """
     for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"there is no kind of dataset '{kind}'{nearest(kind, KINDS)}")
+        if kind not in EVERY:
+            raise UsageError(f"there is no kind of dataset '{kind}'{nearest(kind, EVERY)}")
     if transitions < 1 or reference_episodes < 1 or not 0.0 < medium < 1.0:
         raise UsageError("--transitions and --reference-episodes are at least 1, and --medium is between 0 and 1")
     options = dict(task_options or {})
     spec = _spec(task, options)
+    if "noisy" in kinds and not isinstance(spec.action, spaces.Discrete):
+        raise UsageError(f"noisy sets are of discrete actions, and {spec.name} has {spec.action}")
     if spec.agents > 1:
         raise UsageError(f"datasets are recorded of single agents, and {spec.name} has a team of {spec.agents}")
     method = method or ("ppo" if isinstance(spec.action, (spaces.Discrete, spaces.MultiDiscrete)) else "sac")
@@ -108,7 +120,7 @@ def make_datasets(
     settings = {"steps": steps, "eval_every": max(1, steps // 40)} | settings
     planned = plan(method, task, preset=preset, task_options=options, seed=seed, argv=argv, **settings)
     name = name or _namespace(task_name(task))
-    wanted = {f"{name}/{kind}-v0": kind for kind in KINDS if kind in kinds}
+    wanted = {f"{name}/{kind}-v0": kind for kind in EVERY if kind in kinds}
     recipe = json.loads(
         json.dumps({key: planned.record()[key] for key in ("method", "task", "task_options", "config")})
     )
@@ -139,7 +151,7 @@ def make_datasets(
                 metadata={
                     "polopt_recipe": recipe,
                     "algorithm_name": "uniform random actions" if wanted[dataset] == "random" else method,
-                    "description": f"{wanted[dataset]} of {task_name(task)}, D4RL's recipe",
+                    "description": f"{wanted[dataset]} of {task_name(task)}, {origin(wanted[dataset])}",
                 },
             )
     return list(wanted)
@@ -178,8 +190,18 @@ class _Recorder:
             return self.sampled("random", Uniform(self.spec), self.transitions)
         if kind == "expert":
             return self.sampled("expert", self.expert, self.transitions)
+        if kind == "noisy":
+            return self.sampled(kind, EpsilonGreedy(Greedy(self.expert), NOISE), self.transitions)
+        if kind == "mixed":
+            most = round(RANDOM * self.transitions)
+            rest = max(self.transitions - most, 1)
+            return _cat([self.sampled("random", Uniform(self.spec), most), self.sampled("expert", self.expert, rest)])
+        if kind == "replay":
+            return self.collected(float("inf"))[1]
         if self.medium is None:
-            self.medium, self.replay = self.halfway()
+            assert self.references is not None
+            low, high = self.references
+            self.medium, self.replay = self.collected(low + self.share * (high - low))
         if kind == "medium":
             return self.sampled("medium", self.medium, self.transitions)
         if kind == "medium-replay":
@@ -202,14 +224,11 @@ class _Recorder:
         ends = lengths(data).cumsum(0)
         return data[: int(ends[(ends < count).sum()])]
 
-    def halfway(self) -> tuple[Any, Batch]:
-        """The policy at the first evaluation with the wanted return, and what was collected until then.
+    def collected(self, wanted: float) -> tuple[Any, Batch]:
+        """The policy at the first evaluation with the wanted return, or at the end, and what was collected until then.
 
         The training runs once more, the same from the seed, and stops there: nothing needs to be kept of every moment.
         """
-        assert self.references is not None
-        low, high = self.references
-        wanted = low + self.share * (high - low)
         watched: Watch | None = None
         with files.temporary_folder("polopt-dataset-") as folder:
             planned = plan_again(self.planned)
@@ -225,6 +244,11 @@ class _Recorder:
                         break
         assert watched is not None
         return method.policy, in_order(watched.windows())
+
+
+def origin(kind: str) -> str:
+    """Whose recipe a kind is."""
+    return "D4RL's recipe" if kind in KINDS else "the recipe of arXiv 2111.04714"
 
 
 def least_progress(low: float, high: float) -> str | None:

@@ -19,8 +19,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_every_entry_is_listed_and_says_when_to_choose_it():
     index = method_pages.method_pages()["index.md"]
-    assert re.findall(r"^\| \[([\w-]+)\]\([\w-]+\.md\) \|", index, re.MULTILINE) == method_pages.built()
-    for name in registry.entries():
+    studies = [row.slug for row in registry.studies()]
+    listed = re.findall(r"^\| \[([\w-]+)\]\([\w-]+\.md\) \|", index, re.MULTILINE)
+    assert listed == [*method_pages.built(), *studies]
+    for name in (*registry.entries(), *studies):
         choose = registry.find(name).choose
         assert choose.endswith("."), f"{name}: the catalogue does not say when to choose it"
 
@@ -84,3 +86,9 @@ def test_a_page_has_what_show_has():
     assert "claims.md#mdpo" in page
     assert "images/claims/mdpo.png" in page
     assert "no claim of its own" in method_pages.method_page(["bc"])
+
+
+def test_the_page_of_a_study_is_that_of_its_code():
+    page = method_pages.study_page(registry.find("dataset-measures"))
+    assert "TQ(D)    = (g(D) - g(random)) / (g(online) - g(random))" in page
+    assert "](../../polopt/evaluation/dataset_measures.py)" in page

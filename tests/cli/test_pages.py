@@ -21,7 +21,9 @@ def test_the_pages_are_in_date():
 
 def test_every_method_has_a_row_and_says_what_it_trains_on():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in pages.method_list().splitlines()[2:]]
-    assert sorted(name for row in rows for name in re.findall(r"`([\w-]+)`", row[0])) == registry.entries()
+    assert sorted(name for row in rows for name in re.findall(r"`([\w-]+)`", row[0])) == sorted(
+        [*registry.entries(), *(row.slug for row in registry.studies())]
+    )
     assert all(what and on for _, what, on in rows), "an entry says `trains_on`"
     by_name = {row[0]: row for row in rows}
     assert by_name["`mdpo`, `mdpo-off`"][2] == "any task; box actions"

@@ -9,9 +9,10 @@ import torch
 from tensordict import TensorDict
 
 from polopt import cli
-from polopt.core.errors import RunError, UsageError
+from polopt.core.errors import Notice, RunError, UsageError
 from polopt.data.datasets import load_dataset
 from polopt.data.storing import write_dataset
+from polopt.evaluation.dataset_measures import unique_pairs
 from polopt.tasks import make_task, recorded
 from polopt.training import api, datasets
 from polopt.training.dataset_facts import coverage, info, measure
@@ -89,6 +90,52 @@ def test_medium_expert_is_half_and_half(sets):
     assert torch.equal(both.data["obs"][size:], expert.data["obs"][: len(both.data) - size])
 
 
+@pytest.fixture(scope="module")
+def perspective(made):
+    """The kinds that have a reference, of the same run, made once."""
+    kinds = ("replay", "noisy", "mixed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(made / "datasets"))
+        assert make_datasets("CartPole-v1", kinds, out=made / "run", **SETTINGS) == [f"cartpole/{k}-v0" for k in kinds]
+    return made
+
+
+def test_the_kinds_with_a_reference(perspective, sets):
+    replay, noisy, mixed = (load_dataset(f"cartpole/{kind}-v0").data for kind in ("replay", "noisy", "mixed"))
+    begun, random = load_dataset("cartpole/medium-replay-v0").data, load_dataset("cartpole/random-v0")
+    assert len(replay) == SETTINGS["steps"]
+    rows = replay["obs"].view(4, -1, 4)[:, : len(begun) // 4]  # of four environments, one after the other
+    assert torch.equal(rows.reshape(-1, 4), begun["obs"])
+    policy = api.load(sets / "run")
+    best = policy.act(noisy["obs"], greedy=True)[0]["action"]
+    assert 0.05 < float((best != noisy["action"]).double().mean()) < 0.15  # half of the fifth that is uniform
+    ends = random.lengths.cumsum(0)
+    size = int(ends[(ends < 480).sum()])
+    assert torch.equal(mixed["obs"][:size], random.data["obs"][:size])
+    assert 480 <= size < 600 < len(mixed)
+
+
+def test_measured_by_a_reference(perspective, sets):
+    data, replay = load_dataset("cartpole/random-v0"), load_dataset("cartpole/replay-v0")
+    with pytest.warns(
+        Notice, match=r"random-v0 has \d+ decisions and cartpole/replay-v0 4,096: SACo compares datasets"
+    ):
+        found = measure("cartpole/random-v0", reference="cartpole/replay-v0", episodes=5, store=False)
+    scale = found["expert_return"] - found["random_return"]
+    assert found["tq"] == pytest.approx((data.returns.mean().item() - found["random_return"]) / scale)
+    assert found["saco"] == unique_pairs(data, replay) / unique_pairs(replay, replay) < 1
+    assert 0 < found["saco"] < found["lsaco"] < 1
+    itself = measure("cartpole/replay-v0", reference="cartpole/replay-v0", episodes=5, store=False)
+    assert (itself["saco"], itself["lsaco"]) == (1.0, 1.0)
+    assert found["tq"] < itself["tq"] < 1
+    assert "saco" not in measure("cartpole/random-v0", episodes=5, store=False)
+
+
+def test_noisy_sets_are_of_discrete_actions():
+    with pytest.raises(UsageError, match="noisy sets are of discrete actions, and Pendulum-v1 has Box"):
+        make_datasets("Pendulum-v1", ("noisy",), transitions=300)
+
+
 def test_it_follows_from_the_seed(sets, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     make_datasets("CartPole-v1", ("medium", "medium-replay"), name="again", out=sets / "run", **SETTINGS)
@@ -132,7 +179,7 @@ def test_off_policy_and_interrupted(tmp_path, monkeypatch):
     settings |= {"transitions": 50, "reference_episodes": 2, "eval_episodes": 1}
     options = {"task_options": {"max_episode_steps": 16}, "out": tmp_path / "run"}
     with monkeypatch.context() as patch:
-        patch.setattr(datasets._Recorder, "halfway", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(datasets._Recorder, "collected", lambda self, wanted: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             make_datasets("Pendulum-v1", **options, **settings)
     assert recorded.local_datasets() == ["pendulum/random-v0"]  # whole, and nothing of the next one

@@ -171,4 +171,4 @@ def test_a_dataset_needs_returns(tmp_path):
     recorder = _Recorder(planned, 10, 1, 0.5)
     recorder.references = (0.0, 1.0)
     with pytest.raises(UsageError, match="regretful evaluates no return: no policy of it is halfway"):
-        recorder.halfway()
+        recorder.collected(0.0)
