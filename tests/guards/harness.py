@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,11 +15,16 @@ import pytest
 import torch
 
 from polopt import registry
+from polopt.bases import offline
 from polopt.bases.language import GroupMethod, LanguageMethod
 from polopt.bases.method import Method
+from polopt.bases.staged import Staged
+from polopt.core.batch import Batch
 from polopt.core.state import find
 from polopt.data.base import Source
+from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task
+from polopt.tasks.gym import GymTask
 from polopt.training import api, seeding
 
 OWN = {"rivals": registry.Location("tests.guards.rivals", "Rivals", Path(__file__).with_name("rivals.py"))}
@@ -37,6 +43,36 @@ def own_methods() -> Iterator[None]:
         yield
     finally:
         registry.locations = found
+
+
+_recordings: dict[tuple[Any, ...], tuple[Batch, dict[str, Any], Any]] = {}
+
+
+@contextlib.contextmanager
+def recorded_once() -> Iterator[None]:
+    """The dataset "random" of an environment is played once: it is the same each time (`recorded_data`), and every
+    build of an offline method would wait for it. The environment is left where the episodes leave it."""
+    original = offline.record
+
+    def record(actor: Any, task: Task, episodes: int, *, greedy: bool = True) -> Batch:
+        if type(task) is not GymTask or type(actor) is not Uniform:
+            return original(actor, task, episodes, greedy=greedy)
+        made = repr(task._make), task._workers, task.num, task.seed, task.evaluation, tuple(task._asked)
+        key = (*made, str(task.spec), episodes, greedy, torch.get_default_dtype())
+        if key not in _recordings:
+            data = original(actor, task, episodes, greedy=greedy)
+            _recordings[key] = data, task.extra_state(), task._make  # which lives on, and so does its address
+            return data.clone()
+        data, state, _ = _recordings[key]
+        task.load_extra_state(copy.deepcopy(state))
+        task.player = actor  # whoever plays on begins anew
+        return data.clone()
+
+    offline.record = record
+    try:
+        yield
+    finally:
+        offline.record = original
 
 
 def load(name: str) -> type[Method]:
@@ -122,6 +158,11 @@ def parameters(method: Method) -> dict[str, torch.Tensor]:
         for name, module in method.modules()
         for path, parameter in module.named_parameters()
     }
+
+
+def enough(name: str) -> int | None:
+    """How many updates of a run show what is the same in all: six. A staged method shows each of its stages (None)."""
+    return None if issubclass(load(name), Staged) else 6
 
 
 def reseed() -> None:

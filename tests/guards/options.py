@@ -154,14 +154,15 @@ def probe_of(name: str, option: str) -> dict[str, Any]:
     return {}
 
 
-def effect(name: str, option: Option, smoke: Callable[[], Run]) -> str:
-    """What another value of the option does: "acts", "refused: sentence", "declared: reason" or "nothing: values"."""
+def effect(name: str, option: Option, smoke: Callable[[], Run], asked: bool = False) -> str:
+    """What another value of the option does: "acts", "refused: sentence", "declared: reason" or "nothing: values". One
+    that is declared is tried only where that is `asked`."""
     probe = probe_of(name, option.name)
-    if probe:
-        values: tuple[Any, ...] = (probe.pop(option.name),) if option.name in probe else option.others
-        run = Run(name, **probe)
-    else:
-        values, run = option.others, smoke()
+    values: tuple[Any, ...] = (probe.pop(option.name),) if option.name in probe else option.others
+    reason = declared(plan(name, **probe).config, option.name)
+    if reason and not asked:
+        return f"declared: {reason}"
+    run = Run(name, **probe) if probe_of(name, option.name) else smoke()
     refusal = ""
     tried = []
     for value in values:
@@ -171,7 +172,6 @@ def effect(name: str, option: Option, smoke: Callable[[], Run]) -> str:
             tried.append(value)
         except UsageError as error:
             refusal = str(error)
-    reason = declared(run.plan.config, option.name)
     if reason:
         return f"declared: {reason}"
     return f"nothing: {', '.join(spell(value) for value in tried)}" if tried else f"refused: {refusal}"
@@ -186,6 +186,6 @@ if __name__ == "__main__":
             first = Run(each)
             print(each, flush=True)
             for item in options(each):
-                said = effect(each, item, lambda first=first: first)
+                said = effect(each, item, lambda first=first: first, asked=True)
                 if said != "acts":
                     print(f"    {item.name} {spell(item.value)}: {said}", flush=True)

@@ -10,7 +10,7 @@ import torch
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
 from polopt.optim.whole import marked_functions
-from tests.guards.harness import BUILT, advance, built, compiled_code, load, one_of_a_kind, parameters, reseed
+from tests.guards.harness import BUILT, advance, built, compiled_code, enough, load, one_of_a_kind, parameters, reseed
 
 
 def learns(name: str) -> bool:
@@ -36,7 +36,7 @@ def test_micro_batches_change_nothing(name, float64):
         reseed()
         with built(name, micro_batch=micro_batch) as method:
             assert {learner.config.micro_batch for _, learner in method.learners()} == {micro_batch}
-            advance(method, half(name))
+            advance(method, half(name), enough(name))
             results.append({path: value.detach().clone() for path, value in parameters(method).items()})
     exact = not hasattr(load(name).Config, "micro_tokens")  # layers of transformers compute norms in float32
     for path, value in results[0].items():
@@ -51,7 +51,7 @@ def test_pieces_of_like_lengths_change_nothing(name, float64):
     for micro_tokens in (None, 24):
         reseed()
         with built(name, micro_tokens=micro_tokens) as method:
-            advance(method, half(name))
+            advance(method, half(name), enough(name))
             results.append({path: value.detach().clone() for path, value in parameters(method).items()})
     for path, value in results[0].items():  # a step moves by 1e-2; layers of transformers compute norms in float32
         torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
@@ -64,7 +64,7 @@ def test_updates_compile_without_graph_breaks(name, float64):
     for compiled in (False, True):
         reseed()
         with built(name) as method:
-            found = [] if issubclass(load(name), Staged) else advance(method, half(name))[-1:]
+            found = [] if issubclass(load(name), Staged) else advance(method, half(name), enough(name))[-1:]
             torch._dynamo.reset()
             if compiled:
                 method.compile(fullgraph=True, backend="aot_eager")

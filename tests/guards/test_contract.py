@@ -12,12 +12,17 @@ import torch
 
 import polopt
 from polopt import registry
+from polopt.bases import offline
 from polopt.cli import main
 from polopt.config import apply
 from polopt.config.serialize import fields_of, from_dict, to_dict
+from polopt.data.demonstrations import record
+from polopt.data.rollouts import Rollouts
 from polopt.evaluation.score import Score
 from polopt.optim import copies
-from tests.guards.harness import BUILT, OWN, advance, built, one_of_a_kind, parameters, plan, seen_by_verbs
+from polopt.policies.wrappers import Uniform
+from polopt.training import seeding
+from tests.guards.harness import BUILT, OWN, advance, built, one_of_a_kind, parameters, plan, reseed, seen_by_verbs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
 
@@ -99,3 +104,18 @@ def test_names_its_parts(name):
     assert cls.limits or cls.no_limit, "declare limit cases, or why there is none"
     assert name in OWN or registry.find(name).family in registry.FAMILIES
     assert inspect.getdoc(inspect.getmodule(cls)), "the module's docstring is the method's page"
+
+
+def test_a_recording_is_the_same_each_time():
+    """Which is why the guards play one once (`recorded_once`): so it is here the second time, and remembered the third.
+    What follows in the environment is the same as well."""
+    found = []
+    for play in (record, offline.record, offline.record):
+        task = plan("rlpd").make_task(seeding.TRAIN_TASK, 2)
+        with offline.paired():
+            data = play(Uniform(task.spec), task, 3, greedy=False)
+        reseed()
+        found.append((data, Rollouts(task, 5).next(Uniform(task.spec))))
+        task.close()
+    for again in found[1:]:
+        assert all(bool((one == other).all()) for one, other in zip(found[0], again))

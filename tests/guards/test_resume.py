@@ -18,7 +18,7 @@ from polopt.core.state import Blob, gather, restore
 from polopt.evaluation.score import Score
 from polopt.training import seeding
 from polopt.training.folder import Run
-from tests.guards.harness import BUILT, SEED, advance, built, plan
+from tests.guards.harness import BUILT, SEED, advance, built, enough, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
 
@@ -63,7 +63,7 @@ def test_what_was_restored_stays_as_it_is(name):
     """Snapshots and archives are restored from again: training on writes into nothing that was given back."""
     steps = registry.load(name).smoke.steps
     with built(name) as method:
-        advance(method, steps // 2)
+        advance(method, steps // 2, enough(name))
         state = {
             path: Blob(leaf.key, partial(dict, content(leaf))) if isinstance(leaf, Blob) else content(leaf)
             for path, leaf in gather(method).items()
@@ -71,7 +71,7 @@ def test_what_was_restored_stays_as_it_is(name):
     before = {path: content(leaf) for path, leaf in state.items()}
     with built(name) as other:
         restore(other, state)
-        advance(other, steps)
+        advance(other, steps, enough(name))
     for path, leaf in before.items():
         assert same(leaf, content(state[path])), path
 
