@@ -117,6 +117,7 @@ class Method(Settings, Stateful):
     policy: Any  # an Actor; what it promises is in `requires`
     source: Source
     stage_name: str = ""
+    done: bool = False  # whether nothing is left to learn: then a run ends before its budget is spent
     device: torch.device | str | None = None  # of `to`; this and the two below are for learners to come: see `adopt`
     compiled: dict[str, Any] | None = None  # options of `compile`
     prepared: bool = False

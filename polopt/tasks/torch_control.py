@@ -1,4 +1,4 @@
-"""Gymnasium's pendulum for many rows at once, whose mass and length may be others in every episode.
+"""Gymnasium's pendulum for many rows at once, whose mass, length and friction may be others in every episode.
 
 Brockman et al. 2016, "OpenAI Gym", arXiv 1606.01540: Pendulum-v1, a rod that hangs from one end and is turned there.
 
@@ -60,13 +60,13 @@ class Pendulum(Simulated):
     of the state before the step, with the angle between -pi and pi. An episode is cut after `horizon` decisions.
 
     Args:
-        mass, length: in kg and m.
-        mass_spread, length_spread: the box of models (`Parameters.of(spec)`) goes from 1 - spread to 1 + spread times
-            these. (Longer and heavier rods need more swings than an episode has time for.)
+        mass, length: in kg and m. friction: of the joint, in Nm s/rad; Gymnasium's has none.
+        mass_spread, length_spread, friction_spread: the box of models (`Parameters.of(spec)`) goes from 1 - spread to
+            1 + spread times these, and has only those parameters that spread. (Longer and heavier rods need more swings
+            than an episode has time for.)
         randomize: every start draws a model from the box, in place of its middle.
-        friction: of the joint, in Nm s/rad; Gymnasium's has none.
 
-    Levels: "angle", "speed", "mass", "length", each [L].
+    Levels: "angle", "speed", "mass", "length", "friction", each [L].
     """
 
     differentiable = True
@@ -76,40 +76,49 @@ class Pendulum(Simulated):
         *args: Any,
         mass: float = 1.0,
         length: float = 1.0,
+        friction: float = 0.0,
         mass_spread: float = 0.3,
         length_spread: float = 0.2,
+        friction_spread: float = 0.0,
         randomize: bool = False,
-        friction: float = 0.0,
         horizon: int = 200,
         **rest: Any,
     ) -> None:
         super().__init__(*args, horizon=horizon, **rest)
         if min(number("mass", mass), number("length", length)) <= 0 or number("friction", friction) < 0:
             raise UsageError("mass and length of a pendulum are above 0, and friction is at least 0")
-        for name, spread in (("mass_spread", mass_spread), ("length_spread", length_spread)):
-            if not 0 <= number(name, spread) < 1:
-                raise UsageError(f"{name} is a share, at least 0 and below 1, not {spread!r}")
-        self.randomize, self.friction = flag("randomize", randomize), float(friction)
-        spreads = ((mass, mass_spread), (length, length_spread))
-        low, high = (tuple(middle * (1 + sign * spread) for middle, spread in spreads) for sign in (-1, 1))
-        self.parameters = Parameters(("mass", "length"), low, high)
+        self.middle = {"mass": float(mass), "length": float(length), "friction": float(friction)}
+        spreads = {"mass": mass_spread, "length": length_spread, "friction": friction_spread}
+        for name, spread in spreads.items():
+            if not 0 <= number(f"{name}_spread", spread) <= 1 or (spread == 1 and name != "friction"):
+                raise UsageError(f"{name}_spread is a share, at least 0 and below 1, not {spread!r}")
+        names = tuple(name for name, spread in spreads.items() if spread and self.middle[name])
+        low, high = (tuple(self.middle[name] * (1 + sign * spreads[name]) for name in names) for sign in (-1, 1))
+        self.parameters, self.randomize = Parameters(names, low, high), flag("randomize", randomize)
+        if friction_spread and not friction:
+            raise UsageError("friction_spread is a share of the friction, and there is none")
+        if randomize and not names:
+            raise UsageError("there are no models to draw from: every spread is 0")
         most = np.array([1.0, 1.0, SPEED], np.float32)
-        info = {"horizon": horizon, "parameters": self.parameters.described()}
+        info = {"horizon": horizon} | ({"parameters": self.parameters.described()} if names else {})
         self.spec = Spec(spaces.Box(-most, most), spaces.Box(-TORQUE, TORQUE, (1,)), self.name, info)
 
     def begin(self, draws: State) -> State:
         key = draws["key"]
         angle, speed = even(key, 0, 2, START).unbind(-1)
-        psi = even(key, 0, 2, MODEL) if self.randomize else torch.zeros(len(key), 2, device=key.device)
-        drawn = {"angle": math.pi * angle, "speed": speed, **self.parameters.values(psi)}
+        drawn = {"angle": math.pi * angle, "speed": speed}
+        drawn |= {name: torch.full_like(angle, value) for name, value in self.middle.items()}
+        if self.randomize:
+            drawn |= self.parameters.values(even(key, 0, len(self.parameters.names), MODEL))
         return {name: draws[name].to(value) if name in draws else value for name, value in drawn.items()}
 
     def advance(self, state: State, time: Tensor, action: Tensor) -> tuple[State, Tensor, Tensor, State]:
         angle, speed, mass, length = (state[name] for name in ("angle", "speed", "mass", "length"))
+        drag = -state["friction"] * speed
         torque = action.squeeze(-1).clamp(-TORQUE, TORQUE).to(angle)
         upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
         reward = -(upright.square() + 0.1 * speed.square() + 0.001 * torque.square())
-        angle, speed = moved(angle, speed, torque, mass, length, -self.friction * speed)
+        angle, speed = moved(angle, speed, torque, mass, length, drag)
         return {**state, "angle": angle, "speed": speed}, reward, torch.zeros_like(time, dtype=torch.bool), {}
 
     def observe(self, state: State, time: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class Trainer(Stateful):
 
     @property
     def finished(self) -> bool:
-        return (self.stopped or self.count >= self.steps) and self._owed is None
+        return (self.stopped or self.method.done or self.count >= self.steps) and self._owed is None
 
     def extra_state(self) -> dict[str, Any]:
         found = {"owed": self._owed, "compiled": self._trial and self._trial.decided}

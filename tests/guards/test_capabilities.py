@@ -211,7 +211,8 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "polychromic",
         "dcg-me",
         "tscac",
-    ):  # of a model, of several choices, of scripts, of discrete actions, of objectives, or of places of single agents
+        "iwocs",
+    ):  # of a model, of several choices, of scripts, of discrete actions, objectives, parameters, places of one agent
         assert one_sentence(refusal), refusal
     else:
         assert refusal == ""

@@ -19,7 +19,7 @@ from polopt.tasks.torch_control import DT, GRAVITY, bias, inertia, moved
 from .worlds import check_world
 
 
-@pytest.mark.parametrize("options", [{}, {"randomize": True, "friction": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"randomize": True, "friction": 0.1, "friction_spread": 1.0}])
 def test_it_keeps_the_promises_of_worlds(options: Any) -> None:
     check_world(lambda num, seed, evaluation: make_task("pendulum", num, seed, evaluation=evaluation, **options))
 
@@ -101,6 +101,13 @@ def test_models_are_set_drawn_and_reached_by_gradients() -> None:
         assert high - 0.02 < value.max() <= high
         assert value.mean().item() == pytest.approx((low + high) / 2, abs=0.02)
     before = drawn.state["mass"].clone()
+    rough: Any = make_task("pendulum", 500, randomize=True, mass_spread=0.0, friction=0.2, friction_spread=1.0)
+    assert Parameters.of(rough.spec).names == ("length", "friction")
+    rough.reset()
+    assert (rough.state["mass"] == 1).all()
+    assert 0.0 <= rough.state["friction"].min() < 0.01 < 0.39 < rough.state["friction"].max() <= 0.4
+    with pytest.raises(UsageError, match="pendulum has no parameters that differ between models"):
+        Parameters.of(make_task("pendulum", mass_spread=0.0, length_spread=0.0).spec)
     drawn.reset()
     assert not (drawn.state["mass"] == before).any()
     action = torch.zeros(4, 1, requires_grad=True)
@@ -117,6 +124,12 @@ def test_models_are_set_drawn_and_reached_by_gradients() -> None:
         ({"length_spread": 1.0}, "length_spread is a share, at least 0 and below 1, not 1.0"),
         ({"mass_spread": "much"}, "mass_spread must be a number, not 'much'"),
         ({"randomize": 1}, "randomize must be true or false, not 1"),
+        ({"mass_spread": 1.0}, "mass_spread is a share, at least 0 and below 1, not 1.0"),
+        ({"friction_spread": 0.5}, "friction_spread is a share of the friction, and there is none"),
+        (
+            {"randomize": True, "mass_spread": 0.0, "length_spread": 0.0},
+            "there are no models to draw from: every spread is 0",
+        ),
         ({"masses": 1}, "the task pendulum has no option 'masses'; did you mean 'mass'"),
     ],
 )
