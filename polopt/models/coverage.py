@@ -26,9 +26,10 @@ class Coverage(nn.Module):
         if network.recurrent != "none":
             raise UsageError("coverage is of single observations: set the network's recurrent to none")
         self.normalizer = Normalizer(spec.obs)
-        make = {"head_gain": 1.0, "normalizer": self.normalizer}
-        self.embedding = network.build(spec.obs, outputs, **make).requires_grad_(False)
-        self.predictor = network.build(spec.obs, outputs, **make)
+        self.embedding, self.predictor = (
+            network.build(spec.obs, outputs, head_gain=1.0, normalizer=self.normalizer) for _ in range(2)
+        )
+        self.embedding.requires_grad_(False)
         self.register_buffer("threshold", torch.zeros(()))
 
     def error(self, obs: Obs) -> Tensor:

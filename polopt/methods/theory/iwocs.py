@@ -31,6 +31,7 @@ Departs from the paper in: how experts are combined, and what they cover, are re
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -199,15 +200,11 @@ class IWOCS(IWOCSSettings, Staged):
         """The learner becomes an expert; the worst model for all of them is searched, and is the next one."""
         if self.done:
             return
-        config, learner = self.config, self.learner
+        config = self.config
+        learner: Any = self.learner
         coverage = self.make_coverage().to(self.device or "cpu")
         seen = learner.source.replay.whole()["obs"]
-        coverage.fit(
-            seen,
-            updates=config.coverage_updates,
-            quantile=config.coverage,
-            generator=self.generator,
-        )
+        coverage.fit(seen, updates=config.coverage_updates, quantile=config.coverage, generator=self.generator)
         self.policy.keep(learner.policy, learner.critic, coverage)
         psi, worst, gain = self.search()
         self.psi.append(psi)
