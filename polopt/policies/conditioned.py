@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,12 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of, dtype_of
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
-from polopt.policies.base import Actor, Record
+from polopt.policies.base import Actor, Enumerates, Record
 from polopt.policies.wrappers import Wrapper
 
 CONTEXT = "context"
@@ -95,3 +98,44 @@ class Conditioned(Wrapper):
         context = torch.where(begun.unsqueeze(-1), carry.pop(CONTEXT, context), context)
         record, after = self.actor.act(join(obs, context), carry or None, greedy=greedy)
         return {**record, CONTEXT: context}, {**after, CONTEXT: context, "begun": torch.ones_like(begun)}
+
+
+class Preferring(Conditioned, Enumerates):
+    """Acts by weights of objectives, its context, which are at least 0 and sum to 1; at first they are equal.
+
+    It scores batches whose observations have the weights (`join`), as its actor does.
+    """
+
+    def __init__(self, actor: Enumerates, spec: Spec) -> None:
+        super().__init__(actor, spec)
+        self.actor: Enumerates
+        self.family = actor.family
+        self.prefer([1.0] * self.size)
+
+    def prefer(self, weights: Sequence[float]) -> Preferring:
+        """Acts from here on for these weights of the objectives, of which only the proportions count; returns itself.
+
+        Raises UsageError for another number of weights, for negative ones, and where all are 0.
+        """
+        values = torch.as_tensor(weights, dtype=dtype_of(self))
+        if values.shape != (self.size,) or not bool((values >= 0).all()) or not 0.0 < float(values.sum()) < math.inf:
+            raise UsageError(
+                f"there are {self.size} objectives, and a preference has a weight of at least 0 for each of them"
+            )
+        self.given(values / values.sum())
+        return self
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.actor.logits(batch)
+
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.actor.probabilities(batch)
+
+    def log_prob(self, batch: Batch, noise: Batch | None = None) -> Tensor:
+        return self.actor.log_prob(batch, noise)
+
+    def entropy(self, batch: Batch) -> Tensor:
+        return self.actor.entropy(batch)
+
+    def kl(self, batch: Batch, other: Any) -> Tensor:
+        return self.actor.kl(batch, other.actor)

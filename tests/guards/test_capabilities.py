@@ -176,6 +176,9 @@ def test_several_objectives_are_learned_from_or_refused(name, task, plain, objec
         )
         weighed = attempt(name, None, task, objective_weights=(1.0, 0.5))
         assert weighed.replace(task.__name__, plain.__name__) == plainly(name, plain)
+    elif name == "gmorl":  # of discrete actions, by default with a row of the observation for each
+        assert one_sentence(refusal), refusal
+        assert "take --network network" in refusal or "needs a Discrete action space" in refusal
     else:
         assert refusal == ""
 
@@ -212,6 +215,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "dcg-me",
         "tscac",
         "iwocs",
+        "gmorl",
     ):  # of a model, of several choices, of scripts, of discrete actions, objectives, parameters, places of one agent
         assert one_sentence(refusal), refusal
     else:

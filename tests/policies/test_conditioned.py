@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tensordict import TensorDict
 
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.data.rollouts import Rollouts
 from polopt.networks import Network
-from polopt.policies import Deterministic
-from polopt.policies.conditioned import Conditioned, join, told
+from polopt.policies import Categorical, Deterministic
+from polopt.policies.conditioned import Conditioned, Preferring, join, told
 from polopt.tasks import make_task
 
 SPEC = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)))
@@ -99,3 +100,24 @@ def test_it_reads_what_it_is_told_in_units_of_its_own():
     record, _ = scaled.given([2.0, 0.0]).act(torch.zeros(1, 3))
     assert record["context"].tolist() == [[2.0, -0.5]]
     assert torch.equal(record["action"], actor.given([2.0, -0.5]).act(torch.zeros(1, 3))[0]["action"])
+
+
+def test_a_preference_counts_by_its_proportions_and_is_scored_as_its_actor_does():
+    spec = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))
+    torch.manual_seed(0)
+    actor = Preferring(Categorical().build(told(spec, 2), network=Network((8,))), spec)
+    obs = torch.randn(6, 3)
+    record, _ = actor.act(obs)
+    assert torch.equal(record["context"], torch.full((6, 2), 0.5))
+    record, _ = actor.prefer([3.0, 1.0]).act(obs)
+    assert torch.equal(record["context"], torch.tensor([[0.75, 0.25]]).expand(6, 2))
+    batch = TensorDict({**record, "obs": join(obs, record["context"])}, batch_size=[6])
+    torch.testing.assert_close(actor.log_prob(batch), record["log_prob"])
+    probability, log_prob = actor.probabilities(batch)
+    torch.testing.assert_close(log_prob.gather(1, record["action"][:, None])[:, 0], record["log_prob"])
+    torch.testing.assert_close(actor.entropy(batch), -(probability * log_prob).sum(-1))
+    torch.testing.assert_close(actor.logits(batch).softmax(-1), probability)
+    assert not actor.kl(batch, actor).abs().max() > 1e-6
+    for wrong in ([1.0], [1.0, -1.0], [0.0, 0.0], [float("inf"), 1.0]):
+        with pytest.raises(UsageError, match="a weight of at least 0 for each"):
+            actor.prefer(wrong)

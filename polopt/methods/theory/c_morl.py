@@ -48,6 +48,7 @@ from polopt.evaluation.pareto import (
     Array,
     Front,
     crowding_distance,
+    dense_grid,
     expected_utility,
     hypervolume,
     nondominated,
@@ -217,15 +218,10 @@ class CMORL(CMORLSettings, Method):
         points = points[nondominated(points)]
         return {
             "hypervolume": hypervolume(points, self.reference),
-            "expected_utility": expected_utility(points, weight_grid(points.shape[1], self.utility_parts)),
+            "expected_utility": expected_utility(points, dense_grid(points.shape[1])),
             "sparsity": sparsity(points),
             "policies": float(len(self.front)),
         }
-
-    @property
-    def utility_parts(self) -> int:
-        """How fine the weights of the expected utility are: about a thousand of them."""
-        return {1: 1, 2: 100, 3: 40, 4: 15, 5: 9, 6: 7}.get(len(self.reference), 4)
 
     def figures(self) -> dict[str, Figure]:
         """The front, in its first two objectives."""
