@@ -17,8 +17,8 @@ from polopt.tasks.base import Obs, Step, Task
 class Weighted(Task):
     """The rows of `task` with reward = `weights` · rewards; all else, and the state, is that of `task`.
 
-    `weights` [m] may be set anew at any time; they are no state. Raises UsageError for a task that names no objectives
-    and for another number of weights than it has.
+    `weights` [m] may be set anew at any time; they are no state, and `spec.info["weights"]` says them. Raises
+    UsageError for a task that names no objectives and for another number of weights than it has.
     """
 
     def __init__(self, task: Task, weights: Sequence[float]) -> None:
@@ -62,7 +62,8 @@ class Weighted(Task):
 
     @property
     def spec(self) -> Spec:  # type: ignore[override]
-        return replace(self.task.spec, scalar=True)
+        info = {**self.task.spec.info, "weights": self.weights.tolist()}
+        return replace(self.task.spec, scalar=True, info=info)
 
     @property
     def num(self) -> int:  # type: ignore[override]

@@ -179,6 +179,8 @@ def test_several_objectives_are_learned_from_or_refused(name, task, plain, objec
     elif name == "gmorl":  # of discrete actions, by default with a row of the observation for each
         assert one_sentence(refusal), refusal
         assert "take --network network" in refusal or "needs a Discrete action space" in refusal
+    elif name == "sl-mgac":  # of discrete actions, and of groups that the observation names
+        assert one_sentence(refusal), refusal
     else:
         assert refusal == ""
 
@@ -216,6 +218,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "tscac",
         "iwocs",
         "gmorl",
+        "sl-mgac",
     ):  # of a model, of several choices, of scripts, of discrete actions, objectives, parameters, places of one agent
         assert one_sentence(refusal), refusal
     else:

@@ -70,6 +70,7 @@ def test_weights_make_one_reward_of_several() -> None:
     task = make_task(several, 2, seed=3, objective_weights=(2.0, 0.5))
     assert task.spec.scalar
     assert task.spec.objectives == NAMES  # and the parts are still there
+    assert task.spec.info["weights"] == [2.0, 0.5]
     actor = Random(task.spec)
     batch = Rollouts(task, steps=12).next(actor)
     expected = 2 * batch["rewards"][..., 0] + 0.5 * batch["rewards"][..., 1]
