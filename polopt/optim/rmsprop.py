@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polopt.config import Constant, Cosine, Linear
+from polopt.core.batch import Batch
 from polopt.optim.optimizer import Optimizer
 
 
@@ -63,8 +65,8 @@ class RMSprop(Optimizer):
         theta  <- theta - lr g / sqrt(square + eps)            `inside`, as in TensorFlow; square begins at 1
 
     There is no correction for the beginning: torch's form takes a first step of lr / sqrt(1 - decay) in every
-    coordinate, ten times `lr` with the decay of 0.99, TensorFlow's one of about lr g. Everything else is that of
-    `Optimizer`, whose further arguments it takes: schedule, clipping, pieces, compiled steps.
+    coordinate, ten times `lr` with the decay of 0.99, TensorFlow's one of about lr g. Arguments that are not here are
+    those of `Optimizer`, and so is everything else: schedule, clipping, pieces, compiled steps.
     """
 
     def __init__(
@@ -74,9 +76,21 @@ class RMSprop(Optimizer):
         eps: float = 1e-5,
         decay: float = 0.99,
         inside: bool = False,
-        **options: Any,
+        schedule: Constant | Linear | Cosine | None = None,
+        max_grad_norm: float | None = None,
+        micro_batch: int | None = None,
+        split: Callable[[Batch], Sequence[Batch]] | None = None,
     ) -> None:
-        super().__init__(*modules, lr=lr, eps=eps, kind="sgd", **options)
+        super().__init__(
+            *modules,
+            lr=lr,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            micro_batch=micro_batch,
+            split=split,
+            kind="sgd",
+            eps=eps,
+        )
         self.decay, self.inside = decay, inside
         self.torch = self.steps = _Steps(self.parameters, lr=lr, decay=decay, eps=eps, inside=inside)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -23,11 +25,14 @@ def gradients(loss, module):
 @pytest.mark.parametrize("task", [tasks.box, tasks.discrete])
 def test_the_gradient_is_that_of_the_three_terms(float64, task):
     method = make(task, entropy_coefficient=0.3, value_coefficient=0.7)
-    batch = method.evaluate_window(method.collect())
+    batch = method.collect()
+    batch["mask"] = torch.arange(12).reshape(3, 4) != 5
+    batch = method.evaluate_window(batch)
     loss, metrics = method.total_loss(batch.reshape(-1))
-    score = (batch["advantage"] * method.policy.log_prob(batch)).mean()  # 3 x 4 decisions of equal weight
-    entropy = method.policy.entropy(batch).mean()
-    error = (method.critic.value(batch) - batch["returns"]).square().mean() / 2
+    there = batch["mask"].flatten()  # 11 decisions of equal weight
+    score = (batch["advantage"] * method.policy.log_prob(batch)).flatten()[there].mean()
+    entropy = method.policy.entropy(batch).flatten()[there].mean()
+    error = (method.critic.value(batch) - batch["returns"]).flatten()[there].square().mean() / 2
     for found, expected in (
         (gradients(loss, method.policy), gradients(-score - 0.3 * entropy, method.policy)),
         (gradients(loss, method.critic), gradients(0.7 * error, method.critic)),
@@ -70,7 +75,9 @@ def test_advantages_are_as_they_are_or_standardized_over_the_window(float64, ove
     ],
 )
 def test_an_update_is_one_step_with_the_gradient_clipped(float64, optimizer, step):
-    method = make(optimizer=optimizer, adam_eps=1e-3, lr=0.1, max_grad_norm=0.2)
+    schedule = {"lr": 0.2, "lr_schedule": "linear", "micro_batch": 5}
+    method = make(optimizer=optimizer, adam_eps=1e-3, max_grad_norm=0.2, **schedule)
+    method.progress = 0.5
     batch = method.collect()
     loss, _ = method.total_loss(method.evaluate_window(batch.clone()).reshape(-1))
     parameters = [*method.policy.parameters(), *method.critic.parameters()]
@@ -91,6 +98,20 @@ def test_it_learns_with_and_without_memory(core):
         metrics = method.update(method.collect())
     assert all(torch.isfinite(value) for value in metrics.values())
     assert not any(map(torch.equal, before, method.policy.parameters()))
+
+
+def test_the_preset_without_gsde_begins_with_its_deviation():
+    """exp(-2) times the norm of what the last layer sees, in a network of torch's initial weights."""
+    method = make(preset="bipedal")
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(24, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh()]
+    norm = torch.nn.Sequential(*layers)(torch.randn(500, 24)).norm(dim=1).mean()
+    parameters = dict(method.policy.named_parameters())
+    torch.testing.assert_close(
+        parameters["log_std"].detach().exp(), (norm.detach() * math.exp(-2)).expand(2), rtol=0.1, atol=0
+    )
+    last = [value.detach() for name, value in parameters.items() if name.endswith("weight")][-1]
+    assert float(last.abs().max()) > 0.25  # within 1/sqrt(4) as torch has it, and not a hundredth of that
 
 
 def test_what_cannot_act_is_refused():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from polopt.config import Linear
 from polopt.core.state import gather, restore
 from polopt.optim import RMSprop
 from tests.optim.test_optimizer import batch, net, squared
@@ -19,7 +20,8 @@ def steps(optimizer, module, count=4):
 
 def test_it_is_torchs(float64):
     ours, theirs = net(), net()
-    optimizer = RMSprop(ours, lr=0.05, eps=0.02, decay=0.9)
+    optimizer = RMSprop(ours, lr=0.1, schedule=Linear(), eps=0.02, decay=0.9)
+    optimizer.progress = 0.5
     other = torch.optim.RMSprop(theirs.parameters(), lr=0.05, eps=0.02, alpha=0.9)
     for moved in steps(optimizer, ours):
         other.zero_grad()
@@ -55,13 +57,25 @@ def test_what_it_remembers_is_saved(float64, inside):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_compiled_step_is_the_same(float64, inside):
-    plain, other = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    """Also beside parameters that the loss does not reach, and once it goes on from what was saved."""
+    plain, other, idle = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(3, 3)
     other.load_state_dict(plain.state_dict())
-    options = {"lr": 0.05, "max_grad_norm": 0.4, "inside": inside}
-    optimizer, compiled = RMSprop(plain, **options), RMSprop(other, **options)
+    options = {"lr": 0.1, "schedule": Linear(), "max_grad_norm": 0.4, "inside": inside}
+    optimizer, compiled = RMSprop(idle, plain, **options), RMSprop(idle, other, **options)
+    optimizer.progress = compiled.progress = 0.5
     compiled.compile(backend="eager", fullgraph=True)
     for one, two in zip(steps(optimizer, plain), steps(compiled, other)):
         torch.testing.assert_close(one, two)
+    again = RMSprop(idle, other, **options)
+    again.progress = 0.5
+    restore(again, gather(compiled))
+    torch.testing.assert_close(steps(optimizer, plain), steps(again, other))
+
+
+def test_what_it_would_ignore_is_no_argument():
+    for option in ({"weight_decay": 0.1}, {"betas": (0.5, 0.9)}, {"bias_correction": False}):
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            RMSprop(net(), lr=0.05, **option)
 
 
 def test_a_parameter_that_the_loss_does_not_reach_stays():

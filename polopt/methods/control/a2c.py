@@ -70,7 +70,7 @@ class A2C(PPO):
         "value_loss": "half the squared error of the critic",
         **{name: PPO.metrics[name] for name in ("entropy", "explained_variance", "grad_norm")},
     }
-    presets = {  # of RL Baselines3 Zoo; `bipedal` without the exploration that depends on states
+    presets = {  # of RL Baselines3 Zoo; `bipedal` without gSDE, at the deviation with which that begins there
         "cartpole": {},
         "classic": {"envs": 16, "normalize_obs": True, "normalize_reward": True},
         "lunarlander": {"discount": 0.995, "lr": 8.3e-4, "lr_schedule": "linear", "entropy_coefficient": 1e-5},
@@ -84,8 +84,9 @@ class A2C(PPO):
             "normalize_obs": True,
             "normalize_reward": True,
             "network.init": "default",
+            "network.head_gain": 1.0,
             "policy": "gaussian",
-            "policy.log_std_init": -2.0,
+            "policy.log_std_init": -1.3,  # exp(-2) times the norm of 64 features, which is 2
         },
         "atari": {
             "envs": 16,
