@@ -36,14 +36,14 @@ def paired(seed: int = 0, device: torch.device | str | None = None) -> Iterator[
 
 
 @contextmanager
-def own_luck(seed: int) -> Iterator[None]:
+def own_luck(seed: int, device: torch.device | str | None = None) -> Iterator[None]:
     """`paired`, for the generators of NumPy and Python as well, which users' own code may draw from. `seed` is below
     2**32."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     try:
-        with paired(seed):
+        with paired(seed, device):
             yield
     finally:
         random.setstate(before[0])

@@ -161,7 +161,7 @@ def _tally(components: Tally) -> Tally:
 def sample(source: Any, actor: Acts, seed: int) -> Sampled:
     """The next batch of `source`, with random numbers of its own, on the CPU."""
     before = source.ledger.counts()
-    with own_luck(seed):
+    with own_luck(seed, device_of(actor)):
         batch = source.next(actor)
     spent = {unit: count - before[unit] for unit, count in source.ledger.counts().items()}
     return Sampled(batch.cpu(), spent, source.episodes(), source.components())

@@ -133,7 +133,10 @@ class Trainer(Stateful):
                     raise
                 if self._owed is None:
                     raise Interrupted(f"interrupted within an update{self._last_good()}") from None
-                self.save()
+                try:
+                    self.save()
+                except signals.Stopped:  # it would have to wait too long for what is sampled ahead
+                    raise Interrupted(f"interrupted within an update{self._last_good()}") from None
                 self.export()
                 raise Interrupted("interrupted; saved") from None
 

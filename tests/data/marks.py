@@ -14,6 +14,7 @@ from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
 from polopt.data.ahead import Ahead
 from polopt.data.base import Source
+from polopt.data.components import Tally
 
 
 class Weight(nn.Module):
@@ -37,6 +38,9 @@ class Marks(Source):
         drawn = torch.rand(()).item() + random.random() + np.random.random()  # noqa: NPY002
         row = {"weight": actor.value.item(), "number": self.made, "drawn": drawn, "group": 0}
         return TensorDict({name: torch.tensor([value]) for name, value in row.items()}, batch_size=[1])
+
+    def components(self) -> Tally:
+        return {"one": [float(self.made), 1.0, 0.0, 1.0]}
 
     def episodes(self) -> list[tuple[float, int]]:
         return [(float(self.made), 1)]
@@ -67,16 +71,24 @@ def check(source: Ahead) -> list[tuple[float, ...]]:
     assert source.ledger.completions == 15  # and not those of the two batches on the way
     assert source.episodes() == [(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1), (5.0, 1)]
     assert source.episodes() == []
+    assert source.components() == {"one": [15.0, 5.0, 0.0, 5.0]}
+    assert source.components() == {}
     assert torch.equal(torch.get_rng_state(), luck[0])
     assert random.getstate() == luck[1]
     return found
 
 
 def goes_on_alike(source: Ahead) -> None:
-    """Makes the batches of a source that samples inline, and such a one goes on with its state."""
+    """Makes the batches of a source that samples inline, and such a one goes on with its state, as it does itself."""
     whole, other = begun(), begun()
     assert check(source) == check(whole)
-    torch.manual_seed(5)
+    served(source, Weight(), 1)
+    served(whole, Weight(), 1)
     restore(other, gather(source))
-    here, there = Weight(), Weight()
-    assert served(whole, here, 3) == served(other, there, 3)
+    assert [each.ledger.completions for each in (source, whole, other)] == [18, 18, 18]
+    assert served(whole, Weight(), 3) == served(source, Weight(), 3) == served(other, Weight(), 3)
+    for each in (source, whole, other):
+        assert each.ledger.completions == 27
+        assert each.episodes() == [(float(number), 1) for number in range(6, 10)]
+        assert each.components() == {"one": [30.0, 4.0, 0.0, 4.0]}
+    gather(source)  # takes in what is on the way

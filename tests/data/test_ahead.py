@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tensordict import TensorDict
 
 import polopt
 from polopt.core.errors import RunError, UsageError
@@ -72,6 +75,23 @@ def test_a_process_makes_the_same_batches_and_runs_and_is_named_when_it_is_kille
     finally:
         kept.left = 0
         Beside.close(kept)
+
+
+def test_the_luck_is_that_of_the_device_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the present one of CUDA: `--device cuda:1`."""
+    asked: list[Any] = []
+
+    class Empty(Marks):
+        def next(self, actor: Any) -> Any:
+            return TensorDict({}, batch_size=[0])
+
+    def luck(seed: int, device: torch.device) -> Any:
+        asked.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(ahead, "own_luck", luck)
+    ahead.sample(Empty(), Weight().to("meta"), 3)  # type: ignore[arg-type]
+    assert asked == [torch.device("meta")]
 
 
 def test_what_cannot_be_sent_is_refused() -> None:

@@ -85,6 +85,29 @@ def test_an_evaluation_is_broken_off_and_made_up_for(name, at, number, tmp_path,
     assert differing(before, final_state(folder)) == []
 
 
+def test_a_save_that_would_wait_too_long_leaves_the_checkpoint_before(tmp_path, whole, monkeypatch, capsys):
+    """For batches that are sampled ahead; the evaluation was broken off."""
+    original, save, folder = loop.Trainer._row, loop.Trainer.save, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        trap = Trap("ppo", signal.SIGINT, patch)
+
+        def row(self: Any, *, evaluate: bool) -> Any:
+            trap.armed = evaluate and self.count >= 32
+            return original(self, evaluate=evaluate)
+
+        def slow(self: Any) -> None:
+            if trap.sent:
+                raise signals.Stopped
+            save(self)
+
+        patch.setattr(loop.Trainer, "_row", row)
+        patch.setattr(loop.Trainer, "save", slow)
+        assert main(command("ppo", folder)) == 130
+    assert "interrupted within an update; the last good checkpoint is " in capsys.readouterr().err
+    assert main(["resume", str(folder)]) == 0
+    assert differing(final_state(folder), final_state(whole["ppo"])) == []
+
+
 @pytest.mark.parametrize("name", ["ppo", "rec"])
 def test_an_update_ends_and_is_saved(name, tmp_path, whole, capsys, monkeypatch):
     folder = tmp_path / "run"
