@@ -38,6 +38,7 @@ class Dataset:
             counts as truncated.
         references: (return of a random policy, of an expert), for normalized scores, or None.
         metadata: all that Minari stores about it.
+        broken: bool [episodes], those that have no end of their own; None: not told, as of arrays.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     data: Batch
     references: tuple[float, float] | None
     metadata: dict[str, Any]
+    broken: Tensor | None = None
 
     @property
     def starts(self) -> Tensor:
@@ -185,7 +187,8 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
         data[fact] = values if values.dtype == torch.bool else values.to(torch.get_default_dtype())
     size, last = sum(counts), np.cumsum(counts) - 1
     data |= {key: torch.from_numpy(_join(columns[key])) for key in ENDS}
-    data["truncated"][last] |= ~data["terminated"][last]
+    broken = ~(data["terminated"] | data["truncated"])[last]
+    data["truncated"][last] |= broken
     data["first"] = torch.zeros(size, dtype=torch.bool)
     data["first"][[0, *(last[:-1] + 1)]] = True
     data["index"] = torch.arange(size)
@@ -195,7 +198,7 @@ def load_dataset(name: str, *, returns: float | None = None, facts: Iterable[str
     shapes = {fact: tuple(data[fact].shape[1:]) for fact in kept}
     info = {"dataset": name}
     spec = Spec(served(obs_space), action_space, _environment_name(name), info, shapes, env_obs=obs_space)
-    return Dataset(name, spec, batch, recorded.references(name), metadata)
+    return Dataset(name, spec, batch, recorded.references(name), metadata, broken)
 
 
 def _environment_name(name: str) -> str:

@@ -44,19 +44,22 @@ Recorded = Dataset | Batch
 def mean_return(data: Recorded) -> float:
     """g(D), of complete episodes alone: what one would have returned that was cut off, nobody knows.
 
-    Rows [B] in the order of time, with `reward`, `terminated`, `truncated` and, if any, `first`.
+    Rows [B] in the order of time, with `reward`, `terminated`, `truncated` and, if any, `first`; of a dataset also the
+    episodes do not count that it says were `broken` off.
 
     Raises UsageError where no episode is complete.
     """
     rows = _rows(data)
     ends = rows["terminated"] | rows["truncated"]
-    begins = ends.roll(1) if "first" not in rows.keys() else ends.roll(1) | rows["first"]
+    begins = rows["first"].clone() if "first" in rows.keys() else ends.roll(1)
     begins[0] = True
     episode = begins.cumsum(0) - 1
     count = int(episode[-1]) + 1
     returns = torch.zeros(count, dtype=torch.float64).index_add_(0, episode, rows["reward"].double())
     complete = torch.zeros(count, dtype=torch.bool)
     complete[episode[ends]] = True
+    if isinstance(data, Dataset) and data.broken is not None:
+        complete &= ~data.broken
     if not complete.any():
         raise UsageError("a mean return needs an episode that ended, and there is none in the data")
     return float(returns[complete].mean())
@@ -68,7 +71,7 @@ def tq(data: Recorded, *, random: Recorded | float, online: Recorded | float) ->
     Raises RunError where the online policy is no better than random actions, UsageError as `mean_return` does.
     """
     low, high = (float(end) if isinstance(end, int | float) else mean_return(end) for end in (random, online))
-    if high <= low:
+    if not high > low:  # or one is not a number
         raise RunError(
             f"the online policy has a return of {high:.6g}, and random actions have {low:.6g}: TQ needs more"
         )
@@ -124,6 +127,8 @@ def _cells(values: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     """Which cell each of the values [B, C] is in; of whole numbers that is the value itself."""
     if values.dtype.kind != "f":
         return values.astype(np.int64) if values.dtype.itemsize > 1 else values.astype(np.uint8)
+    if not (np.isfinite(values).all() and np.isfinite(reference).all()):
+        raise UsageError("the data hold numbers that are not finite, which are in no cell")
     cells = np.empty(values.shape, dtype=np.uint8)
     for column, (low, high) in enumerate(zip(reference.min(0), reference.max(0), strict=True)):
         edges = np.linspace(float(low), float(high), EDGES)

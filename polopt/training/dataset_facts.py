@@ -62,7 +62,7 @@ def info(source: Any) -> dict[str, Any]:
         "actions": str(data.spec.action),
         "actions_at_bounds": at,
         "actions_beyond_bounds": beyond,
-        "coverage": coverage(data) if _columns(data) <= MOST_COLUMNS else None,
+        "coverage": _coverage(data),
         "random_return": None,
         "expert_return": None,
         "normalized_return": None,
@@ -93,8 +93,8 @@ def measure(
         store: keep the references in the dataset's metadata.
 
     Returns `random_return`, `expert_return` and `normalized_return` (None without an expert), `return_std` over the
-    episodes of the dataset, and `coverage`, see there. With a reference also `tq`, on the scale from `random_return` to
-    `expert_return` (that of the reference where the dataset has none), `saco` and `lsaco`, see
+    episodes of the dataset, and `coverage`, see there (None for images). With a reference also `tq`, on the scale from
+    `random_return` to `expert_return` (that of the reference where the dataset has none), `saco` and `lsaco`, see
     `polopt.evaluation.dataset_measures`. They compare datasets of one size: a Notice says where these are not.
     """
     with closing(make_task(name, num=ROWS, seed=seed, evaluation=True)) as task:
@@ -114,16 +114,25 @@ def measure(
                 f"the expert has a return of {high:.6g}, and random actions have {low:.6g}: no scale to score on"
             )
         found["normalized_return"] = 100.0 * (data.returns.mean().item() - low) / (high - low)
-        if store:
-            write_references(name, (low, high))
-    found |= {"return_std": data.returns.std(correction=0).item(), "coverage": coverage(data)}
-    if seen is None:
-        return found
+    found |= {"return_std": data.returns.std(correction=0).item(), "coverage": _coverage(data)}
+    if seen is not None:
+        found |= _beside(data, seen, low, high)
+    if store and high is not None:
+        write_references(name, (low, high))
+    return found
+
+
+def _beside(data: Dataset, seen: Dataset, low: float, high: float | None) -> dict[str, Any]:
+    """How data compare with what the same run collected."""
     if not 1 / SAME_SIZE < len(data.data) / len(seen.data) < SAME_SIZE:
-        sizes = f"{name} has {len(data.data):,} decisions and {reference} {len(seen.data):,}"
-        warnings.warn(f"{sizes}: SACo compares datasets of one size", Notice, stacklevel=2)
+        sizes = f"{data.name} has {len(data.data):,} decisions and {seen.name} {len(seen.data):,}"
+        warnings.warn(f"{sizes}: SACo compares datasets of one size", Notice, stacklevel=3)
     quality = None if high is None else tq(data, random=low, online=high)
-    return found | {"tq": quality, "saco": saco(data, seen), "lsaco": lsaco(data, seen)}
+    return {"tq": quality, "saco": saco(data, seen), "lsaco": lsaco(data, seen)}
+
+
+def _coverage(data: Dataset) -> float | None:
+    return coverage(data) if _columns(data) <= MOST_COLUMNS else None
 
 
 def coverage(data: Dataset, bins: int = 10) -> float:

@@ -294,12 +294,9 @@ class Watch:
 
 
 def in_order(windows: Sequence[Batch]) -> Batch:
-    """Windows [N, T] that follow each other -> decisions [B], row by row; broken-off episodes count as truncated."""
+    """Windows [N, T] that follow each other -> decisions [B], row by row; broken-off episodes have no end."""
     rows = _cat(windows, 1).clone()
-    ends = rows["first"].roll(-1, 1)
-    ends[:, -1] = True
     rows["first"][:, 0] = True
-    rows["truncated"] |= ends & ~rows["terminated"]
     return rows.reshape(-1)
 
 

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from polopt.core.errors import RunError, UsageError
+from polopt.data.datasets import Dataset
 from polopt.evaluation.dataset_measures import EDGES, lsaco, mean_return, saco, tq, unique_pairs
 
 
@@ -118,6 +119,30 @@ def test_returns_are_of_complete_episodes():
 def test_no_scale_where_the_online_policy_is_no_better(online):
     with pytest.raises(RunError, match=f"online policy has a return of {online:g}, and random actions have 1: TQ"):
         tq(drawn(10), random=1.0, online=online)
+
+
+def test_numbers_that_are_not_finite():
+    with pytest.raises(RunError, match="TQ needs more"):
+        tq(drawn(10), random=1.0, online=float("nan"))
+    data, sound = drawn(10), drawn(10)
+    data["obs"][3, 1] = float("nan")
+    for pair in ((data, sound), (sound, data)):
+        with pytest.raises(UsageError, match="not finite, which are in no cell"):
+            saco(*pair)
+
+
+def test_whole_numbers_are_compared_as_they_are():
+    data = rows(torch.arange(600) % 512, torch.zeros(600, dtype=torch.long))
+    assert unique_pairs(data, data) == 512
+
+
+def test_episodes_that_a_recording_breaks_off_are_not_complete():
+    data = rows(torch.zeros(6, 1), torch.zeros(6), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]), (1,), (3, 5))
+    data["first"] = torch.tensor([True, False, True, False, True, False])
+    assert mean_return(data) == (3.0 + 12.0 + 48.0) / 3
+    broken = torch.tensor([False, True, False])
+    assert mean_return(Dataset("mine", None, data, None, {}, broken)) == (3.0 + 48.0) / 2
+    assert mean_return(Dataset("mine", None, data, None, {})) == (3.0 + 12.0 + 48.0) / 3
 
 
 def test_wrong_data():

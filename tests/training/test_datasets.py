@@ -14,7 +14,7 @@ from polopt.data.datasets import load_dataset
 from polopt.data.storing import write_dataset
 from polopt.evaluation.dataset_measures import unique_pairs
 from polopt.tasks import make_task, recorded
-from polopt.training import api, datasets
+from polopt.training import api, dataset_facts, datasets
 from polopt.training.dataset_facts import coverage, info, measure
 from polopt.training.datasets import KINDS, in_order, make_datasets
 from polopt.training.folder import Run
@@ -128,6 +128,9 @@ def test_measured_by_a_reference(perspective, sets):
     itself = measure("cartpole/replay-v0", reference="cartpole/replay-v0", episodes=5, store=False)
     assert (itself["saco"], itself["lsaco"]) == (1.0, 1.0)
     assert found["tq"] < itself["tq"] < 1
+    assert 1 <= replay.broken.sum() <= 4  # the last episodes of four environments
+    complete = replay.returns[~replay.broken].mean().item()
+    assert itself["tq"] == pytest.approx((complete - itself["random_return"]) / scale)
     assert "saco" not in measure("cartpole/random-v0", episodes=5, store=False)
 
 
@@ -237,11 +240,18 @@ def test_info_and_measure(sets, tmp_path, monkeypatch):
         ]
     )
     assert load_dataset("mine/some-v0").references == (found["random_return"], found["expert_return"])
+    write_dataset("mine/other-v0", data.data, task.spec, task="CartPole-v1")
     few = data.data[: int(data.lengths[0])].clone()
     few["reward"] *= 0.0
     write_dataset("mine/none-v0", few, task.spec, task="CartPole-v1")
     with pytest.raises(RunError, match="no scale to score on"):
         measure("mine/some-v0", expert="mine/none-v0", episodes=3)
+    write_dataset("mine/one-v0", few[:1], task.spec, task="CartPole-v1")
+    monkeypatch.setattr(dataset_facts, "MOST_COLUMNS", 4)  # as of images, which have no coverage
+    with pytest.warns(Notice), pytest.raises(UsageError, match="lSACo needs two"):
+        measure("mine/other-v0", expert=sets / "run", reference="mine/one-v0", episodes=3)
+    assert load_dataset("mine/other-v0").references is None  # nothing is kept of what failed
+    assert measure("mine/other-v0", episodes=3)["coverage"] is None
 
 
 def test_coverage_counts_boxes():
@@ -263,7 +273,7 @@ def test_in_order():
     data = in_order([window, window.clone()])
     assert data["x"].tolist() == [0, 1, 0, 1, 10, 11, 10, 11]
     assert data["first"].tolist() == [True, False, True, False, True, True, False, True]
-    assert data["truncated"].tolist() == [False, False, False, False, True, False, True, True]
+    assert not data["truncated"].any()  # broken off is no end: who reads it makes one
 
 
 def test_the_verb(sets, tmp_path, monkeypatch, capsys):
