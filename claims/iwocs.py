@@ -8,13 +8,19 @@
    solved; `first` the gap of the policy for the windless model. The best there is: gap 0 after 2 solves. A search that
    stops early keeps the gap of the windless policy, and one that adds nothing useful needs more solves.
 2. The pendulum, mass between 0.7 and 1.3 and friction between 0 and 0.3; the first model has mass 1 and no friction.
-   Both arms have two times 5,000 steps of SAC: `iwocs` in two models, of which the second is found by a search of 32
-   models, `nominal` all in the first. `worst` is the least mean return, of ten starts, over a grid of 5 x 5 models, at
-   the end. Steps of the search are counted, and are no updates; nobody else could learn from them.
+   Both arms have two times 12,000 steps of SAC: `iwocs` in two models, of which the second is found by a search of 32
+   models, `nominal` all in the first. `final` is the least mean return, of ten starts, over a grid of 5 x 5 models, at
+   the end. Steps of searches count in the run, and are no updates; nobody learns from them.
 
-With values on a grid of states in place of learned ones, the policy for the first model has -860 in its worst, the
-candidate after one search -320, which is the optimum of the worst model. Who searches nothing, or adds the first model
-again, has what `nominal` has.
+With values on a grid of states in place of learned ones, the policy for the first model has -860 in its worst model,
+and the candidate after one search -320, which is the optimum of that model. Who searches nothing, or adds the first
+model again, has what `nominal` has.
+
+Pilot, seed 1000, with 5,000 steps for each model: `gap` 0 after 2 solves (3.9 of the first policy; `start` ends with
+9.8 after 3). SAC in the first model has -1053 in the worst one of the grid, at the largest mass and friction, and -169
+in its own. The search finds a model with friction 0.296, where the candidate has -958; after as many steps there the
+second candidate has -1009 in its worst model, and the first one is kept. What is possible there is far above, so the
+sizes are those above.
 """
 
 from __future__ import annotations
@@ -92,10 +98,10 @@ CLAIM = Claim(
     method="iwocs",
     statement="of 25 models of a windy walk two solves give the robust optimum; on the pendulum the second model, "
     "found by a search, raises the return in the worst model far above that of SAC in the nominal one",
-    budget={"model_steps": 5_000},
+    budget={"model_steps": 12_000},
     quick={"model_steps": 700},
     seeds=3,
-    minutes=10,
+    minutes=20,
     deterministic=("exact", "start"),
     arms={
         "exact": exact_sum,
@@ -106,7 +112,7 @@ CLAIM = Claim(
     expect=(
         Below("gap", "exact", 1e-3),
         Below("solves", "exact", 5.5),
-        Greater("final", "iwocs", "nominal", by=150),
+        Greater("final", "iwocs", "nominal", by=200),
         Below("duality", "exact", 1e-6, control=True),
         Above("first", "exact", 1.0, control=True),
     ),

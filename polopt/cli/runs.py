@@ -176,6 +176,9 @@ def eval_verb(argv: list[str]) -> int:
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="sampled completions of each prompt: pass@k and maj@K"
     )
+    parser.add_argument(
+        "--grid", type=int, metavar="G", help="also the worst of G models along each parameter of the world"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", help="default: that of the run, or the CPU where there is none such")
     parser.add_argument(
@@ -194,6 +197,8 @@ def eval_verb(argv: list[str]) -> int:
         raise UsageError(f"--episodes {args.episodes}: at least 1")
     if args.samples < 1:
         raise UsageError(f"--samples {args.samples}: at least 1")
+    if args.grid is not None and args.grid < 1:
+        raise UsageError(f"--grid {args.grid}: at least 1")
     own = own_code(args)
     if args.ope is not None:
         return _off_policy(args, own)
@@ -207,6 +212,10 @@ def eval_verb(argv: list[str]) -> int:
     if args.record is not None:
         api.demonstrate(args.dir, args.record, **how)
     scores = api.evaluate(args.dir, samples=args.samples, **how)
+    if args.grid is not None:
+        from polopt.training.over_grid import over_grid
+
+        scores |= over_grid(args.dir, args.grid, **how)
     if args.json:
         print(json.dumps(scores | {"episodes": episodes, "checkpoint": args.checkpoint}))
     else:
@@ -224,7 +233,7 @@ def eval_verb(argv: list[str]) -> int:
 
 def _off_policy(args: Any, own: Mapping[str, Any]) -> int:
     """`polopt eval RUN --ope`: estimates from recorded data, each with its interval, and what could not be had."""
-    for flag, given in (("--record", args.record is not None), ("--samples", args.samples > 1)):
+    for flag, given in (("--record", args.record is not None), ("--samples", args.samples > 1), ("--grid", args.grid)):
         if given:
             raise UsageError(f"{flag} plays episodes, and --ope plays none")
     if args.episodes is not None:

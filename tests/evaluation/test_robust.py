@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+import polopt
+from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.data.episodes import Episodes
 from polopt.evaluation.robust import (
@@ -17,6 +19,7 @@ from polopt.evaluation.robust import (
     world_of,
 )
 from polopt.tasks import make_task
+from polopt.training.over_grid import over_grid
 from tests.tasks.worlds import Toll
 
 
@@ -80,3 +83,23 @@ def test_other_tasks_are_refused() -> None:
     task.spec.info["parameters"] = {"mass": [0.5, 1.0]}
     with pytest.raises(UsageError, match="models are compared in worlds of torch, and Pendulum-v1 is none"):
         world_of(task)
+
+
+def test_any_policy_is_evaluated_over_a_grid(tmp_path: Any, capsys: Any) -> None:
+    small: dict[str, Any] = {"steps": 8, "window": 4, "envs": 2, "loggers": (), "eval_episodes": 1}
+    options = {"horizon": 10}
+    run = polopt.train("ppo", "pendulum", task_options=options, out=tmp_path / "run", **small, minibatches=1)
+    scores = over_grid(run.folder, 3, episodes=2)
+    assert scores["worst"] < scores["grid_mean"]
+    middle = over_grid(run.folder, 1, episodes=2)
+    assert middle["worst"] == middle["grid_mean"]
+    assert middle["worst"] == pytest.approx(polopt.evaluate(run.folder, episodes=2)["return"])
+    assert (middle["worst/mass"], middle["worst/length"]) == (1.0, 1.0)
+    task: Any = make_task("pendulum", 2, horizon=10)
+    assert scores["worst/mass"] in task.parameters.values(task.parameters.grid(3))["mass"].tolist()
+    assert main(["eval", str(run.folder), "--episodes", "2", "--grid", "3"]) == 0
+    assert f"worst {scores['worst']:.1f}" in capsys.readouterr().out
+    assert main(["eval", str(run.folder), "--grid", "0"]) == 2
+    other = polopt.train("ppo", "point/goals", out=tmp_path / "other", **small, minibatches=1)
+    with pytest.raises(UsageError, match="point/goals has no parameters that differ between models"):
+        over_grid(other.folder)

@@ -227,7 +227,7 @@ class IWOCS(IWOCSSettings, Staged):
             tried.append(returns[:, :resets].mean(1))
             return returns.mean(1)
 
-        before = mean(known)[-1]
+        before = float(mean(known)[-1])
         points, values = cma_es(
             mean,
             torch.zeros(known.shape[1]),
@@ -237,7 +237,7 @@ class IWOCS(IWOCSSettings, Staged):
             generator=self.generator,
         )
         found = int(values.argmin())
-        return points[found].tolist(), float(torch.cat(tried).min()), float(before - values[found])
+        return points[found].tolist(), float(torch.cat(tried).min()), before - float(values[found])
 
     def starts(self) -> tuple[State, int]:
         """First states [E, ...] of the episodes of a search, of which so many, in front, are resets, the same ones in
