@@ -15,9 +15,9 @@ from polopt.optim.optimizer import Optimizer
 
 @torch.no_grad()
 def rmsprop_(
-    parameters: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    squares: Sequence[Tensor],
+    parameters: list[Any],
+    grads: list[Tensor],
+    squares: list[Tensor],
     *,
     rate: float | Tensor,
     decay: float,
@@ -49,7 +49,7 @@ class _Steps(torch.optim.Optimizer):
         mean: Tensor = state["square_avg"]
         return mean
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]
         moved = [parameter for parameter in group["params"] if parameter.grad is not None]
         if moved:

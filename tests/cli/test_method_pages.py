@@ -92,3 +92,4 @@ def test_the_page_of_a_study_is_that_of_its_code():
     page = method_pages.study_page(registry.find("dataset-measures"))
     assert "TQ(D)    = (g(D) - g(random)) / (g(online) - g(random))" in page
     assert "](../../polopt/evaluation/dataset_measures.py)" in page
+    assert "The claim of [dataset-measures](../claims.md#dataset-measures): " in page

@@ -64,7 +64,7 @@ class A2C(PPO):
             self.refuse(*unused, because="in a2c, which takes one step on a window, at a ratio of 1")
 
     slug = "a2c"
-    headline = ("entropy", "explained_variance")
+    headline = ("entropy", "value_loss", "explained_variance", "grad_norm")
     metrics = {
         "policy_loss": "minus advantage times log pi | its level means nothing",
         "value_loss": "half the squared error of the critic",
