@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import torch
@@ -75,14 +76,15 @@ class CandidateNetwork(nn.Module):
 def rows_in(space: gymnasium.Space, count: int) -> tuple[str | None, int, spaces.Dict | None]:
     """Where the rows of `count` candidates are: the entry of a Dict (None: the observation itself), the features of
     each, and the space of what else is seen. Raises UsageError unless there are such rows, in one place."""
-    parts = dict(observed(space)) if isinstance(space, spaces.Dict) else {None: space}
-    found = [key for key, part in parts.items() if isinstance(part, spaces.Box) and part.shape[:-1] == (count,)]
+    parts: dict[Any, gymnasium.Space] = dict(observed(space)) if isinstance(space, spaces.Dict) else {None: space}
+    boxes = {key: part.shape for key, part in parts.items() if isinstance(part, spaces.Box)}
+    found = {key: shape[-1] for key, shape in boxes.items() if shape[:-1] == (count,)}
     if len(found) != 1:
         said = "several boxes of them" if found else "none"
         raise UsageError(
             f"a network of candidates needs a Box with a row for each of the {count} actions, and {space} has {said}: "
             "take --network network"
         )
-    (key,) = found
+    ((key, features),) = found.items()
     rest = {name: part for name, part in parts.items() if name != key}
-    return key, int(parts[key].shape[-1]), spaces.Dict(rest) if rest else None  # type: ignore[index]
+    return key, features, spaces.Dict(rest) if rest else None

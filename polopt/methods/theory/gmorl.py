@@ -76,7 +76,7 @@ class GMORL(GMORLSettings, DiscreteSAC):
         )
         relabel: bool = param(True, "polopt", help="replayed transitions get a fresh preference")
         reference: tuple[float, ...] = param((), "assumed", help="returns that hypervolumes begin at; (): all 0")
-        network: Network | Sets = param(Sets(), "section 4", help="sets: of candidates with a row each")  # type: ignore[assignment]
+        network: Network | Sets = param(Sets(), "assumed", help="sets: of candidates with a row each")  # type: ignore[assignment]
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -152,7 +152,7 @@ class GMORL(GMORLSettings, DiscreteSAC):
         names = self.spec.objectives
         returns = []
         for weights in self.weights:
-            policy = self.policy_told().prefer(weights) if self.told else self.policy
+            policy = self.policy_told().prefer(weights.tolist()) if self.told else self.policy
             scores = evaluate_returns(policy, task, episodes, greedy=greedy)
             returns.append([scores[f"return_{name}"] for name in names])
         points = np.array(returns)

@@ -24,7 +24,7 @@ class GMORLSettings(Settings):
     }
     default_steps = 200_000
     presets = {
-        "small": {"network.sizes": (64, 64), "network.head": (64,), "reference": (-60.0, -250.0)},
+        "small": {"reference": (-60.0, -250.0)},
         "large": {**WIDTHS, "batch_size": 4_096, "envs": 64, "discount": 0.9},
     }
     studies = {
