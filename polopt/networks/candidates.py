@@ -55,12 +55,13 @@ class CandidateNetwork(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, obs: Obs) -> Tensor:
+        raw = obs if self.key is None else obs[self.key]
         obs = obs if self.normalizer is None else self.normalizer(obs)
         rows = obs if self.key is None else obs[self.key]
         lead, (count, features) = rows.shape[:-2], rows.shape[-2:]
         rows = rows.reshape(-1, features)
         each = self.activation(self.encoder(rows))  # [E, B K, H]
-        there = (rows != 0).any(-1).view(-1, count, 1)
+        there = (raw != 0).any(-1).reshape(-1, count, 1)
         by_row = each.unflatten(1, (-1, count))
         seen = there.sum(-2)
         mean = (by_row * there).sum(-2) / seen.clamp_min(1)

@@ -21,7 +21,7 @@ from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
 from polopt.policies.base import Actor, Enumerates, Record
 from polopt.policies.wrappers import Wrapper
 
-CONTEXT = "context"
+CONTEXT, BEGUN = "context", "begun"
 
 
 def told(spec: Spec, size: int) -> Spec:
@@ -69,9 +69,10 @@ class Conditioned(Wrapper):
         super().__init__(actor)
         self.spec = spec
         self.size = int(actor.spec.obs[CONTEXT].shape[0])  # type: ignore[index]
-        self.register_buffer("rows", torch.zeros(1, self.size), persistent=False)
-        self.register_buffer("center", torch.zeros(self.size) if center is None else center, persistent=False)
-        self.register_buffer("extent", torch.ones(self.size) if extent is None else extent, persistent=False)
+        center = torch.zeros(self.size) if center is None else center
+        extent = torch.ones(self.size) if extent is None else extent
+        for name, value in (("rows", torch.zeros(1, self.size)), ("center", center), ("extent", extent)):
+            self.register_buffer(name, value.to(device_of(actor)), persistent=False)
 
     def given(self, context: Tensor | Sequence[float]) -> Conditioned:
         """What episodes that begin from here on are told: one context [size], or one for each row, [N, size]; returns
@@ -88,16 +89,15 @@ class Conditioned(Wrapper):
         self.reset()
         return self
 
-    @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         count, carry = leading_shape(self.spec.obs, obs)[0], dict(carry or {})
         if len(self.rows) not in (1, count):
             raise UsageError(f"this policy was given contexts for {len(self.rows)} rows, and there are {count}")
-        begun = carry.pop("begun", torch.zeros(count, dtype=torch.bool, device=first_leaf(obs).device))
+        begun = carry.pop(BEGUN, torch.zeros(count, dtype=torch.bool, device=first_leaf(obs).device))
         context = self.rows.expand(count, -1)
         context = torch.where(begun.unsqueeze(-1), carry.pop(CONTEXT, context), context)
         record, after = self.actor.act(join(obs, context), carry or None, greedy=greedy)
-        return {**record, CONTEXT: context}, {**after, CONTEXT: context, "begun": torch.ones_like(begun)}
+        return {**record, CONTEXT: context}, {**after, CONTEXT: context, BEGUN: torch.ones_like(begun)}
 
 
 class Preferring(Conditioned, Enumerates):

@@ -36,21 +36,22 @@ class LogBins(nn.Module):
         """
         if bool((value < 0).any()):
             raise UsageError("responses that are learned as classes of time or number are at least 0, and some are not")
-        for row, each in enumerate(value.T):
+        for row, each in enumerate(value.to(self.edges.dtype).T):
             positive = each[each > 0].double().sort().values
             beyond = len(positive) // 1000
             low, high = (float(positive[end].log()) for end in (beyond, -1 - beyond)) if len(positive) else (0.0, 0.0)
             grid = torch.linspace(low, high, self.bins, dtype=torch.float64)
-            self.edges[row, 1:] = grid[1:-1].exp()
-            self.center[row, 1:] = (0.5 * (grid[1:] + grid[:-1])).exp()  # where there are no data
-            place = torch.searchsorted(self.edges[row], each.contiguous())
+            edges = torch.cat([torch.zeros(1), grid[1:-1].exp()]).to(each)
+            middle = torch.cat([torch.zeros(1), (0.5 * (grid[1:] + grid[:-1])).exp()])  # where there are no data
+            place = torch.searchsorted(edges, each.contiguous())
             count, total = (torch.bincount(place, own, self.bins) for own in (None, each.double()))
-            self.center[row] = torch.where(count > 0, total / count.clamp_min(1), self.center[row])
+            self.edges[row] = edges
+            self.center[row] = torch.where(count > 0, total / count.clamp_min(1), middle.to(total))
             self.prior[row] = ((count + 1.0) / (len(each) + self.bins)).log()
 
     def classes(self, value: Tensor) -> Tensor:
         """The class [N, R] of each value [N, R], int64."""
-        return torch.searchsorted(self.edges, value.T.contiguous()).T
+        return torch.searchsorted(self.edges, value.T.to(self.edges.dtype).contiguous()).T
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected responses [..., R] of logits [..., R, K]."""
@@ -79,7 +80,7 @@ class AnchoredQ(nn.Module):
         super().__init__()
         self.net, self.actions = net, actions
         self.classes = LogBins(responses, bins)
-        self.register_buffer("weights", torch.zeros(responses))
+        self.register_buffer("weights", torch.zeros(responses), persistent=False)  # of the data, and not learned
 
     @staticmethod
     def outputs(actions: int, responses: int, bins: int) -> int:

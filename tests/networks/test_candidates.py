@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 
 from polopt.core.errors import UsageError
+from polopt.networks.normalizer import Normalizer
 from polopt.networks.sets import Sets
 
 
@@ -98,3 +99,15 @@ def test_refusals() -> None:
     for empty in ({"sizes": ()}, {"head": ()}):
         with pytest.raises(UsageError, match="one width at least"):
             Sets(**empty)
+
+
+def test_absent_candidates_are_not_seen_behind_a_normalizer(float64: None) -> None:
+    normalizer = Normalizer(space(3))
+    normalizer.update(drawn(50))
+    torch.manual_seed(0)
+    net = Sets(activation="tanh").build(space(3), 3, normalizer=normalizer)
+    obs = drawn(5)
+    obs["rows"][:, 2] = 0.0
+    before = net(obs)[:, :2]
+    normalizer.normalizers[normalizer.parts["rows"]].mean[2] += 5.0  # of the row of nobody
+    torch.testing.assert_close(net(obs)[:, :2], before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from polopt.data.rollouts import Rollouts
 from polopt.networks import Network
 from polopt.policies import Categorical, Deterministic
 from polopt.policies.conditioned import Conditioned, Preferring, join, told
+from polopt.policies.exported import exported
 from polopt.tasks import make_task
 
 SPEC = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,)))
@@ -121,3 +124,26 @@ def test_a_preference_counts_by_its_proportions_and_is_scored_as_its_actor_does(
     for wrong in ([1.0], [1.0, -1.0], [0.0, 0.0], [float("inf"), 1.0]):
         with pytest.raises(UsageError, match="a weight of at least 0 for each"):
             actor.prefer(wrong)
+
+
+def test_what_it_is_told_is_where_its_actor_is():
+    """One that is made of an actor on an accelerator has all that it needs there."""
+    actor = policy().actor.to("meta")
+    told_there = Conditioned(actor, SPEC, torch.tensor([1.0, 2.0])).given([2.0, 0.0])
+    assert {value.device.type for value in told_there.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+def test_a_file_holds_what_it_is_told(kind):
+    spec = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))
+    torch.manual_seed(0)
+    actor = Preferring(Categorical().build(told(spec, 2), network=Network((8,))), spec)
+    for parameter in actor.parameters():
+        parameter.data.normal_()
+    obs, found = torch.randn(40, 3), []
+    load = torch.jit.load if kind == "torchscript" else lambda file: torch.export.load(file).module()
+    for weights in ([0.0, 1.0], [1.0, 0.0]):
+        content = exported(actor.prefer(weights), kind)
+        found.append(load(io.BytesIO(content))(obs).numpy())
+        np.testing.assert_array_equal(found[-1], actor.predict(obs.numpy()))
+    assert (found[0] != found[1]).any()

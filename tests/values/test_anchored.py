@@ -89,3 +89,22 @@ def test_without_responses_it_is_one_head() -> None:
     critic = AnchoredQ(Fixed(AnchoredQ.outputs(3, 0, 8)), 3, 0, 8)
     critic.fit(torch.zeros(4, 0), torch.zeros(0))
     torch.testing.assert_close(critic(torch.zeros(2, 1))[1], critic.net.outputs)
+
+
+def test_classes_are_placed_wherever_they_are_and_in_their_precision() -> None:
+    """Data are on the CPU, and the critic perhaps on an accelerator."""
+    value = torch.rand(50, 2, dtype=torch.float64)
+    assert LogBins(2, 4).to("meta").fit(value) is None
+    bins = LogBins(2, 4)
+    bins.fit(value)
+    assert bins.classes(value).float().mean() == bins.classes(value.float()).float().mean() > 0
+
+
+def test_what_each_counts_is_of_the_data_and_comes_from_no_other_run() -> None:
+    response = torch.tensor([[0.0], [1.0], [4.0]])
+    one, other = (AnchoredQ(Fixed(AnchoredQ.outputs(2, 1, 3)), 2, 1, 3) for _ in range(2))
+    one.fit(response, torch.tensor([2.0]))
+    other.fit(10 * response, torch.tensor([0.5]))
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one.classes.center, other.classes.center)
+    assert one.weights.tolist() == [2.0]
