@@ -86,8 +86,18 @@ def test_an_update_is_one_step_with_the_gradient_clipped(float64, optimizer, ste
     assert norm > 0.2
     expected = [p - 0.1 * step(0.2 / norm * g) for p, g in zip(parameters, grads)]
     metrics = method.update(batch)
+    assert method.optimizer.micro_batch == 5
     assert float(metrics["grad_norm"]) == pytest.approx(norm)
     torch.testing.assert_close([p.detach() for p in parameters], [e.detach() for e in expected], rtol=1e-5, atol=1e-8)
+
+
+def test_a_policy_with_memory_keeps_the_order_of_time(float64):
+    method = make("CartPole-v1", **{"network.recurrent": "gru"})
+    batch = method.collect()
+    loss, _ = method.total_loss(method.evaluate_window(batch.clone()))
+    grads = torch.autograd.grad(loss, [*method.policy.parameters(), *method.critic.parameters()])
+    norm = float(sum(g.square().sum() for g in grads) ** 0.5)
+    assert float(method.update(batch)["grad_norm"]) == pytest.approx(norm)
 
 
 @pytest.mark.parametrize("core", ["none", "gru"])
