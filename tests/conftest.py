@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from polopt.report import curves
+
 os.environ.setdefault("MUJOCO_GL", "egl")
 _cache = tempfile.TemporaryDirectory(prefix="polopt-tests-")  # for models that are made
 os.environ["POLOPT_CACHE"] = _cache.name
@@ -18,6 +20,10 @@ settings.load_profile("polopt")
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # no test has to survive a power failure, and the disk takes its time
 
+DRAWN = curves._drawn
+curves._drawn = lambda figure: '<svg viewBox="0 0 1 1" role="img"></svg>'
+"""Pages of runs are written everywhere, with blank pictures: a dozen of them take longer than a tiny run."""
+
 
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
@@ -25,6 +31,12 @@ def _fresh_torch() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of reports are drawn: in tests/report, and by the guards of every kind of method."""
+    monkeypatch.setattr(curves, "_drawn", DRAWN)
 
 
 @pytest.fixture

@@ -182,10 +182,14 @@ def canvas(
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axes.margins(x=0.01)
         yield axes, svg
-        text = io.StringIO()
-        none = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", transparent=True, metadata=none)
-    svg.append(_inline(text.getvalue()))
+        svg.append(_drawn(figure))
+
+
+def _drawn(figure: Any) -> str:
+    text = io.StringIO()
+    none = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(text, format="svg", transparent=True, metadata=none)
+    return _inline(text.getvalue())
 
 
 def _inline(svg: str) -> str:

@@ -15,7 +15,6 @@ import pytest
 from polopt import cli
 from polopt.claims import pages as claim_pages
 from polopt.claims import results
-from polopt.cli import runs
 from polopt.training import api, datasets
 from tests.docs.blocks import PAGES, ROOT, blocks
 
@@ -26,9 +25,8 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)")
 
 @pytest.fixture
 def short(monkeypatch):
-    """Every run is short, whoever starts it, and of those of a page the first one alone draws its report: a dozen
-    pictures take longer than the run. Nothing else about it changes."""
-    original, trained, drawn = api.Plan.__post_init__, runs._trained, []
+    """Every run is short, whoever starts it. Nothing else about it changes."""
+    original = api.Plan.__post_init__
 
     def shorten(plan):
         original(plan)
@@ -42,19 +40,11 @@ def short(monkeypatch):
             window = min(plan.config.window, max(steps // plan.config.envs, 1))
             plan.config = dataclasses.replace(plan.config, window=window)
 
-    def train(work, folder, own):
-        if not drawn:
-            drawn.append(folder)
-            return trained(work, folder, own)
-        work()
-        return 0
-
     def claim(slug, **options):
         results.load_claim(results.find_place().claims / f"{slug}.py")
         return 0
 
     monkeypatch.setattr(api.Plan, "__post_init__", shorten)
-    monkeypatch.setattr(runs, "_trained", train)
     monkeypatch.setattr(datasets, "least_progress", lambda low, high: None)  # nothing is learned in a short run
     monkeypatch.setattr(claim_pages, "run_verb", claim)
 

@@ -165,5 +165,18 @@ def enough(name: str) -> int | None:
     return None if issubclass(load(name), Staged) else 6
 
 
+def begun(name: str, method: Method, updates: int) -> bool:
+    """Whether this is half of the smoke run, or `enough` of it."""
+    return updates == enough(name) or method.ledger[method.unit] >= load(name).smoke.steps // 2
+
+
+def begin(name: str, method: Method) -> dict[str, torch.Tensor]:
+    """Trains until then; the parameters."""
+    for updates, _ in enumerate(steps_of(method, load(name).smoke.steps), 1):
+        if begun(name, method, updates):
+            break
+    return {path: value.detach() for path, value in parameters(method).items()}
+
+
 def reseed() -> None:
     seeding.seed_everything(SEED)

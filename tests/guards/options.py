@@ -6,6 +6,7 @@ Run `python -m tests.guards.options METHOD ...` to see what each option of a met
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -23,7 +24,7 @@ from polopt.bases.method import Method
 from polopt.config.params import Config, Param, hints_of, is_config, members, param_of, spell, without_of
 from polopt.core.errors import UsageError
 from polopt.training.api import Plan
-from tests.guards.harness import BUILT, plan, steps_of
+from tests.guards.harness import BUILT, begun, parameters, plan, steps_of
 
 TRIED = 5  # values of one option at most
 BY_CAPABILITY = ("network", "policy")  # other choices than the one of the smoke run: test_capabilities
@@ -130,14 +131,31 @@ class Run:
         self.plan = plan(name, **settings)
         if config is not None:
             self.plan.config = config
+        self.numbers: list[dict[str, float]] = []
+        self.half: dict[str, torch.Tensor] = {}
+        """The parameters where the run has `begun`."""
         with _running(self.plan) as method:
-            self.numbers = list(_numbers(method, self.plan))
+            for found in _numbers(method, self.plan):
+                self.numbers.append(found)
+                if not self.half and begun(name, method, len(self.numbers)):
+                    self.half = {path: value.detach().clone() for path, value in parameters(method).items()}
 
     def differs(self, config: Config) -> bool:
         """Whether the run with this config gives other numbers; it ends with the first. Raises UsageError."""
         planned = dataclasses.replace(self.plan, config=config)
         with _running(planned) as method:
             return any(_apart(*pair) for pair in zip_longest(self.numbers, _numbers(method, planned)))
+
+
+@functools.cache
+def smoke(name: str) -> Run:
+    """The smoke run of a method as it is, in double precision: made once, since several guards compare with it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return Run(name)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _apart(one: dict[str, float] | None, other: dict[str, float] | None) -> bool:
@@ -154,7 +172,7 @@ def probe_of(name: str, option: str) -> dict[str, Any]:
     return {}
 
 
-def effect(name: str, option: Option, smoke: Callable[[], Run], asked: bool = False) -> str:
+def effect(name: str, option: Option, first: Callable[[], Run], asked: bool = False) -> str:
     """What another value of the option does: "acts", "refused: sentence", "declared: reason" or "nothing: values". One
     that is declared is tried only where that is `asked`."""
     probe = probe_of(name, option.name)
@@ -162,7 +180,7 @@ def effect(name: str, option: Option, smoke: Callable[[], Run], asked: bool = Fa
     reason = declared(plan(name, **probe).config, option.name)
     if reason and not asked:
         return f"declared: {reason}"
-    run = Run(name, **probe) if probe_of(name, option.name) else smoke()
+    run = Run(name, **probe) if probe else first()
     refusal = ""
     tried = []
     for value in values:
@@ -186,6 +204,6 @@ if __name__ == "__main__":
             first = Run(each)
             print(each, flush=True)
             for item in options(each):
-                said = effect(each, item, lambda first=first: first, asked=True)
+                said = effect(each, item, lambda run=first: run, asked=True)
                 if said != "acts":
                     print(f"    {item.name} {spell(item.value)}: {said}", flush=True)

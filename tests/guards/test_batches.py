@@ -10,7 +10,19 @@ import torch
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
 from polopt.optim.whole import marked_functions
-from tests.guards.harness import BUILT, advance, built, compiled_code, enough, load, one_of_a_kind, parameters, reseed
+from tests.guards.harness import (
+    BUILT,
+    advance,
+    begin,
+    built,
+    compiled_code,
+    enough,
+    load,
+    one_of_a_kind,
+    parameters,
+    reseed,
+)
+from tests.guards.options import smoke
 
 
 def learns(name: str) -> bool:
@@ -31,30 +43,35 @@ def half(name: str) -> int:
 
 @pytest.mark.parametrize("name", WITH_LOSSES)
 def test_micro_batches_change_nothing(name, float64):
-    results = []
-    for micro_batch in (None, 16):
-        reseed()
-        with built(name, micro_batch=micro_batch) as method:
-            assert {learner.config.micro_batch for _, learner in method.learners()} == {micro_batch}
-            advance(method, half(name), enough(name))
-            results.append({path: value.detach().clone() for path, value in parameters(method).items()})
+    whole = smoke(name)
+    assert whole.plan.config.micro_batch is None
+    with built(name, micro_batch=16) as method:
+        assert {learner.config.micro_batch for _, learner in method.learners()} == {16}
+        found = begin(name, method)
+    assert found.keys() == whole.half.keys()
     exact = not hasattr(load(name).Config, "micro_tokens")  # layers of transformers compute norms in float32
-    for path, value in results[0].items():
+    for path, value in whole.half.items():
         torch.testing.assert_close(
-            value, results[1][path], rtol=0, atol=1e-9 if exact else 1e-5, msg=lambda text, path=path: path + text
+            value, found[path], rtol=0, atol=1e-9 if exact else 1e-5, msg=lambda text, path=path: path + text
         )
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_LOSSES if hasattr(load(name).Config, "micro_tokens")])
 def test_pieces_of_like_lengths_change_nothing(name, float64):
-    results = []
-    for micro_tokens in (None, 24):
-        reseed()
-        with built(name, micro_tokens=micro_tokens) as method:
-            advance(method, half(name), enough(name))
-            results.append({path: value.detach().clone() for path, value in parameters(method).items()})
-    for path, value in results[0].items():  # a step moves by 1e-2; layers of transformers compute norms in float32
-        torch.testing.assert_close(value, results[1][path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
+    whole = smoke(name)
+    assert whole.plan.config.micro_tokens is None
+    with built(name, micro_tokens=24) as method:
+        found = begin(name, method)
+    for path, value in whole.half.items():  # a step moves by 1e-2; layers of transformers compute norms in float32
+        torch.testing.assert_close(value, found[path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
+
+
+OF_BASES = {
+    case.values[0] for case in one_of_a_kind(WITH_LOSSES, lambda name: compiled_code(name)[:1]) if not case.marks
+}
+TRACED = {case.values[0] for case in one_of_a_kind(WITH_LOSSES, compiled_code) if not case.marks} - OF_BASES
+"""Methods whose bases have a plainer one: that they can be traced is seen without what follows the trace, which takes
+a third of the time and is the bases'. `make test-all` has it for all others."""
 
 
 @pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES, compiled_code))
@@ -67,7 +84,7 @@ def test_updates_compile_without_graph_breaks(name, float64):
             found = [] if issubclass(load(name), Staged) else advance(method, half(name), enough(name))[-1:]
             torch._dynamo.reset()
             if compiled:
-                method.compile(fullgraph=True, backend="aot_eager")
+                method.compile(fullgraph=True, backend="eager" if name in TRACED else "aot_eager")
             if not found:
                 found = advance(method, half(name))
             found += advance(method, method.ledger[method.unit] + 1)[-1:]

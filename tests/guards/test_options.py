@@ -13,7 +13,7 @@ from polopt.core.errors import UsageError
 from polopt.networks import Network
 from polopt.optim import polyak_update
 from tests.guards.harness import BUILT, plan
-from tests.guards.options import Option, Run, changed, effect, options
+from tests.guards.options import Option, Run, changed, effect, options, smoke
 
 HOW = (
     "where an option cannot act, refuse it (`Config.refuse`) or make it a field of a part that has it; where the smoke "
@@ -21,9 +21,9 @@ HOW = (
 )
 
 
-def silent(name: str, tried: list[Option], smoke: Run) -> dict[str, str]:
+def silent(name: str, tried: list[Option], run: Run) -> dict[str, str]:
     """Those of the options that do nothing, or are refused although the method has them for itself."""
-    found = {option.name: effect(name, option, lambda: smoke) for option in tried}
+    found = {option.name: effect(name, option, lambda: run) for option in tried}
     own = {option.name for option in tried if option.own}
     return {
         option: said
@@ -35,13 +35,13 @@ def silent(name: str, tried: list[Option], smoke: Run) -> dict[str, str]:
 @pytest.mark.parametrize("name", BUILT)
 def test_every_option_of_its_own_acts(name, float64):
     own = [option for option in options(name) if option.own]
-    assert not silent(name, own, Run(name)), HOW
+    assert not silent(name, own, smoke(name)), HOW
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", BUILT)
 def test_every_option_acts(name, float64):
-    assert not silent(name, [option for option in options(name) if not option.own], Run(name)), HOW
+    assert not silent(name, [option for option in options(name) if not option.own], smoke(name)), HOW
 
 
 @pytest.mark.exhaustive

@@ -29,6 +29,7 @@ class FDPGSettings(Settings):
         "small": {"batch_prompts": 4, "samples_per_prompt": 64, "lr": 1e-3, "policy.max_tokens": 32},
     }
     probes = {
+        "baseline_window": {"baseline_window": 0},
         "floor": {"target": "constraint"},
         "proposal": {"proposal": "policy", "proposal_every": 16},
         "proposal_every": NEARER | {"proposal_every": 1},

@@ -134,7 +134,7 @@ class SingleStreamPO(GroupMethod):
             return (self.baseline, self.sampling) != ("batch", "shuffled")
 
     slug = "single-stream-po"
-    probes = {"rho_max": {"rho_max": 0.9}}
+    probes = {"rho_max": {"rho_max": 0.9}, "half_drift": {"half_drift": 1.0}}
     headline = ("reward", "accuracy", "forgetting", "tracked", "completion_length")
     trains_on = "a pool of prompts"
     metrics = {

@@ -6,7 +6,11 @@ from polopt.bases.method import Settings, Smoke
 class VASSettings(Settings):
     headline = ("reward", "accuracy", "informative", "pass_rate", "completion_length")
     trains_on = "a pool of prompts"
-    probes = {"diversity": {"diversity_weight": 1.0}, "momentum": {"rescore_every": 1}}
+    probes = {
+        "diversity": {"diversity_weight": 1.0},
+        "momentum": {"rescore_every": 1},
+        "outcome_weight": {"outcome_weight": 0.0},
+    }
     metrics = {
         "pass_rate": "share of right answers while prompts are scored | rises",
         "varied": "share of the scored prompts whose answers are neither all right nor all wrong",

@@ -147,7 +147,10 @@ class PARL(Offline):
         },
         task_options={"horizon": 12},
     )
-    probes = {"values": {"rewards": "minus-one"}}  # the ends of histograms follow from rewards, and the smoke's are 0
+    probes = {
+        "values": {"rewards": "minus-one"},  # the ends of histograms follow from rewards, and the smoke's are 0
+        "sampling_temperature": {"sampling_temperature": 0.1},
+    }
     saved = ("updates",)
     updates = 0
     policy: Optimized

@@ -176,7 +176,7 @@ class PARL(Method):
             "envs": 64,
         },
     }
-    probes = {
+    probes = {"cg_steps": {"cg_steps": 1}} | {
         f"reward_network.{name}": {"reward_network.sizes": (4,)} for name in ("activation", "normalization", "dropout")
     }
     no_limit = "its base, RLHF in turns, is its own `--hyper-weight 0`; its test compares with the loss of comparisons"
