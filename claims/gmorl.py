@@ -14,6 +14,11 @@ to 0: random actions have 0.44. `follows` is the rank correlation of the weight 
 record: `utility`, the weighted returns in the mean over weights, by those of random actions; `unseen`, the hypervolume
 on systems with six edge servers, which no training had; and the same of `greedy`, which takes the best reward of the
 step as the simulator tells it (`greedy`, `greedy_unseen`), no arm and not to be beaten.
+
+The rate 1e-3 was set before any run and is that of both arms. Pilot of one seed (1000), of `gmorl` alone: returns of
+delay and energy from -76 and -80 at weight 0 over -14 and -143 at 0.9 to -8 and -186 at 1, `follows` 1.0, `hypervolume`
+0.634, beside 0.651 of `greedy`. `each` has had no pilot, so that the margin of 0.02 is what is meant by "no less" and
+follows no result.
 """
 
 from __future__ import annotations
