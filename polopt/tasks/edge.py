@@ -19,7 +19,6 @@ from torch import Tensor
 from polopt.core.errors import UsageError
 from polopt.core.observations import MASK_KEY
 from polopt.core.spec import Spec
-from polopt.tasks.base import Obs
 from polopt.tasks.luck import even, exponential, poisson, uniform
 from polopt.tasks.options import choice, levels_of, number, share, whole
 from polopt.tasks.simulated import Simulated, State
@@ -227,7 +226,7 @@ class Edge(Simulated):
             left = left - step
         return {**state, "remain": torch.where(remain < BIT, 0.0, remain), "wait": wait}
 
-    def observe(self, state: State, time: Tensor) -> Obs:
+    def observe(self, state: State, time: Tensor) -> Any:
         speed, remain = state["speed"], state["remain"]
         here = (remain > 0.0) & (state["wait"] == 0.0)
         place = state["server"] * self.bins + remain.long().clamp_max(self.bins - 1)

@@ -122,7 +122,7 @@ class SLMGAC(SLMGACSettings, Offline):
         return CategoricalPolicy(self.spec, self.routed(self.spec.num_actions, self.config.network.head_gain))
 
     @property
-    def policy(self) -> Any:  # type: ignore[override]
+    def policy(self) -> Any:
         return self.student if self.config.serve == "student" else self.actor
 
     def examine(self, data: Batch) -> None:
