@@ -239,7 +239,8 @@ class Edge(Simulated):
         numbers = torch.stack([*alike, self.links(state) / 100.0, histogram.sum(-1)], -1)
         servers = torch.cat([numbers, histogram], -1) * there.unsqueeze(-1)
         nothing = torch.arange(self.servers, device=speed.device) > 0
-        return {"servers": servers, MASK_KEY: there & ~((size == 0.0) & nothing)}
+        seen: Any = {"servers": servers, MASK_KEY: there & ~((size == 0.0) & nothing)}
+        return seen
 
     def behave(self, behavior: str, state: State, time: Tensor) -> Tensor:
         if behavior == "random":

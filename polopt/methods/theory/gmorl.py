@@ -110,7 +110,7 @@ class GMORL(GMORLSettings, DiscreteSAC):
         reading = told(self.spec, len(self.spec.objectives))
         return self.part("policy", lambda: Preferring(config.build(reading, **options), self.spec))
 
-    def make_critic(self) -> FiniteQ:
+    def make_critic(self) -> FiniteQ:  # type: ignore[override]
         spec = told(self.spec, len(self.spec.objectives)) if self.told else self.spec
         return FiniteQ(spec, self.config.network, members=self.config.critics)
 
