@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import polopt
 from polopt.config import apply
 from polopt.core.errors import UsageError
+from polopt.core.state import gather, restore
 from polopt.methods.theory import iwocs
 from polopt.methods.theory.iwocs import IWOCS, exact
 from polopt.tasks.parameters import Parameters
@@ -117,6 +119,44 @@ def test_must_2_each_learner_is_fresh_learns_in_its_model_and_is_kept(float64: N
             _, speed = moved(angle, batch["obs"][:, 2], torque, values["mass"], values["length"])
             torch.testing.assert_close(batch["next_obs"][:, 2], speed)
         assert method.psi[0] == [0.0, 0.0] != method.psi[1]
+
+
+def test_a_model_that_ends_with_an_episode_leaves_none_to_the_next(float64: None) -> None:
+    """Two episodes of 20 steps: the row has begun the third in the old model when the new one comes."""
+    with built("iwocs", **SMALL | {"model_steps": 40}) as method:
+        assert isinstance(method, IWOCS)
+        advance(method, 40)
+        box, start = Parameters.of(method.spec), method.ledger.env_steps
+        advance(method, start + 25)
+        learner: Any = method.learner
+        batch = learner.source.replay.whole()
+        assert len(batch) == 25
+        values = box.values(torch.tensor(method.psi[1]))
+        angle, torque = torch.atan2(batch["obs"][:, 1], batch["obs"][:, 0]), 2.0 * batch["action"].squeeze(-1)
+        _, speed = moved(angle, batch["obs"][:, 2], torque, values["mass"], values["length"])
+        torch.testing.assert_close(batch["next_obs"][:, 2], speed)
+
+
+@pytest.mark.parametrize("stop", [25, 29, 253])
+def test_a_run_that_was_stopped_goes_on_bitwise(stop: int, float64: None) -> None:
+    """In the middle of the first model, right before its search, and in the second model, up to the end of all."""
+    settings = SMALL | {"model_steps": 30, "rule": "q-min", "samples": 2}
+
+    with built("iwocs", **settings) as method, built("iwocs", **settings) as other:
+        advance(method, stop)
+        state = copy.deepcopy(gather(method))
+        luck = torch.get_rng_state()
+        advance(method, 10_000, 30)
+        assert method.done
+        whole = gather(method)
+        torch.manual_seed(99)
+        restore(other, state)
+        torch.set_rng_state(luck)
+        advance(other, 10_000, 30)
+        again = gather(other)
+        assert whole.keys() == again.keys()
+        for path, value in whole.items():
+            assert torch.equal(value, again[path]) if isinstance(value, torch.Tensor) else value == again[path], path
 
 
 def test_must_1_the_search_is_for_the_worst_model_of_all_experts_together(monkeypatch: Any) -> None:
@@ -229,6 +269,11 @@ def test_a_run_ends_by_itself_and_is_loaded_without_its_world(tmp_path: Any) -> 
         ({"models": 1, "population": 5}, "population .* with one model, which is SAC"),
         ({"models": 1, "rule": "q-min"}, "rule .* with one model, which is SAC"),
         ({"samples": 3}, "samples .* with the rule 'value'"),
+        (
+            {"model_steps": 10_000},
+            "SAC learns nothing in a model in which 10,000 of 10,000 steps are random: model_steps",
+        ),
+        ({"nominal": (0.0, 3.0)}, "nominal"),
         ({"search_visited": 1.0}, "search_visited must leave episodes that begin at resets"),
     ],
 )

@@ -137,6 +137,11 @@ class IWOCS(IWOCSSettings, Staged):
             )
             if self.search_visited == 1 and self.models > 1:
                 raise UsageError("search_visited must leave episodes that begin at resets, by which models are judged")
+            if self.model_steps <= self.sac.warmup and self.models > 1:
+                raise UsageError(
+                    f"SAC learns nothing in a model in which {self.sac.warmup:,} of {self.model_steps:,} steps are "
+                    "random: model_steps must be above sac.warmup"
+                )
 
     slug = "iwocs"
     score = "worst"
@@ -170,6 +175,8 @@ class IWOCS(IWOCSSettings, Staged):
         super()._enter(stage)
         model = torch.tensor([self.psi[self.stage_index]])
         self.task.levels = {name: value.to(self.task.device) for name, value in self.box.values(model).items()}
+        if self.task.obs is not None:
+            self.task.reset()  # no episode goes on that began in another model
         if self.stage_index == 0:
             config = self.config
             self.policy = Pessimist(self.learner.policy, self.expert, config.rule, config.samples)
