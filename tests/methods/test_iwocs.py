@@ -100,6 +100,7 @@ def test_must_2_each_learner_is_fresh_learns_in_its_model_and_is_kept(float64: N
         assert second is not first
         searched = (1 + 4 * 1) * 2 * 20  # the known model and a generation of 4, two episodes of 20 steps each
         assert method.ledger.env_steps == 30 + searched
+        assert method.ledger.episodes == 1 + (1 + 4) * 2
         assert steps[-1]["worst_found"] == method.worst[0]
         (expert,) = method.policy.experts
         for mine, its in ((expert.actor, first.policy), (expert.critic, first.critic)):
@@ -191,6 +192,18 @@ def test_must_1_the_search_is_for_the_worst_model_of_all_experts_together(monkey
         assert torch.equal(again["angle"][:2], reset["angle"])  # the same resets in every search
 
 
+def test_a_search_leaves_the_luck_of_the_run_alone() -> None:
+    """Also where experts draw."""
+    with built("iwocs", **SMALL | {"rule": "q-min", "samples": 2}) as method:
+        assert isinstance(method, IWOCS)
+        advance(method, 29)
+        learner: Any = method.learner
+        method.policy.keep(learner.policy, learner.critic, method.make_coverage())
+        before = torch.get_rng_state()
+        method.search()
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_must_3_only_who_has_been_near_a_state_has_a_say(float64: None) -> None:
     """The replay of a model that always begins upright covers the top, and not what hangs down or spins."""
     with built(
@@ -238,7 +251,12 @@ def test_must_4_all_experts_value_with_the_same_scale_and_discount() -> None:
 )
 def test_the_best_candidate_is_kept_and_the_run_ends(results: Any, used: int, models: int, monkeypatch: Any) -> None:
     found = iter(results)
-    monkeypatch.setattr(IWOCS, "search", lambda self: ([0.5, 0.5], *next(found)))
+
+    def search(self: IWOCS) -> Any:
+        assert self.policy.used == self.policy.count == len(self.worst) + 1  # of all experts, the new one too
+        return [0.5, 0.5], *next(found)
+
+    monkeypatch.setattr(IWOCS, "search", search)
     with built("iwocs", **SMALL, models=3, tolerance=1.0) as method:
         assert isinstance(method, IWOCS)
         while not method.done:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -44,3 +46,19 @@ def test_the_embedding_rests_and_a_copy_says_the_same() -> None:
     twin.load_state_dict(coverage.state_dict())
     assert torch.equal(twin.error(obs), coverage.error(obs))
     assert twin.threshold == coverage.threshold > 0
+
+
+def test_the_threshold_is_that_of_states_from_which_nothing_was_learned() -> None:
+    """A tenth, the first in the order that the generator draws: other states there change nothing but the threshold."""
+    torch.manual_seed(0)
+    seen = torch.randn(40, 2)
+    out = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:4]
+    other = seen.clone()
+    other[out] += 9.0
+    coverage = Coverage(SPEC, Network((64, 64), "relu"))
+    twin = copy.deepcopy(coverage)
+    for each, states in ((coverage, seen), (twin, other)):
+        each.fit(states, updates=30, quantile=0.5, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(each.threshold, torch.quantile(each.error(states[out]), 0.5))
+    assert torch.equal(twin.error(seen), coverage.error(seen))
+    assert twin.threshold > coverage.threshold

@@ -30,9 +30,9 @@ def make() -> Expert:
 class Fixed(nn.Module):
     """An expert that means to act as `mode`, values actions by a function, and covers observations up to `reach`."""
 
-    def __init__(self, mode: float, value: Any, reach: float) -> None:
+    def __init__(self, mode: float, value: Any, reach: float, doubt: float = 1.0) -> None:
         super().__init__()
-        self.mode, self.value, self.reach = mode, value, reach
+        self.mode, self.value, self.reach, self.doubt = mode, value, reach, doubt
         self.actor = self
 
     def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
@@ -41,7 +41,7 @@ class Fixed(nn.Module):
 
     def critic(self, obs: Any, action: Any) -> Any:
         value = self.value(obs.squeeze(-1), action.squeeze(-1))
-        return torch.stack([value + 1.0, value])  # the least of its members counts
+        return torch.stack([value + self.doubt, value])  # the least of its members counts
 
     def coverage(self, obs: Any) -> Any:
         return obs.squeeze(-1) <= self.reach
@@ -71,6 +71,18 @@ def test_the_most_pessimistic_of_those_that_cover_a_state_acts() -> None:
     assert policy.act(OBS, greedy=True)[0]["chosen"].tolist() == [1, 1, 0, 0, 1]  # the latest where none covers
     policy.used = 1
     assert policy.act(OBS, greedy=True)[0]["chosen"].tolist() == [0] * 5
+
+
+def test_an_expert_is_as_pessimistic_as_its_least_critic() -> None:
+    """Worth 0.5 to one critic and 3.5 to the other, against 1 and 1."""
+    doubtful = Fixed(0.1, lambda obs, action: 0.5 + 0 * obs, reach=9.0, doubt=3.0)
+    sure = Fixed(0.2, lambda obs, action: 1.0 + 0 * obs, reach=9.0, doubt=0.0)
+    assert pessimist(sure, doubtful).act(OBS, greedy=True)[0]["chosen"].tolist() == [1] * 5
+    policy = pessimist(sure, doubtful, rule="q-min", samples=1)
+    doubtful.value = lambda obs, action: torch.where(action < 0.15, 0.9, 0.8) + 0 * obs
+    sure.value = lambda obs, action: torch.where(action < 0.15, 0.85, 1.0) + 0 * obs
+    # least values of 0.2: min(1, 0.8); of 0.1: min(0.85, 0.9)
+    torch.testing.assert_close(policy.act(OBS)[0]["action"], torch.full((5, 1), 0.1))
 
 
 def test_without_coverage_the_least_value_would_mislead() -> None:

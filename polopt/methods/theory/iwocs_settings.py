@@ -46,6 +46,7 @@ class IWOCSSettings(Settings):
             because="one model is the nominal one, in which SAC learns and nothing is searched",
         ),
     )
+    probes = {"samples": {"rule": "q-min", "samples": 2}}
     smoke = Smoke(
         "pendulum",
         640,
