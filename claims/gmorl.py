@@ -17,8 +17,8 @@ step as the simulator tells it (`greedy`, `greedy_unseen`), no arm and not to be
 
 The rate 1e-3 was set before any run and is that of both arms. Pilot of one seed (1000), of `gmorl` alone: returns of
 delay and energy from -76 and -80 at weight 0 over -14 and -143 at 0.9 to -8 and -186 at 1, `follows` 1.0, `hypervolume`
-0.634, beside 0.651 of `greedy`. `each` has had no pilot, so that the margin of 0.02 is what is meant by "no less" and
-follows no result.
+0.634, beside 0.650 of `greedy`; `unseen` 0.622, beside 0.664 of `greedy_unseen`; `utility` -0.68. `each` has had no
+pilot, so that the margin of 0.02 is what is meant by "no less" and follows no result.
 """
 
 from __future__ import annotations
