@@ -13,7 +13,7 @@ import polopt
 from polopt import registry
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
-from polopt.evaluation.pareto import dense_grid, expected_utility, hypervolume, weight_grid
+from polopt.evaluation.pareto import dense_grid, expected_utility, hypervolume, nondominated, sparsity, weight_grid
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.conditioned import join
 from polopt.tasks import make_task
@@ -65,6 +65,7 @@ def test_must_1_an_episode_has_one_preference_and_what_is_replayed_a_fresh_one()
         context, over = stored["context"].view(-1, 4, 2), (stored["terminated"] | stored["truncated"]).view(-1, 4)
         same = (context[1:] == context[:-1]).all(-1)
         assert same[~over[:-1]].all()
+        assert (context[:, :1] != context).any()  # copies of the task have preferences of their own
         assert 0.2 < float(same[over[:-1]].double().mean()) < 0.6  # of three preferences
         batch = method.collect()
         assert torch.equal(batch["preference"], batch["context"])
@@ -180,6 +181,7 @@ def test_evaluations_are_of_the_policies_for_each_preference():
         front = method.figures()["Pareto front"]
         assert (front.x_label, front.y_label) == ("delay", "energy")
         assert set(zip(front.x, front.y)) <= set(map(tuple, points))
+        assert found["sparsity"] == sparsity(np.array(points)[nondominated(points)])
         assert torch.equal(method.policy.rows, torch.tensor([[0.5, 0.5]]))  # as it was
 
 

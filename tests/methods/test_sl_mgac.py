@@ -185,6 +185,20 @@ def test_the_actor_ascends_exact_advantages(float64):
     assert float(metrics["actor_loss"].detach()) == pytest.approx(-0.2 * float((weight * entropy).sum().detach()))
 
 
+def test_what_is_supervised_is_legal(float64):
+    method = make("sessions", objective_weights=(1.0, 0.0, 0.0), group="", supervision=0.4, task_options={"kinds": 4})
+    randomize(method.actor, method.critic)
+    batch = method.evaluate_batch(method.collect())
+    expected = method.critic.reward(method.critic.parts(batch["obs"])[1])
+    second = expected.argsort(-1)[:, -2]  # the best is forbidden
+    batch["action_mask"] = torch.ones_like(expected, dtype=torch.bool).scatter(
+        1, expected.argmax(-1, keepdim=True), False
+    )
+    log_prob = method.actor.log_prob(batch.clone().set("action", second))
+    loss, metrics = method.actor_loss(batch)
+    torch.testing.assert_close(loss - metrics["actor_loss"], -0.4 * (batch["weight"] * log_prob).sum())
+
+
 def test_without_anchor_and_groups_it_is_an_actor_critic(float64):
     method, batch = ready(anchor=False, bins=20, group="", delta=0.5)
     q = method.critic.net(batch["obs"]).detach().numpy()
@@ -204,12 +218,14 @@ def test_without_anchor_and_groups_it_is_an_actor_critic(float64):
 def test_targets_follow_and_every_part_learns():
     method = make(tau=0.5, lr=1e-2)
     before = {name: each.clone() for name, each in method.critic.named_parameters()}
+    others = [(each, each.detach().clone()) for part in (method.actor, method.student) for each in part.parameters()]
     old = {name: each.clone() for name, each in method.target_critic.named_parameters()}
     metrics = method.update(method.collect())
     for name, target in method.target_critic.named_parameters():
         now = method.critic.get_parameter(name)
         torch.testing.assert_close(target, 0.5 * old[name] + 0.5 * now)
         assert not torch.equal(now, before[name]), name
+    assert not any(torch.equal(now, then) for now, then in others)
     assert {"critic_loss", "supervised_loss", "actor_loss", "student_kl", "grad_norm"} <= metrics.keys()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from polopt.core.errors import UsageError
 from polopt.tasks import make_task
-from polopt.tasks.edge import attained, marginal_delay
+from polopt.tasks.edge import Edge, attained, marginal_delay
 
 from .worlds import check_world
 
@@ -167,6 +167,43 @@ def test_starts_and_arrivals_have_their_distributions(float64: None) -> None:
 
 
 NOISE = 10**-20.4 * 16.6e6
+
+
+def test_tasks_wait_in_line_and_each_has_luck_of_its_own(float64: None) -> None:
+    world: Any = make_task("edge", 4_000, 3, edges=1, users=2, arrivals=2.0, horizon=9)
+    world.reset()
+    none = torch.zeros(4_000, dtype=torch.int64)
+    seen = []
+    for time in range(8):
+        state = world.state
+        arrived = time + state["waiting"] + (state["size"] > 0)  # but for the few seconds without a task
+        idle = sum(each["size"] == 0 for each in seen) if seen else 0
+        assert float((arrived - idle).double().mean()) == pytest.approx(2.0 * (time + 1), abs=0.25)
+        seen.append(dict(state))
+        world.step({"action": none})
+    busy = (seen[6]["size"] > 0) & (seen[7]["size"] > 0)
+    assert (seen[6]["size"] != seen[7]["size"])[busy].double().mean() > 0.9
+    assert float((seen[6]["user"] != seen[7]["user"]).double().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(seen[7]["user"].double().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_users_are_near_the_edge_and_far_from_the_cloud_and_their_links_fade(float64: None) -> None:
+    drawn = []
+
+    class Watched(Edge):
+        def data_rate(self, distance: torch.Tensor, fading: torch.Tensor) -> torch.Tensor:
+            drawn.append((distance, fading))
+            return super().data_rate(distance, fading)
+
+    Watched(2_000, 3, edges=2, users=3).reset()
+    distance, fading = drawn[-1]
+    assert distance.shape == fading.shape == (2_000, 3, 3)  # servers, users
+    for place, (near, far) in ((distance[:, 0], (1.0, 2.0)), (distance[:, 1:], (0.05, 0.5))):
+        assert (float(place.min()), float(place.max())) == pytest.approx((near, far), rel=0.02)
+        assert float(place.mean()) == pytest.approx((near + far) / 2, rel=0.02)
+    assert float(fading.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(fading.log().mean()) == pytest.approx(-0.5772, abs=0.05)  # exponential: the power of Rayleigh's law
+    assert len(distance[0].unique()) == len(fading[0].unique()) == 9
 
 
 def test_what_cannot_be_done_changes_nothing(float64: None) -> None:

@@ -107,6 +107,24 @@ def test_evaluations_say_the_time_that_was_spent_beside_the_reward() -> None:
     assert scores["return_app"] > scores["return_live"] > 0
 
 
+def test_luck_is_new_at_every_request_and_users_differ(float64: None) -> None:
+    world = Feed(4_000, 2, groups=1, tail=0.5, leave=0.0)
+    world.reset()
+    one, slots = torch.ones(4_000, dtype=torch.int64), []
+    for inserted in (0, 0, 1, 1):
+        appeal = world.state["appeal"]
+        world.step({"action": one * inserted})
+        app, live = world.facts["rewards"][:, :2].T
+        slots.append((appeal, app - live, live / (appeal - 0.5).exp()))
+
+    def alike(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+
+    assert alike(slots[0][0], slots[1][0]) == pytest.approx(0.0, abs=0.06)  # appeal
+    assert alike(slots[2][2], slots[3][2]) == pytest.approx(0.0, abs=0.06)  # luck of streams
+    assert alike(slots[0][1].log(), slots[1][1].log()) == pytest.approx(0.5, abs=0.06)  # the user's mean, and luck
+
+
 def test_random_behavior_inserts_every_second_time() -> None:
     world = Feed(4_000, 0)
     world.reset()
