@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from polopt.core.errors import RunError, UsageError
 from polopt.data.datasets import Dataset
-from polopt.evaluation.dataset_measures import EDGES, lsaco, mean_return, saco, tq, unique_pairs
+from polopt.evaluation.dataset_measures import lsaco, mean_return, saco, tq, unique_pairs
 
 
 def rows(obs, action, reward=None, ends=(), cut=()):
@@ -83,7 +83,7 @@ def test_limits_are_those_of_the_reference():
     """99 bins between the reference's extremes; the largest value is in the outer one, with all that is larger."""
     line = torch.linspace(0, 1, 1_000)[:, None]
     reference = rows(line, torch.zeros(1_000, dtype=torch.long))
-    assert unique_pairs(reference, reference) == EDGES  # 99 and the largest value
+    assert unique_pairs(reference, reference) == 100  # 99 and the largest value
     beyond = rows([[-5.0], [-1.0], [1.0], [7.0]], [0, 0, 0, 0])
     assert unique_pairs(beyond, reference) == 2
     assert unique_pairs(rows(0.001 * line, torch.zeros(1_000, dtype=torch.long)), reference) == 1  # not its own limits
