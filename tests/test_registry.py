@@ -135,7 +135,7 @@ def test_filters(built, recorded):
     recorded({"sac": {"verdict": "reproduced"}})
     built("sac", "ppo")
     assert [row.slug for row in registry.methods("control", "works")] == ["sac"]
-    assert [row.slug for row in registry.methods(status="partial")] == ["ppo"]
+    assert [row.slug for row in registry.methods("control", status="partial")] == ["ppo"]
     with pytest.raises(UsageError, match=r"there is no family 'contrl'; did you mean 'control'\?"):
         registry.methods("contrl")
     with pytest.raises(UsageError, match="there is no status 'done'; choose from partial, planned, works"):

@@ -303,11 +303,11 @@ def test_must_4_without_lag_and_with_one_step_all_gates_coincide(float64):
 @pytest.mark.usefixtures("vllm")
 def test_an_engine_lags_too():
     learner = method(sync_interval=2, lr=1e-1, **{"policy.engine": "vllm"})
-    engine = learner.behavior._engine
-    assert isinstance(engine, LLM)
     reloaded = []
     for _ in range(4):
         batch = learner.collect()
+        engine = learner.behavior._engine  # it begins where it acts
+        assert isinstance(engine, LLM)
         assert (batch["log_prob"] - batch["engine_log_prob"]).abs().max() < 1e-3
         reloaded.append(len(engine.calls))
         learner.update(batch)

@@ -37,6 +37,7 @@ def told(run: Run) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if "reward" in name} for row in run.rows]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_rows_evaluations_and_pages_have_each_function(tmp_path):
     run = learn(tmp_path / "run")
     rows = [row for row in run.rows if row["completions"]]

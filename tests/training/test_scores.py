@@ -109,6 +109,7 @@ def test_comparisons_follow_the_score(tmp_path):
     assert estimates == sorted(estimates, reverse=True)  # the smallest regret first
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_follows_the_score(tmp_path):
     run = train("regretful", tmp_path / "run")
     page = write_report([run.folder], tmp_path / "page.html").read_text()
@@ -121,6 +122,7 @@ def test_the_page_follows_the_score(tmp_path):
     assert ">return<" not in page
 
 
+@pytest.mark.usefixtures("drawn")
 def test_what_a_method_shows_is_kept_and_drawn(tmp_path):
     run = train("volume", tmp_path / "run")
     kept = json.loads((run.folder / "figures.json").read_text())
