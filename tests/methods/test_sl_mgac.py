@@ -163,6 +163,14 @@ def test_must_5_groups_weigh_the_same_however_small(float64):
     assert batch["weight"].tolist() == pytest.approx([1 / 64] * 64)
 
 
+def test_groups_may_have_any_numbers():
+    method, batch = ready()
+    moved = batch.clone()
+    moved["obs", "group"] -= 7
+    method.target = lambda part: part["reward"]
+    assert (method.evaluate_batch(moved)["weight"] == batch["weight"]).all()
+
+
 def test_must_5_evaluations_say_the_time_in_the_app():
     scores = make().evaluate(make_task("feed", 4, 0, evaluation=True), 8)
     assert scores["return_app"] >= scores["return_live"] >= 0

@@ -139,8 +139,8 @@ class SLMGAC(SLMGACSettings, Offline):
         """Adds weights and targets: `weight`, `reward` in units of its deviation, `target` [B]."""
         batch = batch.clone(False)
         if self.config.group and self.config.balance:
-            group = batch["obs"][self.config.group]
-            batch["row_weight"] = 1.0 / torch.bincount(group)[group]
+            _, place, rows = batch["obs"][self.config.group].unique(return_inverse=True, return_counts=True)
+            batch["row_weight"] = 1.0 / rows[place]
         batch = weigh(batch)
         batch["reward"] = batch["rewards"] @ self.weights.to(batch["rewards"])
         batch["target"] = self.target(batch)
