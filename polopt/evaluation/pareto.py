@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from polopt.core.snapshot import Archive, take
+from polopt.evaluation.figures import Figure, Points
 
 Array = NDArray[np.float64]
 
@@ -91,6 +92,27 @@ def weight_grid(objectives: int, parts: int) -> Array:
 def dense_grid(objectives: int) -> Array:
     """About a thousand weights [W, m] for an expected utility."""
     return weight_grid(objectives, {1: 1, 2: 100, 3: 40, 4: 15, 5: 9, 6: 7}.get(objectives, 4))
+
+
+def front_scores(points: ArrayLike, reference: ArrayLike) -> dict[str, float]:
+    """What policies with returns `points` [n, m] are worth together, those that others dominate left out:
+    `hypervolume` above `reference` [m], `expected_utility` over a dense grid of weights, and `sparsity`."""
+    points = _points(points)
+    points = points[nondominated(points)]
+    return {
+        "hypervolume": hypervolume(points, reference),
+        "expected_utility": expected_utility(points, dense_grid(points.shape[1])),
+        "sparsity": sparsity(points),
+    }
+
+
+def front_figures(points: ArrayLike, names: Sequence[str]) -> dict[str, Figure]:
+    """The points [n, m] in the first two of the objectives `names`; nothing without points, or of one objective."""
+    points = _points(points)
+    if not len(points) or len(names) < 2:
+        return {}
+    x, y, *_ = points.T
+    return {"Pareto front": Points(x, y, x_label=names[0], y_label=names[1], front=len(names) == 2)}
 
 
 class Front(Archive):

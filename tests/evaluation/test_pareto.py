@@ -14,7 +14,10 @@ from polopt.core.state import gather, restore
 from polopt.evaluation.pareto import (
     Front,
     crowding_distance,
+    dense_grid,
     expected_utility,
+    front_figures,
+    front_scores,
     hypervolume,
     nondominated,
     sparsity,
@@ -52,6 +55,22 @@ def test_hypervolume_in_four_objectives_counts_cells():
 def test_expected_utility_takes_the_best_of_each_preference():
     weights = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     assert expected_utility(POINTS, weights) == pytest.approx((4.0 + 3.0 + 5.0) / 3)
+
+
+def test_scores_of_a_front_leave_out_what_is_dominated():
+    found = front_scores(POINTS, [0, 0])
+    assert found["hypervolume"] == pytest.approx(11.0)
+    assert found["sparsity"] == pytest.approx((4 + 1 + 4 + 9) / 2)  # of (1, 5), (3, 3) and (4, 0)
+    assert found["expected_utility"] == pytest.approx(expected_utility(POINTS, dense_grid(2)))
+
+
+def test_a_front_is_drawn_in_its_first_two_objectives():
+    (figure,) = front_figures(POINTS, ("speed", "thrift")).values()
+    assert (figure.x_label, figure.y_label, figure.front) == ("speed", "thrift", True)
+    assert [*zip(figure.x, figure.y)] == [*map(tuple, POINTS)]
+    (figure,) = front_figures([[1.0, 2.0, 3.0]], ("a", "b", "c")).values()
+    assert not figure.front  # in three objectives two do not say what is on it
+    assert front_figures(np.zeros((0, 2)), ("a", "b")) == front_figures([[1.0]], ("a",)) == {}
 
 
 def test_sparsity_is_of_neighbors_in_each_objective():

@@ -43,16 +43,14 @@ from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.snapshot import Archive, Entry, give, take
 from polopt.data.episodes import Episodes
-from polopt.evaluation.figures import Figure, Points
+from polopt.evaluation.figures import Figure
 from polopt.evaluation.pareto import (
     Array,
     Front,
     crowding_distance,
-    dense_grid,
-    expected_utility,
+    front_figures,
+    front_scores,
     hypervolume,
-    nondominated,
-    sparsity,
     weight_grid,
 )
 from polopt.evaluation.returns import evaluate_returns
@@ -214,19 +212,9 @@ class CMORL(CMORLSettings, Method):
             order = np.argsort(-crowding_distance(self.front.returns), kind="stable")[: self.config.evaluated]
             shown = Preferred(self.learner.policy, self.front)
             played = [evaluate_returns(shown.show(int(index)), task, episodes, greedy=greedy) for index in order]
-        points = np.array([[scores[name] for name in names] for scores in played])
-        points = points[nondominated(points)]
-        return {
-            "hypervolume": hypervolume(points, self.reference),
-            "expected_utility": expected_utility(points, dense_grid(points.shape[1])),
-            "sparsity": sparsity(points),
-            "policies": float(len(self.front)),
-        }
+        points = [[scores[name] for name in names] for scores in played]
+        return front_scores(points, self.reference) | {"policies": float(len(self.front))}
 
     def figures(self) -> dict[str, Figure]:
         """The front, in its first two objectives."""
-        if len(self.front.returns) == 0 or len(self.reference) < 2:
-            return {}
-        x, y, *_ = self.front.returns.T
-        names = self.spec.objectives
-        return {"Pareto front": Points(x, y, x_label=names[0], y_label=names[1], front=len(names) == 2)}
+        return front_figures(self.front.returns, self.spec.objectives)

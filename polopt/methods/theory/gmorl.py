@@ -37,17 +37,9 @@ from torch import Tensor
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
-from polopt.evaluation.figures import Figure, Points
+from polopt.evaluation.figures import Figure
 from polopt.evaluation.measures import rank_correlation
-from polopt.evaluation.pareto import (
-    Array,
-    dense_grid,
-    expected_utility,
-    hypervolume,
-    nondominated,
-    sparsity,
-    weight_grid,
-)
+from polopt.evaluation.pareto import Array, front_figures, front_scores, weight_grid
 from polopt.evaluation.returns import evaluate_returns
 from polopt.methods.control.discrete_sac import DiscreteSAC
 from polopt.methods.theory.gmorl_settings import GMORLSettings
@@ -155,23 +147,14 @@ class GMORL(GMORLSettings, DiscreteSAC):
             policy = self.policy_told().prefer(weights.tolist()) if self.told else self.policy
             scores = evaluate_returns(policy, task, episodes, greedy=greedy)
             returns.append([scores[f"return_{name}"] for name in names])
-        points = np.array(returns)
-        self.points = points[nondominated(points)]
-        found = {
-            "hypervolume": hypervolume(points, self.config.reference or (0.0,) * len(names)),
-            "expected_utility": expected_utility(points, dense_grid(len(names))),
-            "sparsity": sparsity(self.points),
-            "utility": float((self.weights * points).sum(-1).mean()),
-        }
+        self.points = points = np.array(returns)
+        found = front_scores(points, self.config.reference or (0.0,) * len(names))
+        found["utility"] = float((self.weights * points).sum(-1).mean())
         if self.told:
             follows = {f"follows_{name}": column for name, column in zip(names, zip(self.weights.T, points.T))}
             found |= {name: rank_correlation(*pair) for name, pair in follows.items()}
         return found
 
     def figures(self) -> dict[str, Figure]:
-        """The front of the last evaluation, in its first two objectives."""
-        if len(self.points) == 0 or self.points.shape[1] < 2:
-            return {}
-        x, y, *_ = self.points.T
-        names = self.spec.objectives
-        return {"Pareto front": Points(x, y, x_label=names[0], y_label=names[1], front=len(names) == 2)}
+        """Returns for every preference at the last evaluation, in the first two objectives."""
+        return front_figures(self.points, self.spec.objectives)
