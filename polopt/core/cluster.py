@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -110,6 +110,36 @@ def check_gpus(ray: Any, gpus: float, what: str) -> None:
         raise UsageError(f"{what}: this cluster has {has}")
 
 
+def arrival() -> Callable[[str, list[str], dict[str, str]], str]:
+    """What comes first on a machine of the cluster: a function that goes to this folder and imports from these places,
+    and says in a sentence what is wrong there, "" if nothing is. It is sent by value, being no function of a module:
+    polopt may be another one there."""
+
+    def arrive(folder: str, path: list[str], code: dict[str, str]) -> str:
+        import os
+        import socket
+        import sys
+
+        host = socket.gethostname()
+        if not os.path.isdir(folder):
+            return f"{host} does not see {folder}, which all machines of the cluster must"
+        os.chdir(folder)
+        sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+        try:
+            from polopt.core.cluster import code_here
+
+            found = code_here()
+        except ImportError as error:
+            return f"{host} cannot import what it needs: {error}"
+        for name, version in code.items():
+            if found[name] != version:
+                said = f"{host} has {name} {found[name]}, and here is {version}"
+                return f"{said}: every machine of the cluster needs the same"
+        return ""
+
+    return arrive
+
+
 class OwnActor:
     """As `polopt.core.pool.OwnProcess`, an actor of Ray: somewhere on the cluster that is connected, or to which this
     machine belongs, or of this machine alone, begun here.
@@ -167,26 +197,11 @@ class OwnActor:
 
 def _host() -> type[Any]:
     """What runs on the cluster; sent by value, as polopt may be another one there."""
+    arrive = arrival()
 
     class Host:
         def begin(self, folder: str, path: list[str], code: dict[str, str]) -> bytes:
-            import os
-            import socket
-            import sys
-
-            host = socket.gethostname()
-            if not os.path.isdir(folder):
-                return f"{host} does not see {folder}, which all machines of the cluster must".encode()
-            os.chdir(folder)
-            sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
-            try:
-                from polopt.core.cluster import code_here
-
-                found = code_here()
-            except ImportError as error:
-                return f"{host} cannot import what it needs: {error}".encode()
-            other = [f"{name} {found[name]}, and here is {code[name]}" for name in code if found[name] != code[name]]
-            return f"{host} has {other[0]}: every machine of the cluster needs the same".encode() if other else b""
+            return arrive(folder, path, code).encode()
 
         def call(self, call: bytes) -> bytes:
             from polopt.core.pool import answer_of

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polopt.core import files
-from polopt.core.cluster import check_gpus, code_here, connected, installed
+from polopt.core.cluster import arrival, check_gpus, code_here, connected, installed
 from polopt.core.errors import UsageError
 from polopt.core.pool import PATIENCE, TRIES, Died
 
@@ -49,27 +49,19 @@ def on_ray(
 def _there() -> Callable[..., tuple[str, Any]]:
     """What runs on the cluster. It is sent by value, being no function of a module: polopt may be another one there."""
 
+    arrive = arrival()
+
     def there(folder: str, path: list[str], mark: str, code: dict[str, str], call: bytes) -> tuple[str, Any]:
         import os
         import socket
-        import sys
 
-        host = socket.gethostname()
         if not os.path.isdir(folder) or not os.path.exists(mark):
-            return "folder", host
-        os.chdir(folder)
-        sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
-        try:
-            from polopt.core.cluster import code_here
-            from polopt.core.pool import spread
-            from polopt.core.workers import main_hidden
+            return "folder", socket.gethostname()
+        if said := arrive(folder, path, code):
+            return "refused", said
+        from polopt.core.pool import spread
+        from polopt.core.workers import main_hidden
 
-            found = code_here()
-        except ImportError as error:
-            return "code", f"{host} cannot import what it needs: {error}"
-        for name, version in code.items():
-            if found[name] != version:
-                return "code", f"{host} has {name} {found[name]}, and here is {version}"
         try:
             with main_hidden():  # which is Ray's own program
                 ((_, result),) = spread([call], 1)
@@ -94,8 +86,8 @@ def _result(ray: Any, one: Any, folder: str) -> Any:
         raise UsageError(
             f"{value} does not see {folder} and {os.getcwd()}: on a cluster both lie on a disk that all machines share"
         )
-    if kind == "code":
-        raise UsageError(f"{value}: every machine of the cluster needs the same")
+    if kind == "refused":
+        raise UsageError(value)
     return value
 
 
