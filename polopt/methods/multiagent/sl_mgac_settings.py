@@ -30,7 +30,7 @@ class SLMGACSettings(Settings):
         }
     }
     studies = {"feed": Study("feed", 4_000)}
-    probes = {"delta": {"lr": 0.1}, "max_grad_norm": {"max_grad_norm": 1e-3}}
+    probes = {"delta": {"lr": 0.1}, "max_grad_norm": {"max_grad_norm": 1e-3}, "replay_size": {"replay_size": 190}}
     smoke = Smoke(
         "feed",
         24,
