@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polopt.core.errors import UsageError, nearest
 
 BY_DATA = "-action_error"
 """What runs are judged by that have recorded data and no environment: how close they are to held-out decisions."""
+
+ARCHIVE = ("cells", "descriptor", "coordinates", "low", "high")
+MEASURED_BY = {
+    "hypervolume": ("reference",),
+    "qd_score": (*ARCHIVE, "reward_offset"),
+    "coverage": ARCHIVE,
+    "worst": ("grid",),
+    "grid_mean": ("grid",),
+}
+"""Settings of a method that a number of its evaluations is measured by: where they differ it says nothing."""
 
 NO_RETURN = "there was no environment, so no return was measured ('polopt eval RUN --ope' estimates it)"
 
@@ -63,3 +74,28 @@ def common(scores: Iterable[tuple[str, Score]]) -> Score:
         different = ", ".join(f"{label} by '{score.name}'" for score, label in found.items())
         raise UsageError(f"the methods are judged by different numbers ({different}): name one for all with --score")
     return next(iter(found))
+
+
+def measured_apart(key: str, settings: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """One sentence where the number `key` is measured in other ways in one than in another, or nothing.
+
+    `settings` are those of methods, by what each is called, as config.json has them.
+    """
+    for name in MEASURED_BY.get(key, ()):
+        found: dict[Any, str] = {}
+        for label, config in settings:
+            found.setdefault(_plain(config.get(name)), label)
+        if len(found) > 1:
+            (one, first), (other, second), *_ = found.items()
+            said = f"{first} ({name} {_text(one)}) and {second} ({name} {_text(other)})"
+            return f"'{key}' is not measured alike by {said}, and cannot be compared"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a key; a point of zeros only is (), as which it is written where none is given."""
+    return (tuple(value) if any(value) else ()) if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else f"({', '.join(map(str, value))})" if isinstance(value, tuple) else str(value)

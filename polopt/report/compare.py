@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polopt.config import to_dict
 from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.data.teams import playing
-from polopt.evaluation.score import common
+from polopt.evaluation.score import Score, common, measured_apart
 from polopt.report.compared import write_figures
 from polopt.report.members import members, seeds_of, settings_of
 from polopt.report.page import write_report
@@ -82,7 +83,8 @@ def compare(
 
     Raises:
         UsageError: wrong names or values, a method that does not fit the task, methods that are judged by different
-            numbers and no `score`, or a folder that holds other runs. All of this is found before the first run begins.
+            numbers and no `score`, a score that they do not measure alike (other reference points of a hypervolume), or
+            a folder that holds other runs. All of this is found before the first run begins.
         RunError: a run failed, or its process died three times; the sentence says which. The others have ended.
     """
     among, numbers = members(methods), seeds_of(seeds)
@@ -91,7 +93,7 @@ def compare(
     folder = Path(out) if out is not None else Path("runs") / f"compare-{file_name(task_name(task))}"
     files.check_folder(folder)
     given = {member.name: settings_of(member, among, settings, each or {}) for member in among}
-    todo, new, judged = [], [], []
+    todo, new, judged, measured = [], [], [], []
     for member in among:
         with about(member.name if len(among) > 1 else ""):
             theirs, plans = planned(member, task, numbers, folder, dict(given[member.name]))
@@ -99,11 +101,14 @@ def compare(
             new += [(member.name, one) for one in plans[:1]]
             if not plans:
                 judged.append((member.name, read_run(theirs[0].place).judged_by))
+            kept = to_dict(plans[0].config) if plans else read_run(theirs[0].place).config.get("config", {})
+            measured.append((member.name, kept))
     for name, one in new:  # names and values are right: now what takes longer
         with about(name if len(among) > 1 else ""):
             judged.append((name, check(one, score)))
-    if score is None:
-        common(judged)
+    followed = common(judged) if score is None else Score(score)
+    if apart := measured_apart(followed.key, measured):
+        raise UsageError(f"{apart}: give both the same, or name another number with --score")
     calls = [theirs[place] for place in range(len(numbers)) for theirs in todo]
     raise_first(calls, train_all(calls, engine, folder, progress))
     places = [call.place for call in calls]

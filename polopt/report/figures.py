@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from polopt.report.runs import RunData
 
 SIZE = (5.7, 3.6)  # inches
 MOST_LABELS = 40
+Drawing = Callable[[Any, Sequence[str], str, str], str]  # axes, colors of the series, ink, faint -> caption
 
 
 def shown(run: RunData) -> list[tuple[str, str, str]]:
@@ -22,35 +24,78 @@ def shown(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def shown_together(groups: Mapping[str, Sequence[RunData]]) -> list[tuple[str, str, str]]:
-    """Those of several methods: points of one name share one picture, all else is shown of each method's first run."""
+    """Title, SVG and caption of those of several methods: see `drawings`."""
     found = []
+    for title, draw_on in drawings(groups):
+        with canvas(*SIZE) as (axes, svg):
+            caption = draw_on(axes, SERIES, INK, FAINT)
+        found.append((title, svg[0], caption))
+    return found
+
+
+def drawings(groups: Mapping[str, Sequence[RunData]]) -> list[tuple[str, Drawing]]:
+    """Figures of several methods by title, each a function that draws on axes, given colors, and returns its caption.
+
+    Points of one name share one picture; all else is shown of each method's first run, heat maps of one name on one
+    scale.
+    """
+    found: list[tuple[str, Drawing]] = []
     names = dict.fromkeys(name for runs in groups.values() for run in runs for name in run.figures)
     for name in names:
         sets: dict[str, list[Points]] = {}
+        apart: list[tuple[str, Figure]] = []
         for label, runs in groups.items():
             given = [run for run in runs if name in run.figures]
             points = [figure for run in given if isinstance(figure := run.figures[name], Points)]
             if points:
                 sets[label] = points
             elif given:
-                svg, caption = draw(given[0].figures[name])
-                found.append((f"{name}: {label}, seed {given[0].seed}", svg, caption))
+                apart.append((f"{name}: {label}, seed {given[0].seed}", given[0].figures[name]))
+        scale = scale_of([figure for _, figure in apart if isinstance(figure, Heatmap)])
+        found += [(title, partial(_draw_one, figure=figure, scale=scale)) for title, figure in apart]
         if sets:
-            found.append((name, *draw_points(sets)))
+            found.append((name, partial(_draw_sets, sets=sets)))
     return found
+
+
+def _draw_one(
+    axes: Any, series: Sequence[str], ink: str, faint: str, *, figure: Figure, scale: tuple[float, float]
+) -> str:
+    return put(axes, figure, series, ink, faint, scale)
+
+
+def _draw_sets(axes: Any, series: Sequence[str], ink: str, faint: str, *, sets: Mapping[str, Sequence[Points]]) -> str:
+    """Several sets of points in one picture, a color for each label; what is dominated is pale, within its own set."""
+    first = next(iter(sets.values()))[0]
+    axes.set_xlabel(first.x_label)
+    axes.set_ylabel(first.y_label)
+    return _put_points(axes, sets, series, ink)
 
 
 def draw(figure: Figure) -> tuple[str, str]:
     """SVG and caption of one figure."""
-    if isinstance(figure, Points):
-        return draw_points({"": [figure]})
     with canvas(*SIZE) as (axes, svg):
         caption = put(axes, figure, SERIES, INK, FAINT)
     return svg[0], caption
 
 
-def put(axes: Any, figure: Figure, series: Sequence[str], ink: str, faint: str) -> str:
-    """Draws one figure on axes in these colors, and returns its caption."""
+def scale_of(maps: Sequence[Heatmap]) -> tuple[float, float]:
+    """The least and the largest number in heat maps; 0 and 0 where there is none."""
+    values = np.concatenate([np.empty(0), *(_array(row) for each in maps for row in each.values)])
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+
+
+def put(
+    axes: Any,
+    figure: Figure,
+    series: Sequence[str],
+    ink: str,
+    faint: str,
+    scale: tuple[float, float] | None = None,
+) -> str:
+    """Draws one figure on axes in these colors, and returns its caption; a heat map from pale to strong over `scale`,
+    by default over its own numbers."""
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
     if isinstance(figure, Curves):
@@ -58,18 +103,8 @@ def put(axes: Any, figure: Figure, series: Sequence[str], ink: str, faint: str) 
     if isinstance(figure, Paths):
         return _put_paths(axes, figure, series, ink)
     if isinstance(figure, Heatmap):
-        return _put_heatmap(axes, figure, series[0], faint)
+        return _put_heatmap(axes, figure, series[0], faint, scale or scale_of([figure]))
     return _put_points(axes, {"": [figure]}, series, ink)
-
-
-def draw_points(sets: Mapping[str, Sequence[Points]]) -> tuple[str, str]:
-    """Several sets of points in one picture, a color for each label; what is dominated is pale, within its own set."""
-    with canvas(*SIZE) as (axes, svg):
-        first = next(iter(sets.values()))[0]
-        axes.set_xlabel(first.x_label)
-        axes.set_ylabel(first.y_label)
-        caption = _put_points(axes, sets, SERIES, INK)
-    return svg[0], caption
 
 
 def _put_curves(axes: Any, figure: Curves, series: Sequence[str], ink: str, faint: str) -> str:
@@ -122,10 +157,10 @@ def _put_points(axes: Any, sets: Mapping[str, Sequence[Points]], series: Sequenc
     return f"{caption} All {seeds} seeds." if seeds > 1 else caption
 
 
-def _put_heatmap(axes: Any, figure: Heatmap, color: str, faint: str) -> str:
+def _put_heatmap(axes: Any, figure: Heatmap, color: str, faint: str, scale: tuple[float, float]) -> str:
     values = np.array([_array(row) for row in figure.values])
     filled = np.isfinite(values)
-    low, high = (values[filled].min(), values[filled].max()) if filled.any() else (0.0, 0.0)
+    low, high = scale
     strength = np.where(filled, 0.15 + 0.85 * (np.nan_to_num(values) - low) / ((high - low) or 1.0), 0.0)
     rows, columns = values.shape
     for row, column in zip(*np.nonzero(filled)):

@@ -18,6 +18,7 @@ from polopt.evaluation.score import NO_RETURN, Score
 from polopt.evaluation.statistics import Array
 
 COUNTS = ("env_steps", "episodes", "completions", "tokens", "updates")
+NO_MEASURE = ("cut", "held_out")  # of evaluations, but of what they are of
 LAST = 3  # the final score of a run is the mean of this many last evaluations
 
 
@@ -94,8 +95,23 @@ class RunData:
     @cached_property
     def score(self) -> float:
         """The final score: the mean of the last three evaluations; NaN without one."""
-        values = self.evaluations()[1][-LAST:]
-        return float(values.mean()) if len(values) else float("nan")
+        return self.final(self.judged_by)
+
+    def final(self, score: Score) -> float:
+        """The same of any number of the evaluations."""
+        values = self.series(score.column)[1][-LAST:]
+        return score.sign * float(values.mean()) if len(values) else float("nan")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of its method."""
+        return self.config.get("config") or {}
+
+    @property
+    def evaluated(self) -> list[str]:
+        """What its evaluations give, apart from deviations over episodes and counts of these."""
+        names = [name.removeprefix("eval/") for name in self.columns if name.startswith("eval/")]
+        return [name for name in names if not name.endswith("_std") and name not in NO_MEASURE]
 
     @property
     def cut(self) -> str:

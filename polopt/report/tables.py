@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polopt.evaluation.profiles import optimality_gap
-from polopt.evaluation.score import common
+from polopt.evaluation.score import Score, common, measured_apart
 from polopt.evaluation.statistics import bootstrap, paired_difference, probability_of_improvement
 from polopt.report.runs import LAST, RunData, grouped, read_runs
 from polopt.report.together import (
@@ -39,8 +39,10 @@ def comparison(
     The score of a run is the mean of its last three evaluations of `score`, or else of the number that its method is
     judged by. Per task: `score`, its name; `methods` {label: seeds, scores, iqm {estimate, low, high, n, level}}, best
     first; `improvement`, for every ordered pair P(a > b) and the mean paired difference over the seeds that both have;
-    `profile`, the share of runs above each of `thresholds`; `warnings`, sentences about what a reader must know. With a
-    range of scores for the task, `gap` of each method is the optimality gap to its upper end.
+    `profile`, the share of runs above each of `thresholds`; `warnings`, sentences about what a reader must know;
+    `others`, `methods` and `improvement` of every other number that the evaluations of all methods give, as it is
+    (whether more of it is better only the number itself says). With a range of scores for the task, `gap` of each
+    method is the optimality gap to its upper end.
     `together`, where there are several tasks, is what `polopt.report.together` says of all.
 
     Args:
@@ -63,23 +65,60 @@ def comparison(
 
 def _compare(groups: dict[str, list[RunData]], within: tuple[float, float] | None) -> dict[str, Any]:
     score = common((label, run.judged_by) for label, runs in groups.items() for run in runs)
-    scores = {label: _by_seed(runs) for label, runs in groups.items()}
-    methods: dict[str, dict[str, Any]] = {}
-    for label, values in scores.items():
-        numbers = list(values.values())
-        methods[label] = {
-            "seeds": list(values),
-            "scores": [plain(value) for value in numbers],
-            "iqm": as_data(bootstrap(numbers)),
-        }
-        if within is not None:
-            methods[label]["gap"] = as_data(bootstrap(numbers, optimality_gap(within[1])))
+    scores = {label: _by_seed(runs, score) for label, runs in groups.items()}
+    methods = _over_seeds(scores)
+    if within is not None:
+        for label, row in methods.items():
+            row["gap"] = as_data(bootstrap(list(scores[label].values()), optimality_gap(within[1])))
     order = best_first(methods)
-    improvement = []
+    others, apart = _others(groups, score, order)
+    return {
+        "score": score.text,
+        "range": None if within is None else list(within),
+        "methods": {label: methods[label] for label in order},
+        "improvement": _pairs(scores, order),
+        "profile": profiles({label: [list(scores[label].values())] for label in order}),
+        "others": others,
+        "warnings": [*apart, *_warnings(groups, scores)],
+    }
+
+
+def _others(
+    groups: dict[str, list[RunData]], score: Score, order: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What all evaluate besides `score`, and sentences about what they do not measure alike."""
+    runs = [run for theirs in groups.values() for run in theirs]
+    settings = [(label, run.settings) for label, theirs in groups.items() for run in theirs]
+    found, apart = {}, [measured_apart(score.key, settings)]
+    for name in runs[0].evaluated:
+        if name == score.key or not all(name in run.evaluated for run in runs):
+            continue
+        if said := measured_apart(name, settings):
+            apart.append(said)
+            continue
+        numbers = {label: _by_seed(groups[label], Score(name)) for label in order}
+        found[name] = {"methods": _over_seeds(numbers), "improvement": _pairs(numbers, order)}
+    return found, [f"{said}." for said in apart if said]
+
+
+def _over_seeds(numbers: dict[str, dict[Any, float]]) -> dict[str, dict[str, Any]]:
+    return {
+        label: {
+            "seeds": list(values),
+            "scores": [plain(value) for value in values.values()],
+            "iqm": as_data(bootstrap(list(values.values()))),
+        }
+        for label, values in numbers.items()
+    }
+
+
+def _pairs(numbers: dict[str, dict[Any, float]], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Every ordered pair, over the seeds that both have."""
+    found = []
     for a, b in permutations(order, 2):
-        shared = [seed for seed in scores[a] if seed in scores[b]]
-        x, y = [scores[a][seed] for seed in shared], [scores[b][seed] for seed in shared]
-        improvement.append(
+        shared = [seed for seed in numbers[a] if seed in numbers[b]]
+        x, y = [numbers[a][seed] for seed in shared], [numbers[b][seed] for seed in shared]
+        found.append(
             {
                 "a": a,
                 "b": b,
@@ -88,19 +127,12 @@ def _compare(groups: dict[str, list[RunData]], within: tuple[float, float] | Non
                 "difference": as_data(paired_difference(x, y)),
             }
         )
-    return {
-        "score": score.text,
-        "range": None if within is None else list(within),
-        "methods": {label: methods[label] for label in order},
-        "improvement": improvement,
-        "profile": profiles({label: [list(scores[label].values())] for label in order}),
-        "warnings": _warnings(groups, scores),
-    }
+    return found
 
 
-def _by_seed(runs: Sequence[RunData]) -> dict[Any, float]:
-    """Scores by seed; a seed that was run twice counts once, by its last folder."""
-    return {run.seed: run.score for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0))}
+def _by_seed(runs: Sequence[RunData], score: Score) -> dict[Any, float]:
+    """Final numbers by seed; a seed that was run twice counts once, by its last folder."""
+    return {run.seed: run.final(score) for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0))}
 
 
 def _warnings(groups: dict[str, list[RunData]], scores: dict[str, dict[Any, float]]) -> list[str]:
@@ -142,6 +174,7 @@ def print_comparison(result: dict[str, Any], console: Console | None = None) -> 
         _print_scores(console, f"{task}: {facts['score']}", facts, facts["range"] and facts["range"][1])
         _print_pairs(console, facts)
         _print_profile(console, facts["profile"])
+        _print_others(console, facts["others"])
         _print_warnings(console, facts["warnings"])
     whole = result["together"]
     if whole is not None:
@@ -198,6 +231,21 @@ def _print_profile(console: Console, profile: dict[str, Any]) -> None:
     for label, row in profile["methods"].items():
         shares = (row["share"][place] for place in places)
         _add(table, label, *("-" if share is None else f"{share:.0%}" for share in shares))
+    console.print(table)
+
+
+def _print_others(console: Console, others: dict[str, dict[str, Any]]) -> None:
+    """Every other number of the evaluations, and how surely it is larger than that of the first method."""
+    if not others:
+        return
+    first, *more = next(iter(others.values()))["methods"]
+    heads = ["other numbers", "method", "interquartile mean [95 % interval]"]
+    table = _table("", *heads, *([f"probability of more than {first}"] if more else []))
+    for name, facts in others.items():
+        above = {item["a"]: item["probability"]["text"] for item in facts["improvement"] if item["b"] == first}
+        for label, row in facts["methods"].items():
+            pair = [above.get(label, "")] if more else []
+            _add(table, name if label == first else "", label, row["iqm"]["text"], *pair)
     console.print(table)
 
 

@@ -79,6 +79,10 @@ def test_figures_of_several_runs(tmp_path):
     assert [title for title, _, _ in found] == ["front", "archive: sac, seed 0", "archive: ppo, seed 0"]
     assert found[0][2] == "More is better on both axes; joined: what no other point dominates. All 2 seeds."
     assert found[0][1].count(">sac<") == found[0][1].count(">ppo<") == 1  # one entry of the legend for two seeds
+    # Maps of one name have one scale, here 0 to 1: [0, 0] of sac is pale on it, and of [1, 0] one cell is.
+    assert [caption for _, _, caption in found[1:]] == ["2 of 2 cells, from 0 (pale) to 1 (strong)."] * 2
+    assert re.findall(r"opacity: ([\d.]+)", found[1][1])[:1] == ["0.15"]
+    assert len(re.findall(r'fill: var\(--c0\)"', found[2][1])) == 1
     page = check_page(write_report([run for runs in groups.values() for run in runs], tmp_path / "page.html"))
     assert page.count("<h3>archive: ") == 2
     assert "<h3>front</h3>" in page
