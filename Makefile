@@ -48,7 +48,9 @@ test-all: lint types .venv/dev
 mutants: .venv/dev
 	$(BIN)/python -m tests.mutants $(METHOD) --jobs 2
 
+# Compiled once: where Python is told to write no bytecode, every process of the tests would do it again.
 unit: .venv/dev
+	$(BIN)/python -m compileall -q polopt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 OLDEST := .venv-oldest/bin/python

@@ -67,17 +67,27 @@ def test_pieces_of_like_lengths_change_nothing(name, float64):
         torch.testing.assert_close(value, found[path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
 
 
-OF_BASES = {
-    case.values[0] for case in one_of_a_kind(WITH_LOSSES, lambda name: compiled_code(name)[:1]) if not case.marks
-}
-TRACED = {case.values[0] for case in one_of_a_kind(WITH_LOSSES, compiled_code) if not case.marks} - OF_BASES
-"""Methods whose bases have a plainer one: that they can be traced is seen without what follows the trace, which takes
-a third of the time and is the bases'. `make test-all` has it for all others."""
+def marked(name: str) -> tuple[str, ...]:
+    """The functions of a method that `--compile` makes one of, losses, steps and what follows."""
+    cls = load(name)
+    return tuple(function.__qualname__ for function in marked_functions(cls))
 
 
-@pytest.mark.parametrize("name", one_of_a_kind(WITH_LOSSES, compiled_code))
+MARKED = [name for name in WITH_LOSSES if marked(name)]
+"""Methods whose whole update, as one compiled function, is compared with the eager one below."""
+UNMARKED = [name for name in WITH_LOSSES if name not in MARKED]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *one_of_a_kind(UNMARKED, lambda name: compiled_code(name)[:1]),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in MARKED),
+    ],
+)
 def test_updates_compile_without_graph_breaks(name, float64):
-    """One update after half of the run; of a staged method that of the last stage, and one of every stage before."""
+    """One update after half of the run; of a staged method that of the last stage, and one of every stage before. Of
+    each base one here: what else decides, the losses, is traced for every kind at the end of this file."""
     results = []
     for compiled in (False, True):
         reseed()
@@ -85,19 +95,13 @@ def test_updates_compile_without_graph_breaks(name, float64):
             found = [] if issubclass(load(name), Staged) else advance(method, half(name), enough(name))[-1:]
             torch._dynamo.reset()
             if compiled:
-                method.compile(fullgraph=True, backend="eager" if name in TRACED else "aot_eager")
+                method.compile(fullgraph=True, backend="aot_eager")
             if not found:
                 found = advance(method, half(name))
             found += advance(method, method.ledger[method.unit] + 1)[-1:]
             results.append((found, {path: value.detach().clone() for path, value in parameters(method).items()}))
     # Adam corrects its start in float32 there, which counts where a gradient is next to nothing
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
-
-
-def marked(name: str) -> tuple[str, ...]:
-    """The functions of a method that `--compile` makes one of, losses, steps and what follows."""
-    cls = load(name)
-    return tuple(function.__qualname__ for function in marked_functions(cls))
 
 
 IN_PARTS = ("a2pr", "prdc")

@@ -172,7 +172,13 @@ def test_it_imitates_both_modes(config, steps):
 
 
 @pytest.mark.parametrize(
-    ("config", "denoiser"), [(Flow, Flat()), (MeanFlow, Flat()), (MeanFlow, DiT(8, 1, 2)), (MeanFlow, Conv((8,), 3))]
+    ("config", "denoiser"),
+    [
+        (Flow, Flat()),
+        (MeanFlow, Flat()),
+        pytest.param(MeanFlow, DiT(8, 1, 2), marks=pytest.mark.exhaustive),
+        pytest.param(MeanFlow, Conv((8,), 3), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_loss_compiles_in_one_graph(config, denoiser):
     assert compiled_difference(make(config, denoiser=denoiser), batch_of(8)) < 1e-6
