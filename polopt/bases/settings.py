@@ -80,6 +80,7 @@ class Settings:
     trains_on: ClassVar[str] = ""  # in a few words, for the list of methods
     metrics: ClassVar[dict[str, str]] = {}  # what each number means | what to look for; those of its bases are added
     metrics_of: ClassVar[tuple[type[Settings], ...]] = ()  # other methods whose numbers it logs too
+    metrics_without: ClassVar[tuple[str, ...]] = ()  # those of its bases that it never logs
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     studies: ClassVar[dict[str, Study]] = {}  # what presets were trained on, by their names
     limits: ClassVar[tuple[Limit, ...]] = ()
@@ -95,11 +96,13 @@ class Settings:
 
     @classmethod
     def explained(cls) -> dict[str, str]:
-        """`metrics` of this class, of its bases, and of `metrics_of`."""
+        """`metrics` of this class, of its bases but for `metrics_without`, and of `metrics_of`."""
         found: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             for other in base.__dict__.get("metrics_of", ()):
                 found |= other.explained()
+            for name in base.__dict__.get("metrics_without", ()):
+                del found[name]
             found |= base.__dict__.get("metrics", {})
         return found
 

@@ -65,7 +65,8 @@ def _section(owner: Any, users: Mapping[Any, Sequence[str]]) -> str:
     own = {name: text for name, text in owner.explained().items() if known.get(name) != text}
     rows = [(f"`{name}`", *split_metric(text)) for name, text in own.items()]
     names = [f"`{users[other][0] if users.get(other) else other.__name__}`" for other in others]
-    intro = [f"As {' and '.join(names)}, and"] if names else []
+    without = f" without {_code(owner.metrics_without)}" if "metrics_without" in vars(owner) else ""
+    intro = [f"As {' and '.join(names)}{without}, and"] if names else []
     title = ", ".join(users[owner]) or owner.__name__
     return "\n\n".join([f"## {title}", *intro, table(("name", "meaning", "look for"), rows)])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -153,6 +154,18 @@ def temporary_folder(prefix: str, inside: Path | None = None) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix=prefix, dir=inside, ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name)
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[Path]:
+    """A file in the folder, which is made, by which another machine can tell that it sees the same one."""
+    make_folder(folder)
+    mark = folder.absolute() / f".seen-{secrets.token_hex(8)}"
+    write(mark, b"")
+    try:
+        yield mark
+    finally:
+        remove(mark)
 
 
 def reserve(path: Path, size: int) -> None:

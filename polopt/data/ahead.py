@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from polopt.core import signals
 from polopt.core.batch import Batch
@@ -34,6 +34,7 @@ from polopt.core.random import own_luck
 from polopt.core.state import gather, restore
 from polopt.data.base import Acts, Source, put
 from polopt.data.components import Tally, added
+from polopt.optim.copies import source_of
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Ahead(Source):
         if self._sampler is None:
             with own_luck(seed):  # Ray draws
                 self._sampler = _Sampler(self.where, self._source, actor)
-        self._sampler.begin([*map(Tensor.detach, parameters_of(actor))], seed)  # type: ignore[arg-type]
+        self._sampler.begin([weight.detach() for weight in changing(actor)], seed)
         self._waiting += 1
 
     def _take(self) -> None:
@@ -156,6 +157,24 @@ def _pairs(episodes: Sequence[Sequence[float]]) -> list[tuple[float, int]]:
 
 def _tally(components: Tally) -> Tally:
     return {name: list(counts) for name, counts in components.items()}
+
+
+def changing(actor: Any) -> list[Tensor]:
+    """The parameters of an actor that an update may change: not what is frozen where it is trained, such as all of a
+    model but its adapters."""
+    return [own for own, trained in zip(parameters_of(actor), _trained(actor), strict=True) if trained]
+
+
+def _trained(module: nn.Module) -> Iterator[bool]:
+    """Of every parameter, in their order: whether it is trained, or what it is a copy of."""
+    source = source_of(module)
+    if source is not None:
+        yield from _trained(source)
+        return
+    yield from (parameter.requires_grad for parameter in module._parameters.values() if parameter is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _trained(child)
 
 
 def sample(source: Any, actor: Acts, seed: int) -> Sampled:
@@ -236,6 +255,6 @@ def _open(source: Any, actor: Any, threads: int, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def _sample(weights: list[Tensor], seed: int) -> tuple[Sampled, dict[str, Any]]:
     source, actor = _held
-    for own, given in zip(parameters_of(actor), weights, strict=True):
+    for own, given in zip(changing(actor), weights, strict=True):
         own.copy_(given)
     return sample(source, actor, seed), gather(source)

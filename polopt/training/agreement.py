@@ -23,7 +23,7 @@ def check_agreement(method: Method) -> None:
     if ranks.count() == 1:
         return
     own = fingerprints(method)
-    whole = _code(json.dumps(own))
+    whole = _code(json.dumps(own).encode())
     if len(set(ranks.each(lambda: whole))) == 1:
         return
     said = ranks.each(lambda: own)
@@ -45,16 +45,16 @@ def fingerprints(method: Method) -> dict[str, str]:
     return {path: _code(_told(leaf)) for path, leaf in state.items()}
 
 
-def _told(leaf: Any) -> str:
+def _told(leaf: Any) -> bytes:
     if isinstance(leaf, Blob):
-        return leaf.key
+        return leaf.key.encode()
     if not isinstance(leaf, Tensor):
-        return json.dumps(leaf, default=str)
-    shape = f"{leaf.dtype} {tuple(leaf.shape)} "
+        return json.dumps(leaf, default=str).encode()
+    shape = f"{leaf.dtype} {tuple(leaf.shape)} ".encode()
     if leaf.numel() <= SMALL:
-        return shape + str(leaf.detach().cpu().double().flatten().tolist())
-    return shape + str(torch.linalg.vector_norm(leaf.detach(), dtype=torch.float64).item())
+        return shape + leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return shape + str(torch.linalg.vector_norm(leaf.detach(), dtype=torch.float64).item()).encode()
 
 
-def _code(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _code(said: bytes) -> str:
+    return hashlib.blake2b(said, digest_size=8).hexdigest()

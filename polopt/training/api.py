@@ -98,7 +98,7 @@ def start(
 
     `again`: the folder's run was stopped before its first checkpoint, and the caller owns it already.
     """
-    before = set(folder.iterdir()) if folder.is_dir() else None
+    before = set(folder.iterdir()) if ranks.first() and folder.is_dir() else None
     with runtime(planned.options), ExitStack() as owner:
         try:
             method = beginning.build(planned, say)
@@ -108,10 +108,14 @@ def start(
                 if not again:
                     owner.enter_context(owned(folder))
                     check_free(folder)  # somebody else may have begun there in the meantime
+
+            def write() -> None:
                 write_config(folder, planned.record(method))
                 write_spaces(folder, method.task)
 
             ranks.told(begin)
+            launch.check_folder(folder)
+            ranks.told(write)
         except BaseException:
             owner.close()
             if ranks.first():
@@ -159,11 +163,13 @@ def resume(
         UsageError: no run there, no such checkpoint, a smaller budget, or a run that another process is still writing.
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
-    Run(Path(folder)).config  # noqa: B018  a folder that is no run has no owner
+    run = Run(Path(folder))
+    if launch.world() > 1:
+        seen = (run.folder / "config.json").exists()
+        launch.meet(device or (run.config["run"]["device"] if seen else "cuda"))
+    ranks.told(lambda: run.config)  # a folder that is no run has no owner
+    launch.check_folder(run.folder)
     with ExitStack() as owner:
-        run = Run(Path(folder))
-        if launch.world() > 1:
-            launch.meet(device or run.config["run"]["device"])
         ranks.told(lambda: _own(owner, run.folder))
         planned = read_plan(run, OwnCode.of(own))
         if extend is not None:

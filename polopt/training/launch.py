@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +117,18 @@ def check_code(own: dict[str, str]) -> None:
             if found[name] != first[name]:
                 said = f"process {rank} has {name} {found[name]}, and process 0 {first[name]}"
                 raise UsageError(f"{said}: all that share a run need the same")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError in every process where one does not see the folder of the run, which the first one makes."""
+    if ranks.count() == 1:
+        return
+    with ExitStack() as left:
+        mark = ranks.told(lambda: left.enter_context(files.marked(folder)))
+        for rank, host in enumerate(ranks.each(lambda: "" if (folder / mark.name).exists() else socket.gethostname())):
+            if host:
+                said = f"process {rank}, on {host}, does not see {mark.parent}"
+                raise UsageError(f"{said}: the folder of a run lies on a disk that all its processes share")
 
 
 def leave() -> None:

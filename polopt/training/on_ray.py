@@ -5,17 +5,15 @@ it is tried again, told to save and named by its signal there as it is here. Imp
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polopt.core import files
 from polopt.core.cluster import arrival, check_gpus, code_here, connected, installed
 from polopt.core.errors import UsageError
+from polopt.core.files import marked
 from polopt.core.pool import PATIENCE, TRIES, Died
 
 
@@ -28,7 +26,7 @@ def on_ray(
     and when the cluster is not there or none of its machines has `gpus`.
     """
     ray = installed()
-    with connected(ray, address), _marked(folder) as mark:
+    with connected(ray, address), marked(folder) as mark:
         check_gpus(ray, gpus, f"--gpus-per-job {gpus:g}")
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=TRIES - 1)(_there())
         told = os.getcwd(), list(sys.path), str(mark), code_here()
@@ -97,15 +95,3 @@ def _stop(ray: Any, running: Sequence[Any]) -> None:
         ray.cancel(one, force=False)
     if running:
         ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
-
-
-@contextmanager
-def _marked(folder: Path) -> Iterator[Path]:
-    """A file in the folder by which another machine can tell that it sees the same one."""
-    files.make_folder(folder)
-    mark = folder.absolute() / f".jobs-{secrets.token_hex(8)}"
-    files.write(mark, b"")
-    try:
-        yield mark
-    finally:
-        files.remove(mark)

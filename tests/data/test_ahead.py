@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 from contextlib import nullcontext
@@ -17,7 +18,8 @@ import polopt
 from polopt.core.errors import RunError, UsageError
 from polopt.core.ledger import Ledger
 from polopt.data import ahead
-from polopt.data.ahead import Ahead, Beside
+from polopt.data.ahead import Ahead, Beside, changing
+from polopt.optim import frozen_copy
 from polopt.training import launch
 from polopt.training.folder import Run
 from polopt.training.options import RunOptions
@@ -75,6 +77,16 @@ def test_a_process_makes_the_same_batches_and_runs_and_is_named_when_it_is_kille
     finally:
         kept.left = 0
         Beside.close(kept)
+
+
+def test_what_is_frozen_is_sent_once() -> None:
+    """With the sampler itself, and not with every batch; a copy that lags behind is frozen as a whole, and changes."""
+    actor = torch.nn.Linear(2, 2)
+    actor.weight.requires_grad_(False)
+    stale = frozen_copy(actor)
+    for each in (actor, stale, frozen_copy(stale), pickle.loads(pickle.dumps(stale))):
+        for part in (each, torch.nn.Sequential(each)):
+            assert [one is each.bias for one in changing(part)] == [True]
 
 
 def test_the_luck_is_that_of_the_device_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,11 @@ def _place() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def tiny_folder(context: int = 64, spread: float = 0.3, seed: int = 0) -> Path:
-    """A model of two layers; a large `spread` of its weights makes its distributions far from uniform."""
-    size = {**TINY, "initializer_range": spread}
-    return make_language_model(Path(_place().name) / f"{context}-{spread}-{seed}", size, seed=seed, context=context)
+def tiny_folder(context: int = 64, spread: float = 0.3, seed: int = 0, layers: int = 2) -> Path:
+    """A model of so many layers; a large `spread` of its weights makes its distributions far from uniform."""
+    size = {**TINY, "initializer_range": spread, "num_hidden_layers": layers}
+    folder = Path(_place().name) / f"{context}-{spread}-{seed}-{layers}"
+    return make_language_model(folder, size, seed=seed, context=context)
 
 
 def tiny_policy(folder: Path | None = None, **options: Any) -> CausalLMPolicy:

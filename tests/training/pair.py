@@ -1,9 +1,10 @@
 """One of two processes that do the same things together; what each finds is read by `test_ranks.py`.
 
-    python -m tests.training.pair FOLDER WORK ...       with a place to meet (`launch.meet`)
+    python -m tests.training.pair FOLDER WORK ... [/ WORK ...]
 
-Both are forked from one that has imported what they need, which takes longer than most of what they do.
-WORK is "checks", "runs", "divided", "killed" (sharded), a method of the registry, or settings in `GRPO` or `SHARDED`.
+All are forked from one that has imported what they need, which takes longer than most of what they do. After a "/" two
+new ones go on. WORK is a name in `CHECKS`, in `WORKS`, in `GRPO` or `SHARDED` (settings), or a method of the registry;
+after one in `DEATHS` the second process is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import signal
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from polopt.tasks.problems import Addition
 from polopt.training import launch, seeding
 from polopt.training.agreement import check_agreement, fingerprints
 from tests.guards.harness import advance, built, plan
+from tests.training.peak import peaks
 
 GRPO: dict[str, dict[str, Any]] = {
     "fewer rows than processes": {"batch_prompts": 1, "samples_per_prompt": 1, "updates_per_batch": 1},
@@ -288,6 +291,37 @@ def sharded_runs(folder: Path) -> dict[str, Any]:
     return found
 
 
+def folders(folder: Path) -> dict[str, Any]:
+    """Each process works in a folder of its own, as on another machine."""
+    torch.set_default_dtype(torch.float32)
+    before, own = Path.cwd(), folder / f"machine-{ranks.index()}"
+    own.mkdir()
+    os.chdir(own)
+    found = {"not shared": run(Path("run")), "left": os.listdir()}
+    found["nothing to resume"] = refused(lambda: polopt.resume("run"))
+    ranks.told(lambda: shutil.copytree(folder / "stopped", "run"))
+    found["resume not shared"] = refused(lambda: polopt.resume("run"))
+    os.chdir(before)
+    return found
+
+
+def after(name: str, folder: Path) -> dict[str, Any]:
+    """Two go on with a run of which one was killed: with the model as it was, and divided or no longer."""
+    torch.set_default_dtype(torch.float32)
+    for shard in (False, True):
+        ranks.told(lambda shard=shard: shutil.copytree(folder / name, folder / f"{name}, {shard}"))
+    return {f"{name}, {shard}": refused(resumption(folder / f"{name}, {shard}", shard)) for shard in (False, True)}
+
+
+def resumption(folder: Path, shard: bool) -> Any:
+    return lambda: polopt.resume(folder, shard=shard)
+
+
+def killed(name: str, folder: Path, **changes: Any) -> None:
+    """A run within which the second process ends; what the first one says then."""
+    (folder / f"{name}.txt").write_text(run(folder / name, signal.SIGKILL, 5, **changes))
+
+
 CHECKS: dict[str, Any] = {
     "primitives": primitives,
     "disagreements": disagreements,
@@ -297,38 +331,50 @@ CHECKS: dict[str, Any] = {
 }
 
 
-def main(rank: int, folder: Path, work: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+WORKS: dict[str, Any] = {
+    "checks": lambda folder: {check: function() for check, function in CHECKS.items()},
+    "divided": lambda folder: {"divided": divided_model()},
+    "memory": lambda folder: {"memory": {shard: peaks(shard) for shard in (False, True)}},
+    "runs": lambda folder: runs(folder) | sharded_runs(folder),
+    "folders": folders,
+    "after killed": partial(after, "killed"),
+    "after sharded killed": partial(after, "sharded killed"),
+}
+DEATHS: dict[str, Any] = {
+    "killed": partial(killed, "killed"),
+    "sharded killed": partial(killed, "sharded killed", shard=True),
+}
+
+
+def main(rank: int, folder: Path, number: int, work: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", launch.PLACE: str(folder / f"meet-{number}")}
     torch.set_num_threads(1)
     launch.meet()
     found: dict[str, Any] = {}
     for name in work:
-        if name == "checks":
-            found |= {check: function() for check, function in CHECKS.items()}
-        elif name == "runs":
-            found |= runs(folder) | sharded_runs(folder)
-        elif name == "divided":
-            found[name] = divided_model()
-        elif name != "killed":
+        if name in WORKS:
+            found |= WORKS[name](folder)
+        elif name not in DEATHS:
             found[name] = settled(name)
-    torch.save(found, folder / f"found-{ranks.index()}.pt")
-    if "runs" in work or "killed" in work:
-        shard = {"shard": True} if "killed" in work else {}
-        said = run(folder / "killed", signal.SIGKILL, 5, **shard)  # the second ends there
-        (folder / "killed.txt").write_text(said)
+    torch.save(found, folder / f"found-{number}-{rank}.pt")
+    if work[-1] in DEATHS:
+        DEATHS[work[-1]](folder)
 
 
 def both(folder: Path, work: list[str]) -> None:
-    """Does the work in two processes and writes their exit codes."""
-    with built("sft"):
-        pass
+    """Does the work in pairs of processes and writes the exit codes of each pair."""
+    with built("grpo", model="tiny", **GRPO["lora"]):
+        from torch.distributed import fsdp  # noqa: F401
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pair = [context.Process(target=main, args=(rank, folder, work)) for rank in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join()
-    torch.save([process.exitcode for process in pair], folder / "codes.pt")
+    codes = []
+    for number, part in enumerate("\n".join(work).split("\n/\n")):
+        pair = [context.Process(target=main, args=(rank, folder, number, part.split("\n"))) for rank in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+        codes.append([process.exitcode for process in pair])
+    torch.save(codes, folder / "codes.pt")
 
 
 if __name__ == "__main__":

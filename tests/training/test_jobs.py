@@ -7,7 +7,10 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
+import time
 import types
 from contextlib import nullcontext
 
@@ -25,6 +28,7 @@ from polopt.training.folder import Run
 from polopt.training.job_table import Job, shown
 from polopt.training.jobs import Engine, one_thread, run_jobs
 from tests.claims.toy import SOURCE, git, write
+from tests.core.test_pool import busy
 from tests.data import marks
 from tests.training import runs
 from tests.training.killing import die, fill
@@ -99,7 +103,7 @@ def test_what_a_cluster_lacks_is_one_sentence(cluster, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"has polopt .*, and here is 0.0 \(other\)"):
         run()
     monkeypatch.undo()
-    monkeypatch.setattr(on_ray, "_marked", lambda folder: nullcontext(folder / "absent"))
+    monkeypatch.setattr(on_ray, "marked", lambda folder: nullcontext(folder / "absent"))
     with pytest.raises(UsageError, match=r"does not see .*out and .*: on a cluster both lie on a disk"):
         run()
 
@@ -108,6 +112,23 @@ def test_a_full_disk_on_the_cluster_is_one_sentence_and_what_was_saved_stays(clu
     with pytest.raises(RunError, match=r"^could not write .*1: the disk is full; what was saved before is untouched$"):
         list(run_jobs(fill, [(str(tmp_path), 0), (str(tmp_path), 1)], Engine(ray=cluster), tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0": b"saved"}
+
+
+def test_ctrl_c_lets_jobs_on_the_cluster_save_and_begins_nothing_more(cluster, tmp_path):
+    def press():
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(busy, [(str(tmp_path), number) for number in range(4)], Engine(ray=cluster), tmp_path))
+    thread.join()
+    begun = sorted(path.stem for path in tmp_path.glob("*.pid"))
+    assert len(begun) == 2
+    assert sorted(path.stem for path in tmp_path.glob("*.saved")) == begun
 
 
 def test_an_actor_makes_the_batches_that_are_made_inline_and_is_named_when_it_dies(cluster, monkeypatch):

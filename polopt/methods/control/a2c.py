@@ -65,6 +65,7 @@ class A2C(PPO):
 
     slug = "a2c"
     headline = ("entropy", "value_loss", "explained_variance", "grad_norm")
+    metrics_without = ("surrogate", "approx_kl", "approx_kl_k1", "clip_fraction")
     metrics = {
         "policy_loss": "minus advantage times log pi | its level means nothing",
         "value_loss": "half the squared error of the critic",

@@ -70,6 +70,7 @@ class TRPO(PPO):
     slug = "trpo"
     requires = (Density,)
     headline = ("divergence", "step_scale", "entropy", "explained_variance")
+    metrics_without = ("approx_kl", "approx_kl_k1", "clip_fraction")
     metrics = {
         "surrogate": "mean of ratio times advantage before the step | 0 where advantages are standardized",
         "divergence": "KL(old || new) of the step that was taken | `--max-kl` or less, half of it and more",
