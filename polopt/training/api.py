@@ -164,13 +164,9 @@ def resume(
         CheckpointError: the checkpoint is damaged (the sentence names the good one before it).
     """
     run = Run(Path(folder))
-    if launch.world() > 1:
-        seen = (run.folder / "config.json").exists()
-        launch.meet(device or (run.config["run"]["device"] if seen else "cuda"))
-    ranks.told(lambda: run.config)  # a folder that is no run has no owner
-    launch.check_folder(run.folder)
+    launch.meet_at(run, device)  # a folder that is no run has no owner
     with ExitStack() as owner:
-        ranks.told(lambda: _own(owner, run.folder))
+        ranks.told(lambda: owner.enter_context(owned(run.folder)))
         planned = read_plan(run, OwnCode.of(own))
         if extend is not None:
             if extend <= planned.steps:
@@ -203,10 +199,6 @@ def resume(
         anew = extend is not None or until is not None
         rows = _resumed(planned, run.folder, chosen, extended=anew, changed=anew or moved)
         return finish(rows, run.folder, progress=progress)
-
-
-def _own(owner: ExitStack, folder: Path) -> None:
-    owner.enter_context(owned(folder))
 
 
 def _resumed(planned: Plan, folder: Path, step: int, *, extended: bool, changed: bool) -> Iterator[Row]:

@@ -25,6 +25,7 @@ from polopt.bases.language import LanguageMethod
 from polopt.core import files, ranks
 from polopt.core.cluster import code_here
 from polopt.core.errors import Notice, RunError, UsageError
+from polopt.training.folder import Run
 from polopt.training.options import RunOptions
 
 PLACE, PARENT = "POLOPT_RENDEZVOUS", "POLOPT_PARENT"  # a file where processes find each other; a pipe of who began them
@@ -117,6 +118,16 @@ def check_code(own: dict[str, str]) -> None:
             if found[name] != first[name]:
                 said = f"process {rank} has {name} {found[name]}, and process 0 {first[name]}"
                 raise UsageError(f"{said}: all that share a run need the same")
+
+
+def meet_at(run: Run, device: str | None) -> None:
+    """Joins the other processes, if there are any, to go on with a run, on its device or this one. Raises UsageError in
+    all of them where there is no run, or where one does not see it."""
+    if world() > 1:
+        seen = (run.folder / "config.json").exists()
+        meet(device or (run.config["run"]["device"] if seen else "cuda"))
+    ranks.told(lambda: run.config)
+    check_folder(run.folder)
 
 
 def check_folder(folder: Path) -> None:
