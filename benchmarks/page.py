@@ -48,6 +48,7 @@ COMPARISONS = (
     Comparison("td3", ("polopt", "td3", "ours"), (IN_SB3, "td3", SB3)),
     Comparison("ppo", ("polopt", "ppo", "ours"), (IN_SB3, "ppo", SB3)),
     Comparison("trpo", ("polopt", "trpo", "ours"), ("sb3-contrib", "trpo", SB3)),
+    Comparison("dqn", ("polopt", "dqn", "ours"), (IN_SB3, "dqn", SB3)),
     Comparison("dsac-t", ("DSAC-T", "dsac-t", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo-off", ("off-policy MDPO", "mdpo-off", "ours"), ("SAC", "sac", "ours")),
     Comparison("mdpo", ("MDPO", "mdpo", "ours"), ("PPO", "ppo", "ours")),

@@ -134,6 +134,35 @@ TRPO = EVALUATION | {
     "target_kl": 0.01,
     "net_arch": [64, 64],
 }
+# Those of RL Baselines3 Zoo for each task; of Acrobot's 100,000 steps the first 30,000, with its epsilon of each step
+DQN_COMMON = EVALUATION | {"steps": 50_000, "eval_every": 2_500, "gamma": 0.99, "net_arch": [256, 256]}
+DQN = {
+    "CartPole-v1": DQN_COMMON
+    | {
+        "learning_starts": 1_000,
+        "batch_size": 64,
+        "learning_rate": 2.3e-3,
+        "buffer_size": 100_000,
+        "target_update_interval": 10,
+        "train_freq": 256,
+        "gradient_steps": 128,
+        "exploration_fraction": 0.16,
+        "exploration_final_eps": 0.04,
+    },
+    "Acrobot-v1": DQN_COMMON
+    | {
+        "steps": 30_000,
+        "learning_starts": 0,
+        "batch_size": 128,
+        "learning_rate": 6.3e-4,
+        "buffer_size": 50_000,
+        "target_update_interval": 250,
+        "train_freq": 4,
+        "gradient_steps": 4,
+        "exploration_fraction": 0.4,
+        "exploration_final_eps": 0.1,
+    },
+}
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
 TD3_BC = EVALUATION | {"case": "td3-bc-curve", "updates": 20_000, "eval_every": 2_000}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
@@ -168,6 +197,9 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5"):
         for side in sides:
             yield Arm("trpo", *side, task, TRPO | {"case": "trpo-curve", "task": task}, 4, own=range(SEEDS))
+    for task, settings in DQN.items():
+        for side in sides:
+            yield Arm("dqn", *side, task, settings | {"case": "dqn-curve", "task": task}, 2, own=range(SEEDS))
     yield _control("dsac-t", "ours", "polopt", "HalfCheetah-v5", SAC, 30)
     yield _control("mdpo-off", "ours", "polopt", "HalfCheetah-v5", SAC, 25)
     yield _control("mdpo", "ours", "polopt", "HalfCheetah-v5", SHARED_WITH_PPO, 5)

@@ -1,5 +1,5 @@
-"""polopt's learning curves on MuJoCo: SAC, TD3, PPO and TRPO as Stable-Baselines3 and sb3-contrib are run beside them,
-and three on top.
+"""polopt's learning curves on MuJoCo, of DQN on small tasks: SAC, TD3, PPO, TRPO and DQN as Stable-Baselines3 and
+sb3-contrib are run beside them, and three on top.
 
 A job names settings as Stable-Baselines3 does (`net_arch`, `n_steps`, `vf_coef`, ...); `SETTINGS` and `translated` say
 what they are here. Training is the ordinary `Trainer`: losses eager, environments in this process, no logger, and no
@@ -16,6 +16,11 @@ once, and has its first one update after them.
 
 sb3-contrib takes the mean of a Gaussian's divergence over the coordinates of an action where ours is the sum, so its
 radius and damping are here times their number; of its steps it bounds the other divergence, KL(new || old).
+
+DQN's random steps fill whole collections here, and its first updates come one collection after them: one block of
+updates later than there. Epsilon falls with each collection here and with each step there. A target that is copied
+every so many steps is copied here after as many updates, and after each block where the copies are closer than that:
+between two blocks there is nothing new to copy.
 
 What DSAC-T and MDPO share with SAC and PPO has the job's value; the rest is the method's own default. For DSAC-T that
 leaves its delay of 2 and its bounds; its temperature starts at 1 like SAC's and, as it moves at every second update,
@@ -48,7 +53,10 @@ NAMES = {
     "cg_damping": "damping",
     "cg_max_steps": "solver_steps",
     "ent_coef": "entropy_coefficient",
+    "exploration_final_eps": "epsilon",
+    "exploration_fraction": "exploration",
     "gamma": "discount",
+    "gradient_steps": "updates_per_step",
     "learning_rate": "lr",
     "learning_starts": "warmup",
     "line_search_shrinking_factor": "shrink",
@@ -60,6 +68,8 @@ NAMES = {
     "policy_delay": "delay",
     "target_kl": "max_kl",
     "target_policy_noise": "target_noise",
+    "target_update_interval": "target_every",
+    "train_freq": "steps_per_update",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sac": {"entropy.form": "log-alpha"},
@@ -74,6 +84,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"preset": "mujoco", "value_clip": None},
     "mdpo": {},
     "trpo": {"normalize_obs": True, "normalize_reward": True},
+    "dqn": {},
 }
 
 
@@ -90,6 +101,10 @@ def translated(method: str, task: str, settings: dict[str, Any]) -> dict[str, An
         with gymnasium.make(task) as env:
             coordinates = gymnasium.spaces.flatdim(env.action_space)
         known["max_kl"], known["damping"] = coordinates * known["max_kl"], coordinates * known["damping"]
+    if method == "dqn":  # counted in steps there, in updates here, and none falls between the steps of one collection
+        block = known["updates_per_step"]
+        known["target_every"] = max(known["target_every"] * block // known["steps_per_update"], block)
+        known["warmup"] = max(known["warmup"], 1)
     if method == "dsac-t":
         known["entropy.lr"] = 2 * known["lr"]
     return known

@@ -1,5 +1,5 @@
-"""Learning curves of Stable-Baselines3 and sb3-contrib on MuJoCo: `model.learn` with a callback that evaluates, off
-the clock.
+"""Learning curves of Stable-Baselines3 and sb3-contrib on MuJoCo, of DQN on small tasks: `model.learn` with a callback
+that evaluates, off the clock.
 
 The settings of a job are its own parameters by name. Its environments are made without Gymnasium's checker, as
 polopt's are, and stepped in this process (`DummyVecEnv`, the faster one for these on one core); nothing is logged. PPO
@@ -20,7 +20,7 @@ from evaluation import Evaluations
 from protocol import Job
 from sb3_contrib import TRPO
 from sb3_shared import exploring
-from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -102,5 +102,9 @@ def curve(make: Callable[[Job, dict[str, Any]], BaseAlgorithm]) -> Callable[[Job
     return case
 
 
-MAKERS = {"sac": make_sac, "td3": make_td3, "ppo": make_ppo, "trpo": make_trpo}
+def make_dqn(job: Job, settings: dict[str, Any]) -> BaseAlgorithm:
+    return DQN("MlpPolicy", gymnasium.make(job["task"], disable_env_checker=True), **settings)
+
+
+MAKERS = {"sac": make_sac, "td3": make_td3, "ppo": make_ppo, "trpo": make_trpo, "dqn": make_dqn}
 CASES = {f"{name}-curve": curve(make) for name, make in MAKERS.items()}

@@ -14,6 +14,8 @@ SMALLER = {"ppo": {"envs": 2, "window": 64}, "many-return": {"rows": 8, "reward"
 UNITS = {"ppo": 128, "many-return": 2}
 CURVE = {"eval_every": 192, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
 STEPS = {"learning_starts": 64, "steps": 192, "buffer_size": 1000, "n_envs": 2, "n_steps": 64}
+BLOCKS = {"train_freq": 16, "gradient_steps": 8}
+TASKS = ("HalfCheetah-v5", "CartPole-v1")
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -46,8 +48,8 @@ def rates():
 
 def curves():
     for arm in returns.ARMS:
-        if arm.library == "polopt" and not arm.wants and arm.task == "HalfCheetah-v5":
-            small = {name: value for name, value in (CURVE | STEPS).items() if name in arm.settings}
+        if arm.library == "polopt" and not arm.wants and arm.task in TASKS:
+            small = {name: value for name, value in (CURVE | STEPS | BLOCKS).items() if name in arm.settings}
             yield {"units": 0} | arm.job(0, **small)
 
 
@@ -87,10 +89,20 @@ def test_rates(answers):
 
 def test_curves(answers):
     found = {job["case"]: answer for job, answer in answers if not job["units"]}
-    names = ("sac", "td3", "ppo", "trpo", "dsac-t", "mdpo-off", "mdpo")
+    names = ("sac", "td3", "ppo", "trpo", "dqn", "dsac-t", "mdpo-off", "mdpo")
     assert {*found} == {f"{name}-curve" for name in names}
     for rows in found.values():
         assert rows[0]["steps"] == 0
         assert rows[-1]["steps"] >= 192
         assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
         assert all(row["return"] == pytest.approx(sum(row["returns"]), abs=1e-3) for row in rows)  # one episode
+
+
+def test_dqn_copies_as_often_as_its_peer(monkeypatch):
+    """After 250 steps, with an update for each; and, where that would be every 5 updates, after each block of 128."""
+    monkeypatch.syspath_prepend(WORKERS)
+    from ours_control_curves import translated
+
+    known = {task: translated("dqn", task, settings) for task, settings in returns.DQN.items()}
+    assert [known[task]["target_every"] for task in ("CartPole-v1", "Acrobot-v1")] == [128, 250]
+    assert [known[task]["warmup"] for task in ("CartPole-v1", "Acrobot-v1")] == [1_000, 1]
