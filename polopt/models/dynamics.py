@@ -96,7 +96,7 @@ class Dynamics(nn.Module):
         self.gaussian = config.head == "gaussian"
         self.targets = self.size + 1
         inputs, outputs = self.size + (sum(self.counts) or spec.action_dim), self.targets * (1 + self.gaussian)
-        self.net = _trunk(config.network, inputs, outputs + (ends is None), config.members)
+        self.net = trunk(config.network, inputs, outputs + (ends is None), config.members)
         decay, self.linear = config.weight_decay, [m for m in self.net.layers if isinstance(m, EnsembleLinear)]
         self.decay = decay * len(self.linear) if len(decay) == 1 else decay
         self.input_scale, self.target_scale = Scale(inputs), Scale(self.targets)
@@ -242,11 +242,12 @@ class Dynamics(nn.Module):
         return mean, low + functional.softplus(log_var - low), end
 
 
-def _trunk(network: Network, inputs: int, outputs: int, members: int) -> MLP:
+def trunk(network: Network, inputs: int, outputs: int, members: int) -> MLP:
+    """The layers of an ensemble that reads vectors [E, B, inputs]."""
     space = spaces.Box(-np.inf, np.inf, (inputs,))
-    trunk = network.build(space, outputs, ensemble=members, head_gain=1.0).trunk
-    assert isinstance(trunk, MLP)
-    return trunk
+    found = network.build(space, outputs, ensemble=members, head_gain=1.0).trunk
+    assert isinstance(found, MLP)
+    return found
 
 
 def _end_loss(logit: Tensor, terminated: Tensor) -> Tensor:

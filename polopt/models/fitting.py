@@ -52,6 +52,8 @@ class Fitting(Stateful):
     Args:
         model: see `Fits`; its `config` says how to fit it.
         data: recorded decisions [B], actions as the policy acts. At least two rows, or UsageError.
+        config: how to fit it, in place of the model's own.
+        optimizer: one that has fitted it before, which goes on.
 
     Attributes:
         done: the model has its best weights and its elites; further steps do nothing.
@@ -62,20 +64,28 @@ class Fitting(Stateful):
     learned = False
     saved = ("position", "passes", "waited", "done")
 
-    def __init__(self, model: nn.Module, data: Batch, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Batch,
+        *,
+        seed: int = 0,
+        config: Ensemble | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         if len(data) < 2:
             raise UsageError(
                 f"a model needs recorded decisions to learn from and to hold out, and there is {len(data)}"
             )
         self.model, self.seed = model, seed
         self.fits: Fits = model  # type: ignore[assignment]
-        config = self.config = self.fits.config
+        config = self.config = config or self.fits.config
         order = torch.randperm(len(data), generator=self._generator(0))
         out = min(max(round(config.holdout * len(data)), 1), config.holdout_most, len(data) - 1)
         self.held_out, self.data = data[order[:out]], data[order[out:]]
         self.fits.fit_scales(self.data.to(device_of(model)))
         self.resample = torch.randint(len(self.data), (config.members, len(self.data)), generator=self._generator(1))
-        self.optimizer = Optimizer(model, lr=config.lr)
+        self.optimizer = optimizer or Optimizer(model, lr=config.lr)
         self.kept = copy.deepcopy(model)
         self.best = torch.full((config.members,), torch.inf, dtype=torch.float64)
         self.position, self.passes, self.waited, self.done = 0, 0, 0, False

@@ -15,6 +15,7 @@ from polopt.core.batch import align_left
 from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.luck import scrambled, scrambled_keys
+from polopt.tasks.mechanics import Mechanics
 from polopt.tasks.options import whole
 from polopt.tasks.scripted import Scripted
 
@@ -118,6 +119,12 @@ class Simulated(Task):
     def behave(self, behavior: str, state: State, time: Tensor) -> Tensor:
         """The actions of one of `behaviors`, as `advance` takes them. Its luck is drawn at the start like all other."""
         raise NotImplementedError  # abstract
+
+    def mechanics(self, **known: float) -> Mechanics:
+        """What is known of how its body moves, for methods that learn the rest; `known` are parameters of the model
+        that differ from the world's own. A world that has it says in `spec.info["joints"]` how many joints there are.
+        Raises UsageError, one sentence, for a world without."""
+        raise UsageError(f"the mechanics of {self.spec.name} are not known, as those of the task pendulum are")
 
     # What every world has.
 

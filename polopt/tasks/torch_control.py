@@ -20,6 +20,7 @@ from torch import Tensor
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
 from polopt.tasks.luck import even
+from polopt.tasks.mechanics import Mechanics
 from polopt.tasks.options import flag, number
 from polopt.tasks.parameters import Parameters
 from polopt.tasks.simulated import Simulated, State
@@ -49,6 +50,43 @@ def moved(
     acceleration = (torque - bias(angle, mass, length) + force) / inertia(mass, length)
     speed = (speed + acceleration * DT).clamp(-SPEED, SPEED)
     return angle + speed * DT, speed
+
+
+def cost(angle: Tensor, speed: Tensor, torque: Tensor) -> Tensor:
+    """What a decision costs [...], from the state before it; the angle counts between -pi and pi."""
+    upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    return upright.square() + 0.1 * speed.square() + 0.001 * torque.square()
+
+
+class Rod(Mechanics):
+    """What is known of the pendulum: a rod of this mass, length and friction of the joint, turned by a motor."""
+
+    joints, dt = 1, DT
+
+    def __init__(self, mass: float, length: float, friction: float) -> None:
+        self.mass, self.length, self.friction = (torch.tensor(value) for value in (mass, length, friction))
+
+    def coordinates(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.atan2(obs[..., 1:2], obs[..., 0:1]), obs[..., 2:3]
+
+    def inertia(self, q: Tensor) -> Tensor:
+        return inertia(self.mass, self.length).to(q).expand_as(q).unsqueeze(-1)
+
+    def bias(self, q: Tensor, qd: Tensor) -> Tensor:
+        return bias(q, self.mass.to(q), self.length.to(q)) + self.friction.to(q) * qd
+
+    def torque(self, action: Tensor, q: Tensor, qd: Tensor) -> Tensor:
+        return action.clamp(-TORQUE, TORQUE)
+
+    def limited(self, qd: Tensor) -> Tensor:
+        return qd.clamp(-SPEED, SPEED)
+
+    def observed(self, q: Tensor, qd: Tensor, before: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([torch.cos(q), torch.sin(q), qd], -1)
+
+    def reward(self, before: Tensor, action: Tensor, after: Tensor) -> Tensor:
+        angle, speed = self.coordinates(before)
+        return -cost(angle, speed, self.torque(action, angle, speed)).squeeze(-1)
 
 
 class Pendulum(Simulated):
@@ -100,7 +138,9 @@ class Pendulum(Simulated):
         if randomize and not names:
             raise UsageError("there are no models to draw from: every spread is 0")
         most = np.array([1.0, 1.0, SPEED], np.float32)
-        info = {"horizon": horizon} | ({"parameters": self.parameters.described()} if names else {})
+        info = {"horizon": horizon, "joints": Rod.joints} | (
+            {"parameters": self.parameters.described()} if names else {}
+        )
         self.spec = Spec(spaces.Box(-most, most), spaces.Box(-TORQUE, TORQUE, (1,)), self.name, info)
 
     def begin(self, draws: State) -> State:
@@ -116,10 +156,12 @@ class Pendulum(Simulated):
         angle, speed, mass, length = (state[name] for name in ("angle", "speed", "mass", "length"))
         drag = -state["friction"] * speed
         torque = action.squeeze(-1).clamp(-TORQUE, TORQUE).to(angle)
-        upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-        reward = -(upright.square() + 0.1 * speed.square() + 0.001 * torque.square())
+        reward = -cost(angle, speed, torque)
         angle, speed = moved(angle, speed, torque, mass, length, drag)
         return {**state, "angle": angle, "speed": speed}, reward, torch.zeros_like(time, dtype=torch.bool), {}
+
+    def mechanics(self, **known: float) -> Rod:
+        return Rod(**{**self.middle, **known})
 
     def observe(self, state: State, time: Tensor) -> Tensor:
         angle = state["angle"]

@@ -219,6 +219,7 @@ def test_a_team_is_trained_on_or_refused_in_one_sentence(name):
         "iwocs",
         "gmorl",
         "sl-mgac",
+        "lift",
     ):  # of a model, of several choices, of scripts, of discrete actions, objectives, parameters, places of one agent
         assert one_sentence(refusal), refusal
     else:
