@@ -8,15 +8,15 @@ There are no hooks: "before collecting" is the first line of `collect`, "after t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from polopt import config as configs
+from polopt.bases.learner import Learner
 from polopt.bases.settings import Limit as Limit
 from polopt.bases.settings import Settings as Settings
 from polopt.bases.settings import Smoke as Smoke
@@ -24,21 +24,16 @@ from polopt.bases.settings import Study as Study
 from polopt.config import param
 from polopt.config.params import kind
 from polopt.core.batch import Batch
-from polopt.core.compiling import compiled
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
-from polopt.core.state import Stateful, held
-from polopt.data.base import Source
 from polopt.evaluation.figures import Figure
 from polopt.evaluation.returns import evaluate_returns
 from polopt.evaluation.score import BY_DATA, Score
 from polopt.optim import Optimizer, copies, renew
-from polopt.optim.whole import compiled_wholes
 from polopt.policies.base import Actor, require, require_legal
 from polopt.tasks.base import Task
 from polopt.tasks.unplayed import Unplayed
 
-M = TypeVar("M", bound="Method")
 P = TypeVar("P")
 C = TypeVar("C", bound=configs.Config)
 
@@ -71,7 +66,7 @@ class _ClassName:
         return kind(owner)
 
 
-class Method(Settings, Stateful):
+class Method(Settings, Learner):
     """Base of all methods: holds the parts, and names what differs from method to method.
 
     Subclasses define `Config`, `build(task)` (makes the parts as attributes), `update(batch)` and, where the paper
@@ -115,13 +110,8 @@ class Method(Settings, Stateful):
     imitates: ClassVar[bool] = False  # to repeat its data is all that it is for
 
     policy: Any  # an Actor; what it promises is in `requires`
-    source: Source
     stage_name: str = ""
     done: bool = False  # whether nothing is left to learn: then a run ends before its budget is spent
-    device: torch.device | str | None = None  # of `to`; this and the two below are for learners to come: see `adopt`
-    compiled: dict[str, Any] | None = None  # options of `compile`
-    prepared: bool = False
-    wholes: Mapping[Any, Any] = MappingProxyType({})  # what `compile` made of functions that `whole` marks
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -139,7 +129,6 @@ class Method(Settings, Stateful):
         self.ledger = ledger or Ledger()
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         self._given = dict(parts or {})
-        self._progress = 0.0
         self.check_rewards()
         self.check_team()
         self.build(task)
@@ -151,10 +140,6 @@ class Method(Settings, Stateful):
     def build(self, task: Task) -> None:
         """Makes the parts as attributes."""
         raise NotImplementedError  # abstract
-
-    def prepare(self) -> None:
-        """Opens what only training needs, such as data sets. Called before a run begins or is resumed, and before its
-        saved state is loaded; not when a policy is only loaded. Learners that it holds are prepared after it."""
 
     def initialized(self) -> None:
         """Called when the weights of another run were loaded (`--init`): all copies (targets, lagged, old and reference
@@ -233,107 +218,3 @@ class Method(Settings, Stateful):
     def check_policy(self) -> None:
         """Raises UsageError, in one sentence, when the policy lacks a capability of `requires`."""
         require(self.policy, *self.requires, by=self.slug)
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the budget that is spent, in [0, 1); set by the loop, read by schedules."""
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self._progress = value
-        for _, part in held(self, Method, Optimizer):
-            part.progress = value
-
-    def learners(self) -> Iterator[tuple[str, Method]]:
-        """This method (path "") and all that it holds, outermost first, each once: attributes, and what is inside
-        lists, tuples and dicts. Progress, devices, compiling, the checks before a save and finished episodes follow it.
-        """
-        seen: set[int] = set()
-
-        def walk(path: str, method: Method) -> Iterator[tuple[str, Method]]:
-            if id(method) not in seen:
-                seen.add(id(method))
-                yield path, method
-                for name, learner in held(method, Method):
-                    yield from walk(f"{path}.{name}" if path else name, learner)
-
-        return walk("", self)
-
-    def _parts(self, kind: type[P]) -> Iterator[tuple[str, P]]:
-        """Attributes of a kind, of this method and of all that it holds, by path, each once."""
-        seen: set[int] = set()
-        for path, learner in self.learners():
-            for name, part in held(learner, kind):
-                if id(part) not in seen:
-                    seen.add(id(part))
-                    yield f"{path}.{name}" if path else name, part
-
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """The modules of this method and of all that it holds, by path, each once."""
-        return self._parts(nn.Module)
-
-    def optimizers(self) -> Iterator[Optimizer]:
-        """The optimizers of this method and of all that it holds, each once."""
-        return (optimizer for _, optimizer in self._parts(Optimizer))
-
-    def sources(self) -> Iterator[tuple[str, Source]]:
-        """The sources of this method and of all that it holds, with the path of the learner that each serves (""
-        for this method itself), each once."""
-        seen: set[int] = set()
-        for path, learner in self.learners():
-            own = [learner.source] if hasattr(learner, "source") else []  # of a staged method: that of its stage
-            for source in (*own, *(source for _, source in held(learner, Source))):
-                if id(source) not in seen:
-                    seen.add(id(source))
-                    yield path, source
-
-    def episodes(self) -> dict[str, list[tuple[float, int]]]:
-        """(return, length) of the training episodes that ended since the last call, by the path of their learner."""
-        ended: dict[str, list[tuple[float, int]]] = {}
-        for path, source in self.sources():
-            if episodes := source.episodes():
-                ended.setdefault(path, []).extend(episodes)
-        return ended
-
-    def losses(self) -> Iterator[str]:
-        """Names of the loss methods."""
-        yield from (name for name in dir(type(self)) if name.endswith("_loss") and not name.startswith("_"))
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves every module; sources follow their actor, and environments and storage stay on the CPU."""
-        for _, learner in self.learners():
-            learner.device = device
-        for _, module in self.modules():
-            module.to(device)
-
-    def compile(self, **options: Any) -> None:
-        """Compiles what this method and all that it holds compute; `options` go to `torch.compile`."""
-        for _, learner in self.learners():
-            learner.compiled = options
-            learner.compile_own(**options)
-
-    def compile_own(self, **options: Any) -> None:
-        """Compiles every function that `whole` marks; elsewhere every `*_loss`, and every step that an optimizer takes
-        on one. What is around them stays Python."""
-        for name in self.losses():
-            setattr(self, name, compiled(getattr(self, name), **options))
-        for _, optimizer in held(self, Optimizer):
-            optimizer.compile(**options)
-        self.wholes = compiled_wholes(self, list(self.optimizers()), **options)
-
-    def adopt(self, learner: M) -> M:
-        """Makes a learner that is built while this one trains ready as this one is: moved, compiled and prepared."""
-        if self.device is not None:
-            learner.to(self.device)
-        if self.compiled is not None:
-            learner.compile(**self.compiled)
-        if self.prepared:
-            learner.prepare_all()
-        return learner
-
-    def prepare_all(self) -> None:
-        """`prepare` of this method and of all that it holds."""
-        for _, learner in self.learners():
-            learner.prepare()
-            learner.prepared = True

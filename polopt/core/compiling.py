@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,21 +15,58 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps compiled code; it asks for it whenever it needs it
+VALUES = ("CONSTANT_MATCH", "EQUALS_MATCH", "ID_MATCH")  # numbers, texts, flags and None, wherever they are
 
 
 def compiled(function: F, **options: Any) -> F:
     """`torch.compile` with versions of its own, where torch can: else it keeps 8 of one piece of code, whoever calls
     it, and the ninth learner of a method that holds many would run uncompiled.
 
-    What it draws are the numbers that would be drawn uncompiled.
+    What it draws are the numbers that would be drawn uncompiled. Of what torch looks at in each call, to see whether
+    the compiled code still holds, only `may_change` is left.
     """
     keep_code()
-    if options.get("backend", "inductor") == "inductor" and "mode" not in options:  # torch takes one of the two
-        options = options | {"options": {"fallback_random": True} | options.get("options", {})}
+    if "mode" not in options:  # torch takes one of the two
+        own: dict[str, Any] = {"guard_filter_fn": may_change}
+        if options.get("backend", "inductor") == "inductor":
+            own["fallback_random"] = True
+        options = options | {"options": own | options.get("options", {})}
     return torch.compile(function, **({"isolate_recompiles": True} if ISOLATES else {}), **options)  # type: ignore
+
+
+def may_change(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch's guards on compiled code are asked in each call: those on arguments, on values, and on what a
+    learner holds. Not those on functions, classes and modules of Python, on hooks, and on what an optimizer keeps for
+    each parameter: they are two thirds, and where networks are small all of them take nearly as long as the update.
+    """
+    return [_asked(guard) for guard in guards]
+
+
+def _asked(guard: Any) -> bool:
+    name, kind = guard.name, guard.guard_type
+    if kind in VALUES:
+        return True
+    if guard.is_global or "type(" in name or kind == "EMPTY_NN_MODULE_HOOKS_DICT":
+        return False
+    if kind == "NOT_PRESENT_IN_GENERIC_DICT":  # an attribute of the class: of values the object may get its own
+        attribute = guard.orig_guard.create_fn.keywords["attr"]
+        return not callable(getattr(type(guard.value), attribute, None))
+    if kind == "DUPLICATE_INPUT":  # an optimizer's parameters are those of modules
+        return ".parameters[" not in name
+    return "._moments[" not in name  # those of an optimizer, which are shaped like the parameters
 
 
 def keep_code() -> None:
     """What torch compiles from here on is kept in polopt's cache, unless the environment says where, so that the next
     process that wants the same begins with it."""
     os.environ.setdefault(CACHE, str(cache_folder() / "compiled"))
+
+
+def gradients_traced() -> bool:
+    """Whether this torch can compile a function that takes gradients; it does from here on."""
+    from torch._dynamo import config  # takes a second, which a run without it need not wait
+
+    if not hasattr(config, "trace_autograd_ops"):
+        return False
+    config.trace_autograd_ops = True
+    return True

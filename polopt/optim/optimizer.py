@@ -7,17 +7,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core import ranks, shards, signals
 from polopt.core.batch import Batch, closed, opened, pieces
-from polopt.core.compiling import compiled
+from polopt.core.compiling import compiled, gradients_traced
 from polopt.core.state import Stateful
+from polopt.optim.adam import KERNELS, fused_adam_, traced_adam_
+from polopt.optim.clipping import norm_and_factor
 from polopt.optim.divided import add_up, divided_gradients, sharded_gradients
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
 LATE = 1e6  # from so many steps on the bias correction of Adam is 1
 
 
@@ -195,7 +195,7 @@ class Optimizer(Stateful):
         grads = [reached[index] for index in chosen]
         metrics = {name: part.detach() for name, part in metrics.items()}
         if self.max_grad_norm is not None:
-            metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
+            metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm, self.parameters[0].device)
             grads = [grad * factor for grad in grads]  # not in place: one tensor may serve two parameters
         with torch.no_grad():
             self._move([self.parameters[index] for index in chosen], grads, chosen)
@@ -206,25 +206,8 @@ class Optimizer(Stateful):
             for parameter, grad in zip(parameters, grads):
                 parameter.sub_(self._rate[1] * (grad + self.weight_decay * parameter))
             return
-        averages, squares, steps = ([part[index] for index in chosen] for part in self._moments)
-        adam(
-            parameters,  # type: ignore[arg-type]
-            grads,
-            averages,
-            squares,
-            [],
-            steps,
-            foreach=True,
-            capturable=True,
-            decoupled_weight_decay=self.kind == "adamw",
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=self._rate[1],
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-            maximize=False,
-        )
+        moments = [[part[index] for index in chosen] for part in self._moments]
+        traced_adam_(self.kind, parameters, grads, moments, self._rate[1], self.betas, self.eps, self.weight_decay)
 
     def _adam_state(self) -> list[list[Tensor]]:
         """The state of torch's optimizer, for every parameter, in lists as the functional form wants it."""
@@ -242,7 +225,7 @@ class Optimizer(Stateful):
         reached = [parameter.grad for parameter in self.parameters]
         grads = [grad for grad in reached if grad is not None]
         if self.max_grad_norm is not None:
-            metrics["grad_norm"], factor = self._norm_and_factor(grads, self.max_grad_norm)
+            metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm, self.parameters[0].device)
             if grads:
                 torch._foreach_mul_([*map(shards.local, grads)], factor)
         if self.begin and not self.torch.state:
@@ -250,51 +233,12 @@ class Optimizer(Stateful):
         for group in self.torch.param_groups:
             group["lr"] = self.rate
         if self._moments and self._alike and len(grads) == len(reached):
-            self._adam_step(grads)
+            fused_adam_(self.kind, self.parameters, grads, self._moments, self.torch.param_groups[0])
             return metrics
         self.torch.step()
         if self._alike and len(grads) == len(reached):
             self._adam_state()
         return metrics
-
-    def _adam_step(self, grads: list[Tensor]) -> None:
-        """The kernel that `torch.optim.Adam` calls, on lists that are kept: for small networks it spends most of its
-        step on gathering them."""
-        group = self.torch.param_groups[0]
-        averages, squares, steps = self._moments
-        with torch.no_grad():
-            torch._foreach_add_(steps, 1)
-            KERNELS[self.kind](
-                self.parameters,
-                grads,
-                averages,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
-
-    def _norm_and_factor(self, grads: list[Tensor], bound: float) -> tuple[Tensor, Tensor]:
-        """The global norm, and what to multiply the gradients by for one of at most `bound`.
-
-        As in `torch.nn.utils.clip_grad_norm_`, in half of its time for small networks.
-        """
-        norm = torch.zeros((), device=self.parameters[0].device)  # where nothing of the loss depends on the parameters
-        own = [grad for grad in grads if shards.divided(grad)]
-        if own:  # of the others every process holds all
-            square = torch.stack(torch._foreach_norm([*map(shards.local, own)])).square().sum()
-            ranks.add_([square])
-            grads = [grad for grad in grads if not shards.divided(grad)]
-            norm = square.sqrt()
-        if grads:
-            norm = torch.linalg.vector_norm(torch.stack([*torch._foreach_norm(grads), *([norm] if own else [])]))
-        return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
 
     def extra_state(self) -> dict[str, Any]:
         return {
@@ -318,13 +262,3 @@ class Optimizer(Stateful):
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
     return [item] if isinstance(item, nn.Parameter) else item.parameters()
-
-
-def gradients_traced() -> bool:
-    """Whether this torch can compile a function that takes gradients; it does from here on."""
-    from torch._dynamo import config  # takes a second, which a run without it need not wait
-
-    if not hasattr(config, "trace_autograd_ops"):
-        return False
-    config.trace_autograd_ops = True
-    return True

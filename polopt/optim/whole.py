@@ -12,9 +12,9 @@ from torch import Tensor
 
 from polopt.core import ranks
 from polopt.core.batch import Batch, closed, opened
-from polopt.core.compiling import compiled
+from polopt.core.compiling import compiled, gradients_traced
 from polopt.core.errors import Notice
-from polopt.optim.optimizer import Optimizer, gradients_traced
+from polopt.optim.optimizer import Optimizer
 
 Step = Callable[..., dict[str, Tensor]]
 F = TypeVar("F", bound=Step)

@@ -1,0 +1,70 @@
+"""Adam on lists that are kept: the kernel of torch's own optimizer, and the form that a compiler reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
+Moments = Sequence[list[Tensor]]  # averages of gradients, of their squares, and numbers of steps, of every parameter
+
+
+@torch.no_grad()
+def fused_adam_(
+    kind: str, parameters: Sequence[Tensor], grads: list[Tensor], moments: Moments, group: Mapping[str, Any]
+) -> None:
+    """The kernel that `torch.optim.Adam` calls with the settings of `group`: for small networks it spends most of its
+    step on gathering the lists."""
+    averages, squares, steps = moments
+    torch._foreach_add_(steps, 1)
+    KERNELS[kind](
+        parameters,
+        grads,
+        averages,
+        squares,
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def traced_adam_(
+    kind: str,
+    parameters: Sequence[Tensor],
+    grads: list[Tensor],
+    moments: Moments,
+    rate: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The same step within a compiled function, where optimizers break a graph."""
+    averages, squares, steps = moments
+    adam(
+        parameters,  # type: ignore[arg-type]
+        grads,
+        averages,
+        squares,
+        [],
+        steps,
+        foreach=True,
+        capturable=True,
+        decoupled_weight_decay=kind == "adamw",
+        amsgrad=False,
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=rate,
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=False,
+    )

@@ -1,0 +1,84 @@
+"""What compiled code is asked in each call."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polopt.core.compiling import compiled
+
+
+def doubled(x: Tensor) -> Tensor:
+    return 2.0 * x
+
+
+class Holder:
+    """What a learner may hold: numbers, flags, something that is not there yet, lists, tensors and modules."""
+
+    flag = False
+
+    def __init__(self) -> None:
+        self.number, self.more = 1.0, None
+        self.parts = [torch.ones(1)]
+        self.table = torch.ones(1)
+        self.layer = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.layer.weight)
+
+    def value(self, x: Tensor, loss: Any) -> Tensor:
+        x = doubled(x) * self.number + sum(self.parts) + (self.table * torch.ones_like(self.table)).sum()
+        x = x if self.more is None else x + self.more
+        return loss(self.layer(-x if self.flag else x))
+
+
+@pytest.fixture
+def calls():
+    """A holder, its function, and the same compiled; the graphs that were made are counted."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    holder = Holder()
+    return holder, holder.value, compiled(holder.value, backend=backend), graphs
+
+
+CHANGES = {
+    "number": lambda holder: setattr(holder, "number", 3.0),
+    "flag": lambda holder: setattr(holder, "flag", True),
+    "there": lambda holder: setattr(holder, "more", torch.ones(1)),
+    "gone": lambda holder: setattr(holder, "more", None),
+    "longer": lambda holder: holder.parts.append(torch.ones(1)),
+    "larger": lambda holder: setattr(holder, "table", torch.ones(2, 3)),
+    "module": lambda holder: setattr(holder, "layer", nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))),
+    "weights": lambda holder: setattr(holder, "layer", nn.Linear(1, 4)),
+}
+
+
+def test_what_a_learner_holds_may_change(calls):
+    holder, plain, fast, graphs = calls
+    rows = torch.arange(3.0).unsqueeze(1)
+    for name, change in {"": lambda holder: None, **CHANGES}.items():
+        change(holder)
+        seen = len(graphs)
+        torch.testing.assert_close(fast(rows, torch.sin), plain(rows, torch.sin), msg=name)
+        assert len(graphs) == seen + (name != "gone"), name
+
+
+def test_that_code_is_the_same_is_not_asked(calls, monkeypatch):
+    """Which takes longer than small networks. What the arguments are is asked."""
+    holder, plain, fast, graphs = calls
+    rows = torch.arange(3.0).unsqueeze(1)
+    before = fast(rows, torch.sin)
+    torch.testing.assert_close(fast(rows[1:], torch.sin), plain(rows[1:], torch.sin))
+    torch.testing.assert_close(fast(rows, torch.cos), plain(rows, torch.cos))
+    assert len(graphs) == 3
+    monkeypatch.setattr(sys.modules[__name__], "doubled", lambda x: 5.0 * x)
+    holder.layer.register_forward_hook(lambda module, inputs, output: output + 1.0)
+    assert torch.equal(fast(rows, torch.sin), before)
+    assert not torch.equal(plain(rows, torch.sin), before)
+    assert len(graphs) == 3
