@@ -158,14 +158,15 @@ def test_what_cannot_be_one_graph_is_compiled_in_parts_and_said(float64):
 
 
 @pytest.mark.exhaustive
-def test_compiled_code_is_kept_on_disk_and_gives_the_numbers_of_the_update_also_resumed(monkeypatch):
-    """The one test of torch's real compiler: SAC for ten updates, and for the last five of them in another learner."""
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_compiled_code_is_kept_on_disk_and_gives_the_numbers_of_the_update_also_resumed(name, monkeypatch):
+    """The one test of torch's real compiler: ten updates, and the last five of them in another learner."""
     monkeypatch.delenv(CACHE, raising=False)
     results = []
     for compiled in (False, True):
         reseed()
         torch._dynamo.reset()
-        with built("sac", **SMALL) as method:
+        with built(name, **SMALL) as method:
             if compiled:
                 method.compile()
             found = advance(method, 10**9, 5)
@@ -175,7 +176,7 @@ def test_compiled_code_is_kept_on_disk_and_gives_the_numbers_of_the_update_also_
     assert any((cache_folder() / "compiled").iterdir())
     torch._dynamo.reset()
     counters.clear()
-    with built("sac", **SMALL) as method:
+    with built(name, **SMALL) as method:
         method.compile()
         restore(method, {path: leaf for path, leaf in state.items() if not path.startswith("random/")})
         restore_random_state(state)
