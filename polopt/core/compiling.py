@@ -46,7 +46,7 @@ def inductor_options() -> dict[str, Any]:
 def may_change(guards: Sequence[Any]) -> list[bool]:
     """Which of torch's guards on compiled code are asked in each call: those on arguments, on values, and on what a
     learner holds. Not those on functions, classes and modules of Python, on hooks, and on what an optimizer keeps for
-    each parameter: they are two thirds, and where networks are small all of them take nearly as long as the update.
+    each parameter: they are most, and where networks are small all of them take half as long as the update itself.
     """
     return [_asked(guard) for guard in guards]
 
@@ -58,7 +58,7 @@ def _asked(guard: Any) -> bool:
     if guard.is_global or "type(" in name or kind == "EMPTY_NN_MODULE_HOOKS_DICT":
         return False
     if kind == "NOT_PRESENT_IN_GENERIC_DICT":  # an attribute of the class: of values the object may get its own
-        attribute = guard.orig_guard.create_fn.keywords["attr"]
+        attribute = getattr(guard.orig_guard.create_fn, "keywords", {}).get("attr", "")
         return not callable(getattr(type(guard.value), attribute, None))
     if kind == "DUPLICATE_INPUT":  # an optimizer's parameters are those of modules
         return ".parameters[" not in name

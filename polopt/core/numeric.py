@@ -10,10 +10,11 @@ BOUND = 20.0  # exp(20) is 5e8: no update can mean a larger ratio, and its squar
 
 def bounded_exp(x: Tensor) -> Tensor:
     """exp(x) up to x = 20 and its tangent beyond, so that value and slope are finite and keep their signs."""
-    return x.clamp_max(BOUND).exp() * (1 + (x - BOUND).clamp_min(0))
+    value = x.clamp_max(BOUND).exp()
+    return torch.addcmul(value, value, (x - BOUND).clamp_min(0))
 
 
 def bounded_expm1(x: Tensor) -> Tensor:
     """exp(x) - 1, exact near 0, with the tangent beyond x = 20 as in `bounded_exp`."""
     low = x.clamp_max(BOUND)
-    return torch.expm1(low) + low.exp() * (x - BOUND).clamp_min(0)
+    return torch.addcmul(torch.expm1(low), low.exp(), (x - BOUND).clamp_min(0))

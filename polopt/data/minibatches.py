@@ -47,13 +47,21 @@ def minibatches(
             flat = flat[mask.nonzero().flatten()]
     device: Any = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
-        order = shuffled(len(flat), device, generator)
-        for part in flat[order].split(size):  # permuted once: the parts are views
-            if part.get("weight", None) is None:
-                yield weigh(part)
-                continue
-            part = part.clone(False)
-            weight = part["weight"]
-            scale = len(part) / len(flat) if tokens else weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-            part["weight"] = weight / scale
+        whole = flat[shuffled(len(flat), device, generator)]  # permuted once: the parts are views
+        weight = whole.get("weight", None)
+        if weight is not None and not tokens:
+            whole["weight"] = shared_out(weight, size)
+        for part in whole.split(size):
+            if weight is None:
+                part = weigh(part)
+            elif tokens:
+                part["weight"] = part["weight"] / (len(part) / len(flat))
             yield part
+
+
+def shared_out(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """Weights [n, ...] in the same proportions, with the sum 1 over each `size` rows, and over those that are left."""
+    even, tiny = len(weight) // size * size, torch.finfo(weight.dtype).tiny
+    parts = weight[:even].unflatten(0, (even // size, size)).flatten(1), weight[even:].flatten().unsqueeze(0)
+    sums = [part / part.sum(1, keepdim=True).clamp_min(tiny) for part in parts if part.numel()]
+    return torch.cat([part.flatten() for part in sums]).view_as(weight)

@@ -71,12 +71,11 @@ class DiagonalGaussian(BoxActor, Density, Reparameterized, Imitates):
 
     def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs -> mean and log_std, each [..., A]."""
+        low, high = self.log_std_low, self.log_std_high
         if self.log_std is not None:
-            mean, log_std = outputs, self.log_std.expand_as(outputs)
-        else:
-            mean, log_std = outputs.chunk(2, -1)
-            log_std = log_std + self.log_std_init
-        return mean, log_std.clamp(self.log_std_low, self.log_std_high)
+            return outputs, self.log_std.clamp(low, high).expand_as(outputs)
+        mean, log_std = outputs.chunk(2, -1)
+        return mean, (log_std + self.log_std_init).clamp(low, high)
 
     def moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, each [..., A], of the Gaussian (of the one before the tanh, if squashed)."""

@@ -64,6 +64,16 @@ def test_given_weights_keep_their_proportions() -> None:
     assert data["weight"].sum().item() == pytest.approx(1.0)  # the batch itself is untouched
 
 
+@pytest.mark.parametrize("size", [1, 4, 7, 20, 50])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_given_weights_are_those_of_each_minibatch_by_itself(size: int, recurrent: bool, float64: None) -> None:
+    data = batch()
+    data["weight"] = (data["action"] % 7).double() * (data["action"] > 4)  # also a minibatch without any
+    for part in minibatches(data, size, generator=torch.Generator().manual_seed(2), recurrent=recurrent):
+        number = (part["action"] % 7).double() * (part["action"] > 4)
+        torch.testing.assert_close(part["weight"], number / number.sum().clamp_min(1e-300))
+
+
 def completions(rows: int = 6, width: int = 5) -> TensorDict:
     number = torch.arange(rows)
     mask = torch.arange(width) < torch.tensor([3, 1, 5, 0, 2, 4]).unsqueeze(1)
