@@ -16,7 +16,7 @@ from polopt.core import files
 from polopt.evaluation.statistics import aggregate_curves
 from polopt.report import curves, sheets
 from polopt.report.curves import canvas, count_axis, legend
-from polopt.report.figures import SIZE, drawings
+from polopt.report.figures import SIZE, Drawing, drawings
 from polopt.report.runs import COUNTS, RunData, grouped, labels, tasks_of
 
 Groups = Mapping[str, Sequence[RunData]]
@@ -66,15 +66,18 @@ def write_figures(result: Mapping[str, Any], runs: Sequence[RunData], folder: Pa
             draw = partial(draw_curves, groups=ordered, series=sheets.SERIES, ink=sheets.INK)
             save(f"{stem}-curves", 6.4, 4.0, draw)
             _save_measures(save, stem, facts)
-            for title, shown in drawings(ordered):
-                drawn = partial(shown, series=sheets.SERIES, ink=sheets.INK, faint=sheets.FAINT)
-                save(_stem(f"{stem}-{title}", taken), *SIZE, drawn)
+            for title, drawing in drawings(ordered):
+                save(_stem(f"{stem}-{title}", taken), *SIZE, partial(_put, drawing))
         if result["together"] is not None:
             _save_measures(save, _stem("all", taken), result["together"])
         write_evaluations(runs, folder / "evaluations.csv")
     except OSError as error:
         raise files.refused(folder, error) from error
     return [*found, folder / "evaluations.csv"]
+
+
+def _put(drawing: Drawing, axes: Any) -> None:
+    drawing(axes, sheets.SERIES, sheets.INK, sheets.FAINT)
 
 
 def _save_measures(save: Callable[..., None], stem: str, facts: Mapping[str, Any]) -> None:
