@@ -16,10 +16,12 @@ from polopt.config import apply
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
+from polopt.methods.control import lift, lift_finetune
 from polopt.methods.control.lift import LIFT
 from polopt.methods.control.lift_finetune import FineTune, ramp
 from polopt.methods.control.lift_pretrain import ParallelSAC
 from polopt.methods.control.lift_settings import SMALL
+from polopt.models.fitting import Fitting
 from polopt.optim import Optimizer
 from polopt.tasks.mechanics import Mechanics
 from polopt.tasks.simulated import Simulated, State
@@ -114,6 +116,52 @@ def test_must_3_horizon_and_rounds_grow() -> None:
         assert len(whole) == 40 * 4
         assert all(any(torch.equal(obs, seen) for seen in whole["obs"]) for obs in batch["obs"][-16:])
         assert method.ledger.env_steps == 120 + 40 * 4
+
+
+def test_must_3_what_was_imagined_stays_as_its_buffer_grows() -> None:
+    with built("lift") as method:
+        advance(method, 120)
+        learner = tuned(method)
+        for _ in range(2 * 2):  # the rounds of the first epoch
+            method.update(method.collect())
+        before = learner.imagined.whole()
+        method.collect()  # an epoch begins, and its first round
+        after, played = learner.imagined.whole(), learner.replay.whole()[-40:]
+        assert (len(before), len(after)) == (32, 96)
+        assert torch.equal(after["obs"][:24], before["obs"][-24:])  # 104 in all, of which the first 8 are gone
+        assert torch.equal(after["next_obs"][24:64], played["next_obs"])
+
+
+def test_must_2_what_the_model_learns_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the simulators single decisions, of the target windows of all before the epoch is played; actions in Nm."""
+    fits: list[dict[str, Any]] = []
+
+    class Noted(Fitting):
+        def __init__(self, model: Any, data: Any, **how: Any) -> None:
+            fits.append({"data": data, **how})
+            super().__init__(model, data, **how)
+
+    for module in (lift, lift_finetune):
+        monkeypatch.setattr(module, "Fitting", Noted)
+    with built("lift") as method:
+        assert isinstance(method, LIFT)
+        advance(method, 118)
+        assert not fits
+        first: Any = method.learner
+        advance(method, 120)
+        stored = first.source.replay.whole()
+        for _ in range(2 * 2 + 1):
+            method.update(method.collect())
+        played = tuned(method).replay.whole()
+        assert [each["data"]["action"].shape[:2] for each in fits] == [(120, 1), (40 - 1, 2), (80 - 1, 2)]
+        torch.testing.assert_close(fits[0]["data"]["action"][:, 0], 2 * stored["action"])
+        for fit in fits[1:]:
+            for step in range(2):
+                rows = slice(step, step + len(fit["data"]))
+                torch.testing.assert_close(fit["data"]["action"][:, step], 2 * played["action"][rows])
+                assert torch.equal(fit["data"]["next_obs"][:, step], played["next_obs"][rows])
+        assert fits[0]["config"].epochs == method.config.pretrain_epochs == 1
+        assert all(fit["optimizer"] is method.model_optimizer for fit in fits)
 
 
 def test_must_4_large_batches_many_steps() -> None:
@@ -303,6 +351,9 @@ def test_must_5_critics_see_more() -> None:
     assert method.critic.network.encoder.size == 3
     learner = tuned(method)
     assert learner.config.sees == ("state",)
+    kept: Any = learner.imagined.whole()
+    assert len(kept) > 40  # more than was played last
+    assert torch.equal(kept["next_obs"]["load"], kept["obs"]["load"])
     start: Any = learner.replay.whole()["obs"][:9]
     seen: Any = method.model.imagine(method.policy, start, 3, noisy=("state",))
     for step in range(3):  # what critics alone see has no noise

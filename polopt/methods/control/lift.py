@@ -25,8 +25,9 @@ Differs from SAC in: all of that; with `pretrain.order` "sac" the first stage is
 Departs from the paper in: the true successor of a decision is known at a time limit, so that critics bootstrap there
 (`truncated`) and the model learns from the last decision of an episode; a fit of the model resamples its data, and ends
 with the weights that were best on held-out decisions; the policy's log deviation is
-clamped, not squashed; of an observation that is no Dict critics see the model's noise as well. The ramp of the target
-entropy, histories of observations and the search for constants are not here.
+clamped, not squashed; critics read actions in [-1, 1], not in units of the task; of an observation that is no Dict they
+see the model's noise as well. The ramp of the target entropy, histories of observations and the search for constants
+are not here.
 """
 
 from dataclasses import dataclass, replace
