@@ -123,10 +123,13 @@ def test_compiles_without_a_graph_break(compact, name):
 def test_compiled_passes_change_nothing(compact):
     shared, apart = samples(compact), ragged(compact)
 
-    def results(policy):
+    def acted(policy):
         torch.manual_seed(0)
         record, _ = policy.act([PROMPTS[0], PROMPTS[1]] * 3)
-        found = [record["action"], record["log_prob"]]
+        return [record["action"], record["log_prob"]]
+
+    def results(policy):
+        found = acted(policy)
         for batch in (shared, apart):
             policy.zero_grad()
             value = policy.log_prob(batch)
@@ -143,8 +146,7 @@ def test_compiled_passes_change_nothing(compact):
     twin = copy.deepcopy(compact)
     with torch.no_grad():
         twin.model.get_output_embeddings().weight.mul_(-1.0)
-    other = results(twin)
-    assert not torch.equal(other[0], plain[0]), "a copy of a compiled policy has its own weights"
+    assert not torch.equal(acted(twin)[0], plain[0]), "a copy of a compiled policy has its own weights"
     torch.testing.assert_close(results(compact), plain, rtol=1e-6, atol=1e-6)
 
 

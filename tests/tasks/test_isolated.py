@@ -172,14 +172,14 @@ def test_what_it_has_started_ends_too(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script = f"""
-        from polopt.tasks.rewards import make_rewards
+        from polopt.core.workers import Workers
         print("ran", flush=True)
-        print(make_rewards("{HERE}:alone", None, 60.0, isolated=True)(["?"], ["abc"], [{{}}]))
+        print(Workers(["{HERE}:alone"])([{{"completion": "abc"}}], 60.0)[0]())
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, tmp_path / "script.py"], env=env, capture_output=True, text=True)
-    assert done.stdout == "ran\n[3.0]\n"
+    assert done.stdout == "ran\n3.0\n"
 
 
 @pytest.mark.parametrize(

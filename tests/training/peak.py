@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -42,9 +43,8 @@ def peaks(shard: bool) -> dict[str, tuple[int, float]]:
     """Of learning and sampling: the bytes that a process had of tensors that stay, with what it took more at the
     fullest moment, and what `polopt plan` says."""
     torch.set_default_dtype(torch.float32)
-    ranks.BUCKET = SENT
     ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what a tensor had is given back, not kept for later
-    with built("sft", shard=shard, **SETTINGS) as method:
+    with patch.object(ranks, "BUCKET", SENT), built("sft", shard=shard, **SETTINGS) as method:
         policy, optimizer = method.policy, method.optimizer  # type: ignore[attr-defined]
         weights = [*policy.parameters()]
         advance(method, 10**9, 1)  # which makes the moments
