@@ -181,6 +181,10 @@ class Method(Settings, Learner):
         """The config of a learner that this method holds, made whole: with this method's `HELD`, and what is given."""
         return replace(config, **{name: getattr(self.config, name) for name in HELD}, **given)
 
+    def compile(self, **options: Any) -> None:
+        super().compile(**options)
+        self.task.compile(**options)
+
     def make_policy(self, config: Any, **options: Any) -> Actor:
         """The policy that was given to the constructor, or else `config.build(spec, **options)`."""
         return self.part("policy", config.build, self.spec, **options)

@@ -132,6 +132,9 @@ class Task(Stateful):
         """
         raise NotImplementedError  # abstract
 
+    def compile(self, **options: Any) -> None:
+        """Compiles what its steps compute, of tasks that are made of tensors; `options` go to `torch.compile`."""
+
     def twin(self, rows: int) -> Task:
         """`rows` further rows of the same task with starts of their own: for a method that needs a second source,
         because two sources on one task would disturb each other.

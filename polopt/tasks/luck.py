@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MASK = (1 << 64) - 1
+QUANTILES: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # a dict: what is compiled looks it up
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -48,7 +49,8 @@ def even(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
 def normal(key: Tensor, time: Tensor | int, count: int, use: int) -> Tensor:
     """Standard normal numbers [N, count] as `uniform` gives uniform ones: the 65,536 quantiles in the middle of equal
     shares, so none is beyond 4.2. Taken from a table, to the bit the same whatever other rows there are."""
-    table = _quantiles(torch.get_default_dtype(), str(key.device))
+    kind = torch.get_default_dtype(), key.device
+    table = QUANTILES[kind] if kind in QUANTILES else QUANTILES.setdefault(kind, _quantiles(*kind))
     return table[(uniform(key, time, count, use) * len(table)).long()]
 
 
@@ -72,8 +74,7 @@ def poisson_steps(mean: float, dtype: torch.dtype, device: str) -> Tensor:
     return chance.cumsum(0).to(device, dtype)
 
 
-@functools.lru_cache
-def _quantiles(dtype: torch.dtype, device: str) -> Tensor:
+def _quantiles(dtype: torch.dtype, device: torch.device) -> Tensor:
     middle = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(middle).to(device, dtype)
 

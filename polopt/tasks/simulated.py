@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polopt.core.batch import align_left
+from polopt.core.compiling import compiled
 from polopt.core.errors import CheckpointError, RunError, UsageError, nearest
 from polopt.tasks.base import EVALUATE, EVALUATE_INDEX, TRAIN, TRAIN_INDEX, Obs, Step, Task, start_seed
 from polopt.tasks.luck import scrambled, scrambled_keys
@@ -20,6 +21,7 @@ from polopt.tasks.options import whole
 from polopt.tasks.scripted import Scripted
 
 State = dict[str, Tensor]
+COMPILED = ("advance", "observe")
 
 
 class Simulated(Task):
@@ -132,6 +134,11 @@ class Simulated(Task):
     def resident(self) -> bool:  # type: ignore[override]
         """On an accelerator, unless starts are drawn one by one, which the CPU does."""
         return self.device.type != "cpu" and type(self).draw is Simulated.draw
+
+    def compile(self, **options: Any) -> None:
+        for name in COMPILED:
+            if name not in vars(self):
+                setattr(self, name, compiled(getattr(self, name), **(options | {"fullgraph": False})))
 
     def _flags_on(self, device: torch.device | str) -> None:
         """Flags are where the last call was that needed them: `step` and `reset` look at them, `flow` does not."""
@@ -247,6 +254,8 @@ class Simulated(Task):
 
     def _twin(self, rows: int, seed: int) -> Task:
         twin = copy.copy(self)
+        for name in COMPILED:  # for the constants of this one
+            vars(twin).pop(name, None)
         twin.seed, twin.levels, twin._generator = seed, dict(self.levels), torch.Generator()
         twin._seat(rows)
         return twin

@@ -142,6 +142,24 @@ def test_the_world_of_the_documentation() -> None:
     assert (reward.tolist(), terminated.tolist()) == ([3.5, 5.5], [False, True])
 
 
+@pytest.mark.parametrize("name", ["point/regulation", "grid/four-rooms"])
+def test_compiled_worlds_step_as_they_do(name: str) -> None:
+    plain, fast, graphs = make_task(name, 6, seed=1), make_task(name, 6, seed=1), []
+    fast.compile(backend=lambda graph, inputs: graphs.append(graph) or graph)
+    for task in (plain, fast):
+        task.reset()
+    for _ in range(3):
+        action = torch.randint(4, (6,)) if plain.spec.discrete else torch.randn(6, 4)
+        ours, theirs = (task.step({"action": action}) for task in (fast, plain))
+        for task, (*_, terminated, truncated) in ((fast, ours), (plain, theirs)):
+            task.reset(terminated | truncated)
+        for one, other in zip((*ours, fast.obs), (*theirs, plain.obs)):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert gather(fast).keys() == gather(plain).keys()
+    assert graphs
+    assert "advance" not in vars(fast.twin(2))  # it compiles its own
+
+
 def test_wrong_use_is_one_sentence() -> None:
     world = make_task(Toll, 2)
     for call in (lambda: world.step({"action": torch.zeros(2, 2)}), world.snapshot):

@@ -244,7 +244,8 @@ class Grid(Board):
     def luck(self, state: State, time: Tensor) -> State:
         """What is random in a step: "slip" int64 [N, V], the action that is done, -1 for the chosen one; "ends" and
         "returns" bool [N, M], where that happens if it can; "where" [N, M] in [0, 1)."""
-        key, things, luck = state["key"], len(self.letters), State()
+        key, things = state["key"], len(self.letters)
+        luck: State = {}
         if self.slip:
             other = (uniform(key, time, self.agents, Use.SLIPPED) * self.actions).long()
             luck["slip"] = torch.where(uniform(key, time, self.agents, Use.SLIP) < self.slip, other, -1)

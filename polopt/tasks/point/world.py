@@ -211,7 +211,8 @@ class Point(Simulated):
     def luck(self, state: State, time: Tensor) -> State:
         """What is random in a step: "noise" [N, D] of the step, "chance" [N, Z] in [0, 1), below which a zone strikes,
         "reward" [N]."""
-        key, luck = state["key"], State()
+        key = state["key"]
+        luck: State = {}
         if self.noise:
             draw = normal if self.noise_kind == "normal" else even
             luck["noise"] = self.noise * draw(key, time, self.dims, Use.NOISE)
