@@ -11,7 +11,7 @@ Levy, Westenbroek and Fridovich-Keil 2024, arXiv 2409.07409 (SSRL); Huang et al.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -184,8 +184,8 @@ class Structured(nn.Module):
             again = over.unsqueeze(-1)
             state = torch.where(again, begun, after)
             seen = self.vector.back(torch.where(again, begun, self.vector(told)))
-        each = [TensorDict(step, batch_size=[len(state)]) for step in steps]
-        return torch.stack(each, 1)  # type: ignore[return-value]
+        each: Any = [TensorDict(step, batch_size=[len(state)]) for step in steps]
+        return cast(Batch, torch.stack(each, 1))
 
 
 def limits(vector: Vector) -> Tensor:

@@ -29,6 +29,8 @@ from polopt.training import api
 from tests.guards.harness import advance, built
 
 MUST = 5
+made: Any = built
+plan: Any = api.plan
 NO_MODEL: dict[str, Any] = {
     "task_options": {"horizon": 20},
     "envs": 1,
@@ -54,7 +56,7 @@ def tuned(method: Any) -> FineTune:
 
 def test_must_1_the_target_sees_modes_and_the_model_samples(float64: None) -> None:
     steady = {"pretrain.normalize_obs": False}
-    with built("lift", **steady) as method:
+    with made("lift", **steady) as method:
         advance(method, 120)
         learner = tuned(method)
         method.collect()
@@ -65,7 +67,7 @@ def test_must_1_the_target_sees_modes_and_the_model_samples(float64: None) -> No
         imagined = learner.imagined.whole()
         modes = method.policy.act(imagined["obs"], greedy=True)[0]["action"]
         assert int(((imagined["action"] - modes).abs().sum(1) < 1e-9).sum()) == 32 - 16  # what is left of real ones
-    with built("lift", **steady, **{"finetune.acts": "sample", "finetune.imagines": "mode"}) as method:
+    with made("lift", **steady, **{"finetune.acts": "sample", "finetune.imagines": "mode"}) as method:
         advance(method, 120)
         learner = tuned(method)
         method.collect()
@@ -75,26 +77,25 @@ def test_must_1_the_target_sees_modes_and_the_model_samples(float64: None) -> No
 
 
 def test_must_2_the_mechanics_are_those_of_the_simulator() -> None:
-    with built("lift") as method:
-        assert isinstance(method, LIFT)
+    with made("lift") as method:
         advance(method, 10)
         assert method.simulator.state["mass"].tolist() == pytest.approx([0.7, 0.7])
         assert method.simulator.state["length"].tolist() == pytest.approx([1.0, 1.0])
         assert method.simulator.num == 2
-        rod: Any = method.model.mechanics  # type: ignore[union-attr]
+        rod: Any = method.model.mechanics
         assert float(rod.mass) == pytest.approx(0.7)
         advance(method, 125)
         assert method.task.state["mass"].tolist() == [1.0]
-        assert method.model.known  # type: ignore[union-attr]
-    with built("lift", simulator=(), dynamics="changes") as method:
-        rod = method.model.mechanics  # type: ignore[union-attr]
-        assert (float(rod.mass), method.simulator.levels, method.model.known) == (1.0, {}, False)  # type: ignore[union-attr]
+        assert method.model.known
+    with made("lift", simulator=(), dynamics="changes") as method:
+        rod = method.model.mechanics
+        assert (float(rod.mass), method.simulator.levels, method.model.known) == (1.0, {}, False)
 
 
 def test_must_3_horizon_and_rounds_grow() -> None:
     assert [ramp(1, 20, 10, epoch) for epoch in range(12)] == [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20]
     assert [ramp(10, 1_000, 4, epoch) for epoch in range(6)] == [10, 257, 505, 752, 1_000, 1_000]
-    with built("lift") as method:
+    with made("lift") as method:
         advance(method, 120)
         learner, told = tuned(method), []
         original = learner.imagine
@@ -165,7 +166,7 @@ def test_must_2_what_the_model_learns_from(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_must_4_large_batches_many_steps() -> None:
-    with built("lift", simulators=4, **{"pretrain.warmup": 8, "pretrain.updates_per_step": 3}) as method:
+    with made("lift", simulators=4, **{"pretrain.warmup": 8, "pretrain.updates_per_step": 3}) as method:
         counts = []
         for _ in range(9):
             assert len(method.collect()) == 32
@@ -177,14 +178,14 @@ def test_must_4_large_batches_many_steps() -> None:
         first = source.replay.whole()["action"][:8]
         assert not torch.equal(first, first.clamp(-0.01, 0.01))
         assert source.warmup_actor is None
-        assert method.learner.temperature.value.item() == pytest.approx(0.035)  # type: ignore[attr-defined]
-        assert method.learner.temperature.target_entropy.item() == -0.5  # type: ignore[attr-defined]
+        assert method.learner.temperature.value.item() == pytest.approx(0.035)
+        assert method.learner.temperature.target_entropy.item() == -0.5
 
 
 def test_must_4_terms_by_hand(float64: None) -> None:
     """Densities in Nm, means over critics, and rows at a time limit that count for nothing, if that is asked for."""
     for truncated in ("bootstrap", "skip"):
-        with built("lift", **{"pretrain.truncated": truncated, "pretrain.reward_scale": 3.0}) as method:
+        with made("lift", **{"pretrain.truncated": truncated, "pretrain.reward_scale": 3.0}) as method:
             advance(method, 90)
             learner: Any = method.learner
             batch = weigh(method.collect())
@@ -207,8 +208,8 @@ def test_must_4_terms_by_hand(float64: None) -> None:
             torch.manual_seed(6)
             entropy = -learner.policy.rsample(batch["obs"])[1].mean() + np.log(2.0)
             torch.testing.assert_close(metrics["entropy"], entropy)
-    with built("lift", **{"pretrain.density": "policy"}) as method:
-        assert method.learner.log_scale == 0.0  # type: ignore[attr-defined]
+    with made("lift", **{"pretrain.density": "policy"}) as method:
+        assert method.learner.log_scale == 0.0
 
 
 def stepped(parameters: list[Tensor], loss: Tensor, lr: float, decay: float = 1e-4) -> list[Tensor]:
@@ -223,7 +224,7 @@ def stepped(parameters: list[Tensor], loss: Tensor, lr: float, decay: float = 1e
 @pytest.mark.parametrize("fine", [False, True])
 def test_must_4_every_loss_is_of_the_weights_before(fine: bool, float64: None) -> None:
     """In the simulators the others see the new temperature, in the target the one from before."""
-    with built("lift") as method:
+    with made("lift") as method:
         advance(method, 130 if fine else 90)
         learner: Any = method.learner
         assert learner.early is not fine
@@ -262,12 +263,12 @@ def test_must_4_every_loss_is_of_the_weights_before(fine: bool, float64: None) -
 
 def test_must_5_what_is_handed_on(float64: None) -> None:
     """Networks, targets, averages of Adam and the normalizer, to which both stages add; not the temperature."""
-    with built("lift") as method:
+    with made("lift") as method:
         advance(method, 118)
         before: Any = method.learner
         assert isinstance(before, ParallelSAC)
         assert method.policy.normalizer.count == before.source.collected + 64
-        model = [value.clone() for value in method.model.parameters()]  # type: ignore[union-attr]
+        model = [value.clone() for value in method.model.parameters()]
         advance(method, 120)
         learner = tuned(method)
         assert learner.policy is before.policy is method.policy
@@ -282,7 +283,7 @@ def test_must_5_what_is_handed_on(float64: None) -> None:
             assert all(torch.equal(mine[key], its[key]) for key in mine)
         assert learner.temperature.value.item() == pytest.approx(8e-4)
         assert learner.temperature_optimizer.extra_state() == {}
-        assert not any(torch.equal(a, b) for a, b in zip(model, method.model.parameters()))  # type: ignore[union-attr]
+        assert not any(torch.equal(a, b) for a, b in zip(model, method.model.parameters()))
         assert learner.policy_optimizer.lr == learner.critic_optimizer.lr == 2e-4
         count = float(method.policy.normalizer.count)
         method.collect()
@@ -319,7 +320,7 @@ class Carrying(Simulated):
 
     def __init__(self, *args: Any, horizon: int = 10, **rest: Any) -> None:
         super().__init__(*args, horizon=horizon, **rest)
-        parts = {"load": spaces.Box(-1, 1, (1,)), "state": spaces.Box(-np.inf, np.inf, (2,))}
+        parts: Any = {"load": spaces.Box(-1, 1, (1,)), "state": spaces.Box(-np.inf, np.inf, (2,))}
         action = spaces.Box(-0.5, 0.5, (1,))
         self.spec = Spec(spaces.Dict(parts), action, self.name, {"horizon": horizon, "joints": 1})
 
@@ -345,7 +346,7 @@ CARRYING = "tests.methods.test_lift:Carrying"
 
 def test_must_5_critics_see_more() -> None:
     settings = {name: value for name, value in LIFT.smoke.config.items() if name != "simulator"}
-    method: Any = api.plan("lift", CARRYING, seed=7, loggers=(), **settings, **{"pretrain.sees": ("state",)}).build()
+    method: Any = plan("lift", CARRYING, seed=7, loggers=(), **settings, **{"pretrain.sees": ("state",)}).build()
     advance(method, 240)
     assert method.policy.net.encoder.size == 2
     assert method.critic.network.encoder.size == 3
@@ -369,7 +370,7 @@ def test_must_5_critics_see_more() -> None:
 def test_without_a_model_it_is_sac_on_the_target(float64: None) -> None:
     """As the first stage would go on in one row: the same update of the same batch."""
     sac = {"pretrain.order": "sac", "pretrain.density": "policy", "pretrain.weight_decay": 0.0}
-    method: Any = api.plan("lift", "pendulum", **NO_MODEL, **sac).build()
+    method: Any = plan("lift", "pendulum", **NO_MODEL, **sac).build()
     learner, batches = tuned(method), []
     assert method.model is None
     assert method.simulator is None
@@ -418,7 +419,7 @@ def test_a_run_goes_on_from_a_pretrained_one(tmp_path: Any) -> None:
 def test_presets_build(preset: str) -> None:
     tiny: Any = {"simulators": 2, "envs": 1, "pretrain.network.sizes": (8,), "pretrain.critic_network.sizes": (8,)}
     tiny |= {"model.network.sizes": (8,), "model.weight_decay": (1e-4,)}
-    method: Any = api.plan("lift", CARRYING, preset=preset, loggers=(), **tiny).build()
+    method: Any = plan("lift", CARRYING, preset=preset, loggers=(), **tiny).build()
     assert method.learner.config.truncated == "skip"
     assert method.learner.config.batch_size >= 4_096
 
@@ -453,4 +454,4 @@ def test_what_does_not_fit_is_refused(settings: Any, said: str) -> None:
 )
 def test_tasks_and_policies_that_do_not_fit_are_refused(task: str, settings: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        api.plan("lift", task, loggers=(), **SMALL | settings).build()
+        plan("lift", task, loggers=(), **SMALL | settings).build()

@@ -91,7 +91,7 @@ def test_the_loss_of_a_rollout(apart: bool, float64: None) -> None:
         assert found.elites.tolist() == [int(first[1].mean() > second[1].mean())]
     constant(found, [0.7, 0.7], -30.0)
     torch.testing.assert_close(found.row_losses(batch)[0], by_hand(batch, 0.7, -30.0)[0])
-    decay = sum(c * layer.weight[0].square().sum() / 2 for c, layer in zip((0.1, 0.2), found.linear))
+    decay: Any = sum(c * layer.weight[0].square().sum() / 2 for c, layer in zip((0.1, 0.2), found.linear))
     assert found.restraint()[0].item() == pytest.approx(float(decay.detach()))
 
 

@@ -24,10 +24,9 @@ Differs from SAC in: all of that; with `pretrain.order` "sac" the first stage is
 
 Departs from the paper in: the true successor of a decision is known at a time limit, so that critics bootstrap there
 (`truncated`) and the model learns from the last decision of an episode; a fit of the model resamples its data, and ends
-with the weights that were best on held-out decisions; the policy's log deviation is
-clamped, not squashed; critics read actions in [-1, 1], not in units of the task; of an observation that is no Dict they
-see the model's noise as well. The ramp of the target entropy, histories of observations and the search for constants
-are not here.
+with the weights that were best on held-out decisions; the policy's log deviation is clamped, not squashed; critics read
+actions in [-1, 1], not in units of the task; of an observation that is no Dict they see the model's noise as well. The
+ramp of the target entropy, histories of observations and the search for constants are not here.
 """
 
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from polopt.bases.method import learner_param
 from polopt.bases.staged import Stage, Staged
 from polopt.config import param
 from polopt.core.errors import UsageError
+from polopt.data.replay import ReplaySource
 from polopt.methods.control.lift_finetune import FineTune, as_task
 from polopt.methods.control.lift_pretrain import ParallelSAC, make_actor, make_critic
 from polopt.methods.control.lift_settings import LIFTSettings
@@ -129,8 +129,8 @@ class LIFT(LIFTSettings, Staged):
         known = self.place()
         self.model = self.make_model(task, known) if config.finetune.imagining else None
         self.model_optimizer = None if self.model is None else Optimizer(self.model, lr=config.model.lr)
-        self.simulator: Any = task.twin(config.simulators) if config.pretrain_steps else None
-        if known and config.pretrain_steps and not isinstance(task, Described):
+        self.simulator = task.twin(config.simulators) if config.pretrain_steps else None
+        if known and isinstance(self.simulator, Simulated):
             self.simulator.levels = {name: torch.tensor([value]) for name, value in known.items()}
         super().build(task)
 
@@ -162,6 +162,7 @@ class LIFT(LIFTSettings, Staged):
         if index >= len(names):
             return None
         if names[index] == "pretrain":
+            assert self.simulator is not None
             learner = ParallelSAC(self.learner_config(config.pretrain), self.simulator, ledger=self.ledger, parts=parts)
             return Stage("pretrain", learner, until={"env_steps": config.pretrain_steps})
         given = {name: getattr(config.pretrain, name) for name in SHARED}
@@ -171,10 +172,11 @@ class LIFT(LIFTSettings, Staged):
 
     def finish(self, index: int) -> None:
         """The model learns from what the first stage has stored."""
-        config, stored = self.config, self.learner.source.replay.whole()
+        config, source = self.config, self.learner.source
         if self.model is not None and config.pretrain_epochs:
+            assert isinstance(source, ReplaySource)
             how = replace(config.model, epochs=config.pretrain_epochs)
-            data = windows(as_task(stored, self.policy), 1)
+            data = windows(as_task(source.replay.whole(), self.policy), 1)
             Fitting(self.model, data, config=how, optimizer=self.model_optimizer).run()
 
     def _enter(self, stage: Stage | None) -> None:
