@@ -30,7 +30,7 @@ Pilots of this one, seed 1000. SAC in the middle has -60 there after 2,000 steps
 model of the grid -925, -670 and -556 after 2,000, 3,000 and 4,000. SAC in the far corner has -1043, -401 and -123 there
 after as many, and then -124 in the worst model of the grid: what one model can give. With two models, searches of 32
 models in 10 episodes and 4,000 steps, the second model needs 2.2 Nm; both experts have -386 together, -309 before and
--165 after as the searches saw it, and still fail where the mass is between the two. So there are three models here, and
+-165 after as the searches saw it, and still fail in models of 2.2 to 2.6 Nm. So there are three models here, and
 searches see more; the better one found a second model of 2.3 Nm, with -445. The three have not been run to the end, nor
 `nominal` for all of its steps, so the 150 below is no half of a pilot's effect: it is 40 % of what the grid of states
 has, and a third of the way from -556 to -124.
