@@ -93,8 +93,8 @@ def test_must_2_the_mechanics_are_those_of_the_simulator() -> None:
 
 
 def test_must_3_horizon_and_rounds_grow() -> None:
-    assert [ramp(1, 20, 10, epoch) for epoch in range(12)] == [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20]
-    assert [ramp(10, 1_000, 4, epoch) for epoch in range(6)] == [10, 257, 505, 752, 1_000, 1_000]
+    assert [ramp((1, 20, 10), epoch) for epoch in range(12)] == [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20]
+    assert [ramp((10, 1_000, 4), epoch) for epoch in range(6)] == [10, 257, 505, 752, 1_000, 1_000]
     with made("lift") as method:
         advance(method, 120)
         learner, told = tuned(method), []

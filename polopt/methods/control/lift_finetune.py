@@ -13,6 +13,7 @@ Departs from the paper in: what lift.py says.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,8 +39,10 @@ from polopt.tasks.base import Task
 KEYS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 
 
-def ramp(first: int, last: int, epochs: int, epoch: int) -> int:
-    """A whole number on the line from `first` in epoch 0 to `last` in `epochs`, and `last` from there on."""
+def ramp(numbers: Sequence[int], epoch: int) -> int:
+    """Of (first, last, epochs): a whole number on the line from `first` in epoch 0 to `last` in `epochs`, and `last`
+    from there on."""
+    first, last, epochs = numbers
     return math.floor(first + (last - first) * min(epoch / epochs, 1.0))
 
 
@@ -130,7 +133,7 @@ class FineTune(ParallelSAC):
     def make_imagined(self) -> Replay:
         """As large as what is imagined in the present epoch."""
         config, epoch = self.config, max(self.epoch - 1, 0)
-        size = ramp(*config.rounds, epoch) * config.starts * ramp(*config.horizon, epoch)
+        size = ramp(config.rounds, epoch) * config.starts * ramp(config.horizon, epoch)
         size = max(min(size, config.imagined_size), config.batch_size)
         return Replay(size, discount=config.discount, name="imagined")
 
@@ -173,14 +176,14 @@ class FineTune(ParallelSAC):
                 larger.become(self.imagined)
                 self.imagined = larger
         self.play(config.epoch_steps)
-        self.left = ramp(*config.rounds, self.epoch - 1) * config.round_updates
+        self.left = ramp(config.rounds, self.epoch - 1) * config.round_updates
 
     def imagine(self) -> None:
         """A round: what the policy would do from recorded states, in the model."""
         config = self.config
         assert self.model is not None
         start = put(self.replay.sample(config.starts)["obs"], device_of(self.policy))
-        horizon, greedy = ramp(*config.horizon, self.epoch - 1), config.imagines == "mode"
+        horizon, greedy = ramp(config.horizon, self.epoch - 1), config.imagines == "mode"
         seen = self.model.imagine(self.policy, start, horizon, greedy=greedy, noisy=config.sees)
         self.imagined.add(seen)
         self.numbers |= {"imagined_reward": seen["reward"].mean(), "horizon": torch.tensor(float(horizon))}
@@ -197,7 +200,7 @@ class FineTune(ParallelSAC):
         parts = [self.imagined.sample(config.batch_size)]
         if real := int(config.real_share * config.batch_size):
             parts.append(self.replay.sample(real))
-        batch = torch.cat([part.select(*KEYS, "discount") for part in parts])  # type: ignore[arg-type]
+        batch = torch.cat([part.select(*KEYS, "discount") for part in parts])
         return cast(Batch, put(batch, device_of(self.policy)))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ Departs from the paper in: critics bootstrap at a time limit, whose true success
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class ParallelSAC(SAC):
         self.log_scale = float(np.log((box.high - box.low) / 2).sum()) if wide else 0.0
 
     def make_policy(self, config: Any, **options: Any) -> Actor:
-        return cast(Actor, self.part("policy", make_actor, self.spec, self.config))
+        return self.part("policy", make_actor, self.spec, self.config)
 
     def make_optimizer(self, *modules: Any, **options: Any) -> Optimizer:
         return super().make_optimizer(*modules, kind="adamw", weight_decay=self.config.weight_decay, **options)
