@@ -191,6 +191,9 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5"):
         for side in sides:
             yield Arm("td3", *side, task, TD3_SHORT | {"case": "td3-curve", "task": task}, 3, own=range(SEEDS))
+    for side in sides:
+        job = TD3_SHORT | {"steps": 15_000, "case": "td3-curve", "task": "InvertedDoublePendulum-v5"}
+        yield Arm("td3-short", *side, "InvertedDoublePendulum-v5", job, 2, own=MANY)
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         for side, minutes in zip(sides, (5, 6)):
             yield _control("ppo", *side, task, PPO, minutes)
