@@ -226,11 +226,19 @@ def test_starting_from_another_run(tmp_path):
         train("ppo", tmp_path / "fourth", init=tmp_path / "nowhere")
 
 
-GENERATIVE = {"network.sizes": (8, 8), "policy.time_size": 4, "loggers": (), "eval_episodes": 1, "batch_size": 8}
+GENERATIVE = {
+    "network.sizes": (8, 8),
+    "policy.time_size": 4,
+    "loggers": (),
+    "eval_episodes": 1,
+    "eval_length": 10,
+    "batch_size": 8,
+}
 CLONED = GENERATIVE | {"demonstrations": "random", "random_episodes": 2}
 TAUGHT = GENERATIVE | {"dataset": "random", "random_episodes": 2}
 
 
+@pytest.mark.filterwarnings("ignore:.* had not ended after 10 decisions")
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
