@@ -38,9 +38,7 @@ def divide(model: Any, layers: Iterable[Any], device: torch.device) -> dict[Tens
     register_fsdp_forward_method(model, PASS)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(
-            True
-        )  # gloo knows no sum that is divided, in single precision the default
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no mean, which is the default in single precision
     return {before[name]: after for name, after in model.named_parameters()}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polopt.bases.method import Method
+from polopt.core import shards
 from polopt.core.random import paired
 from polopt.core.state import restore
 from polopt.policies.causal_lm import CausalLMPolicy
@@ -21,7 +22,7 @@ def shard(method: Method, device: torch.device) -> None:
     new: dict[Tensor, Tensor] = {}
     for _, module in method.modules():
         for part in module.modules():
-            if isinstance(part, CausalLMPolicy):
+            if isinstance(part, CausalLMPolicy) and not shards.is_divided(part.bare):  # others may hold it, too
                 new |= part.shard(device)
     for optimizer in method.optimizers():
         optimizer.replace(new)
