@@ -101,6 +101,7 @@ def test_curves(answers):
 def test_dqn_copies_as_often_as_its_peer(monkeypatch):
     """After 250 steps, with an update for each; and, where that would be every 5 updates, after each block of 128."""
     monkeypatch.syspath_prepend(WORKERS)
+    monkeypatch.delitem(sys.modules, "evaluation", raising=False)  # the tests have one of this name
     from ours_control_curves import translated
 
     known = {task: translated("dqn", task, settings) for task, settings in returns.DQN.items()}
