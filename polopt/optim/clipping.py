@@ -15,7 +15,7 @@ def norm_and_factor(grads: list[Tensor], bound: float, device: torch.device) -> 
     which becomes part of what makes the gradients, where the norms of a list stay calls.
     """
     norm = torch.zeros((), device=device)  # where nothing of the loss depends on the parameters
-    if grads and torch.compiler.is_compiling():
+    if grads and torch.compiler.is_compiling():  # none is divided there: --shard refuses --compile
         norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
         return norm, (bound / (norm + 1e-6)).clamp(max=1.0)
     own = [grad for grad in grads if shards.divided(grad)]
