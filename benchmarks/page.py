@@ -46,7 +46,6 @@ COMPARISONS = (
     Comparison("sac", ("polopt", "sac", "ours"), (IN_SB3, "sac", SB3)),
     Comparison("sac-short", ("polopt", "sac-short", "ours"), (IN_SB3, "sac-short", SB3)),
     Comparison("td3", ("polopt", "td3", "ours"), (IN_SB3, "td3", SB3)),
-    Comparison("td3-short", ("polopt", "td3-short", "ours"), (IN_SB3, "td3-short", SB3)),
     Comparison("ppo", ("polopt", "ppo", "ours"), (IN_SB3, "ppo", SB3)),
     Comparison("trpo", ("polopt", "trpo", "ours"), ("sb3-contrib", "trpo", SB3)),
     Comparison("dqn", ("polopt", "dqn", "ours"), (IN_SB3, "dqn", SB3)),

@@ -188,12 +188,15 @@ def _arms() -> Iterator[Arm]:
     for task in ("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5"):
         for side in sides:
             yield Arm("sac-short", *side, task, SAC_SHORT | {"case": "sac-curve", "task": task}, 2, own=MANY)
-    for task in ("HalfCheetah-v5", "Hopper-v5"):
+    short = {"steps": 15_000}
+    for task, own, changed in (
+        ("HalfCheetah-v5", MANY, {}),
+        ("Hopper-v5", range(SEEDS), {}),
+        ("InvertedDoublePendulum-v5", range(SEEDS), short),
+    ):
         for side in sides:
-            yield Arm("td3", *side, task, TD3_SHORT | {"case": "td3-curve", "task": task}, 3, own=range(SEEDS))
-    for side in sides:
-        job = TD3_SHORT | {"steps": 15_000, "case": "td3-curve", "task": "InvertedDoublePendulum-v5"}
-        yield Arm("td3-short", *side, "InvertedDoublePendulum-v5", job, 2, own=MANY)
+            job = TD3_SHORT | {"case": "td3-curve", "task": task} | changed
+            yield Arm("td3", *side, task, job, 3, own=own)
     for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
         for side, minutes in zip(sides, (5, 6)):
             yield _control("ppo", *side, task, PPO, minutes)
