@@ -119,8 +119,8 @@ SHARED_WITH_PPO = EVALUATION | {
 PPO = SHARED_WITH_PPO | {"batch_size": 64, "n_epochs": 10, "clip_range": 0.2, "ent_coef": 0.0, "vf_coef": 0.5}
 # The settings of RL Baselines3 Zoo for MuJoCo; observations and rewards are normalized on both sides
 TRPO = EVALUATION | {
-    "steps": 200_000,
-    "eval_every": 10_000,
+    "steps": 60_000,
+    "eval_every": 5_000,
     "n_envs": 2,
     "n_steps": 1024,
     "batch_size": 128,
@@ -164,7 +164,7 @@ DQN = {
     },
 }
 IQL = EVALUATION | {"case": "iql-curve", "updates": 50_000, "eval_every": 2_500}
-TD3_BC = EVALUATION | {"case": "td3-bc-curve", "updates": 20_000, "eval_every": 2_000}
+TD3_BC = EVALUATION | {"case": "td3-bc-curve", "sizes": [64, 64], "updates": 10_000, "eval_every": 1_000}
 GENERATIVE = EVALUATION | {"dataset": "medium", "updates": 20_000, "eval_every": 2_000}
 # The weight of Q: with those of their presets (0.1 and 1) neither learns anything on this set. So each gets the same
 # tries on a seed of its own, and the one with the best `pilot_scores`. One more each, with the other's number of
@@ -190,7 +190,7 @@ def _arms() -> Iterator[Arm]:
             yield Arm("sac-short", *side, task, SAC_SHORT | {"case": "sac-curve", "task": task}, 2, own=MANY)
     short = {"steps": 15_000}
     for task, own, changed in (
-        ("HalfCheetah-v5", MANY, {}),
+        ("HalfCheetah-v5", range(7), {}),  # where returns differ most from seed to seed
         ("Hopper-v5", range(SEEDS), {}),
         ("InvertedDoublePendulum-v5", range(SEEDS), short),
     ):
