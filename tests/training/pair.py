@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,14 @@ COUNTED: list[str] = []
 
 
 class Deadly(Addition):
-    """Additions, at the third of which a process that is the second of two dies, unless it has died before."""
+    """Additions, at the third of which a process that is the second of two dies, unless it has died before. They are
+    those of the task "addition": problems are drawn by the task's name."""
 
     asked = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.spec = replace(self.spec, name="addition")
 
     def verify(self, problem: Problem, text: str) -> float:
         Deadly.asked += 1
