@@ -15,12 +15,30 @@ Moments = Sequence[list[Tensor]]  # averages of gradients, of their squares, and
 
 @torch.no_grad()
 def fused_adam_(
-    kind: str, parameters: Sequence[Tensor], grads: list[Tensor], moments: Moments, group: Mapping[str, Any]
+    kind: str,
+    parameters: Sequence[Tensor],
+    grads: list[Tensor],
+    moments: Moments,
+    group: Mapping[str, Any],
+    count: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> None:
     """The kernel that `torch.optim.Adam` calls with the settings of `group`: for small networks it spends most of its
-    step on gathering the lists."""
+    step on gathering the lists.
+
+    `count` [parameters], if given, is the memory of the numbers of steps, which so grow in one operation. Gradients are
+    multiplied by `factor`, if there is one: in single precision within the kernel.
+    """
     averages, squares, steps = moments
-    torch._foreach_add_(steps, 1)
+    scale = None
+    if factor is not None and factor.dtype == torch.float32:
+        scale = factor.reciprocal()
+    elif factor is not None:
+        torch._foreach_mul_(grads, factor)
+    if count is None:
+        torch._foreach_add_(steps, 1)
+    else:
+        count.add_(1)
     KERNELS[kind](
         parameters,
         grads,
@@ -35,6 +53,7 @@ def fused_adam_(
         eps=group["eps"],
         amsgrad=False,
         maximize=False,
+        grad_scale=scale,
     )
 
 

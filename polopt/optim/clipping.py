@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from polopt.core import ranks, shards
+from polopt.core.functional import flatten
+
+SMALL = 1 << 17  # elements up to which one norm of a copy takes less time than a norm of each gradient
 
 
 def norm_and_factor(grads: list[Tensor], bound: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -24,6 +27,8 @@ def norm_and_factor(grads: list[Tensor], bound: float, device: torch.device) -> 
         ranks.add_([square])
         grads = [grad for grad in grads if not shards.divided(grad)]
         norm = square.sqrt()
-    if grads:
+    if grads and not own and sum(grad.numel() for grad in grads) <= SMALL:
+        norm = torch.linalg.vector_norm(flatten(grads))
+    elif grads:
         norm = torch.linalg.vector_norm(torch.stack([*torch._foreach_norm(grads), *([norm] if own else [])]))
     return norm, (bound / (norm + 1e-6)).clamp(max=1.0)

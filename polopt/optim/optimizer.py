@@ -67,6 +67,7 @@ class Optimizer(Stateful):
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         self._rate: Any = None  # that of the last compiled step, as a number and as a tensor
         self._moments: list[list[Tensor]] = []  # averages, squares and counts of Adam, once all parameters have them
+        self._count: Tensor | None = None  # the memory of these counts, where they are views of one tensor
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
         if kind == "sgd":
             self.torch: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=lr, weight_decay=weight_decay)
@@ -157,7 +158,7 @@ class Optimizer(Stateful):
     def forget(self) -> None:
         """Begins anew, as if it had taken no step: averages and counts are gone, the rate and its schedule stay."""
         self.torch.state.clear()
-        self._moments = []
+        self._moments, self._count = [], None
 
     def compile(self, **options: Any) -> None:
         """From here on `minimize` is one compiled function, from the loss to the step, for a batch of one piece.
@@ -178,7 +179,7 @@ class Optimizer(Stateful):
         tensor there because a number would be a constant, and makes the averages of Adam."""
         if self._rate is None or self._rate[0] != self.rate:
             self._rate = self.rate, torch.tensor(self.rate, device=self.parameters[0].device)
-        if not self._moments and self.kind != "sgd":
+        if self.kind != "sgd" and (self._count is not None or not self._moments):
             self._adam_state()
 
     def _whole_step(self, loss: Loss, columns: Any, kind: Any, shared: dict[str, Any]) -> dict[str, Tensor]:
@@ -209,35 +210,41 @@ class Optimizer(Stateful):
         moments = [[part[index] for index in chosen] for part in self._moments]
         traced_adam_(self.kind, parameters, grads, moments, self._rate[1], self.betas, self.eps, self.weight_decay)
 
-    def _adam_state(self) -> list[list[Tensor]]:
-        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it."""
+    def _adam_state(self, joined: bool = False) -> list[list[Tensor]]:
+        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it. `joined`: the
+        counts are views of one tensor; compiled functions take tensors of their own."""
         for parameter in self.parameters:
             state = self.torch.state[parameter]
             if not state:
                 state["step"] = torch.full((), self.begin, dtype=torch.float32, device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        if joined or self._count is not None:
+            count = torch.stack([self.torch.state[parameter]["step"] for parameter in self.parameters])
+            for parameter, step in zip(self.parameters, count):
+                self.torch.state[parameter]["step"] = step if joined else step.clone()
+            self._count = count if joined else None
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [[self.torch.state[parameter][name] for parameter in self.parameters] for name in names]
         return self._moments
 
     def _apply(self) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
+        factor: Tensor | None = None
         reached = [parameter.grad for parameter in self.parameters]
         grads = [grad for grad in reached if grad is not None]
         if self.max_grad_norm is not None:
             metrics["grad_norm"], factor = norm_and_factor(grads, self.max_grad_norm, self.parameters[0].device)
-            if grads:
-                torch._foreach_mul_([*map(shards.local, grads)], factor)
+        group = self.torch.param_groups[0]
+        group["lr"] = self.rate
+        if self._alike and len(grads) == len(reached):
+            moments = self._moments or self._adam_state(joined=True)
+            fused_adam_(self.kind, self.parameters, grads, moments, group, self._count, factor)
+            return metrics
+        if grads and factor is not None:
+            torch._foreach_mul_([*map(shards.local, grads)], factor)
         if self.begin and not self.torch.state:
             self._adam_state()
-        for group in self.torch.param_groups:
-            group["lr"] = self.rate
-        if self._moments and self._alike and len(grads) == len(reached):
-            fused_adam_(self.kind, self.parameters, grads, self._moments, self.torch.param_groups[0])
-            return metrics
         self.torch.step()
-        if self._alike and len(grads) == len(reached):
-            self._adam_state()
         return metrics
 
     def extra_state(self) -> dict[str, Any]:
@@ -256,7 +263,7 @@ class Optimizer(Stateful):
                 value = shards.part_of(value, parameter) if value.shape == parameter.shape else value
                 value = value.clone()
             moments.setdefault(int(index), {})[name] = value
-        self._moments = []
+        self._moments, self._count = [], None
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
 
 

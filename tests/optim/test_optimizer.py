@@ -170,14 +170,15 @@ def test_parameters_are_taken_once_and_frozen_ones_left_out():
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
-def test_saved_and_restored_it_goes_on_bitwise(kind):
+@pytest.mark.parametrize("after", [0, 3])
+def test_saved_and_restored_it_goes_on_bitwise(kind, after):
     def fresh() -> tuple[nn.Linear, Optimizer]:
         torch.manual_seed(0)
         module = nn.Linear(2, 1)
-        return module, Optimizer(module, lr=0.1, kind=kind)
+        return module, Optimizer(module, lr=0.1, kind=kind, max_grad_norm=0.3)
 
     module, optimizer = fresh()
-    for _ in range(3):
+    for _ in range(after):
         optimizer.minimize(squared(module), batch())
     optimizer.lr = 0.05
     state = {path: leaf.clone() if torch.is_tensor(leaf) else leaf for path, leaf in gather(optimizer).items()}
@@ -187,7 +188,8 @@ def test_saved_and_restored_it_goes_on_bitwise(kind):
     restore(restored, state)
     assert restored.lr == 0.05
     for each, each_optimizer in ((module, optimizer), (other, restored)):
-        each_optimizer.minimize(squared(each), batch())
+        for _ in range(2):
+            each_optimizer.minimize(squared(each), batch())
     assert torch.equal(module.weight, other.weight)
 
 
@@ -243,6 +245,32 @@ def test_its_steps_are_those_of_torch_bitwise(kind):
     optimizer_state, peer_state = optimizer.torch.state_dict()["state"], peer.state_dict()["state"]
     for index, state in peer_state.items():
         assert all(torch.equal(value, optimizer_state[index][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("small", [0, 1 << 17])
+def test_a_clipped_step_is_that_of_torch_on_clipped_gradients(kind, dtype, close, small, monkeypatch):
+    """In every other step the norm is below the bound, and nothing is changed, to the bit while none was clipped."""
+    monkeypatch.setattr("polopt.optim.clipping.SMALL", small)
+    torch.set_default_dtype(dtype)
+    own = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
+    other = copy.deepcopy(own)
+    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+    peer = cls(other.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    optimizer = Optimizer(own, lr=0.1, kind=kind, weight_decay=0.1, max_grad_norm=0.5)
+    norms = []
+    for step in range(8):
+        x, scale = torch.randn(4, 2), (0.01, 3.0)[step % 2]
+        norms.append(float(optimizer.step(scale * own(x).square().sum())["grad_norm"]))
+        peer.zero_grad()
+        (scale * other(x).square().sum()).backward()
+        assert norms[-1] == pytest.approx(float(nn.utils.clip_grad_norm_(other.parameters(), 0.5)), rel=close)
+        peer.step()
+        for one, two in zip(own.parameters(), other.parameters()):
+            torch.testing.assert_close(one, two, rtol=close, atol=close)
+        assert step or all(map(torch.equal, own.parameters(), other.parameters()))
+    assert max(norms[::2]) < 0.5 < min(norms[1::2])
 
 
 def test_frozen_copies_share_normalizers():
