@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polopt.core.batch import Batch, weigh
+from polopt.values.returns import standardize, standardize_rows
 
 
-def shuffled(count: int, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+def shuffled(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """A new order of so many rows, int64 [count]. An accelerator draws it itself, from a seed that `generator` draws:
     on the host a million rows take longer than to collect them."""
     if device.type == "cpu":
@@ -20,7 +22,12 @@ def shuffled(count: int, device: torch.device, generator: torch.Generator | None
 
 
 def minibatches(
-    batch: Batch, size: int, epochs: int = 1, generator: torch.Generator | None = None, recurrent: bool = False
+    batch: Batch,
+    size: int,
+    epochs: int = 1,
+    generator: torch.Generator | None = None,
+    recurrent: bool = False,
+    standardized: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Yields minibatches of about `size` decisions, `epochs` times over the batch, each time in a new order.
 
@@ -29,7 +36,8 @@ def minibatches(
     recurrent policy replays a row from its start. The last minibatch of a pass may be smaller.
 
     Each minibatch is one optimizer step: its `weight` sums to 1, in the proportions of `batch["weight"]` if there is
-    one, otherwise equal for every decision that exists.
+    one, otherwise equal for every decision that exists. Columns that `standardized` names have mean 0 and standard
+    deviation 1 over the decisions of each.
 
     Rows of tokens, batches [B] whose `mask` is [B, T], are kept whole as well, and there `size` counts rows. Their
     weights need not sum to 1 (a constant length, a sum over tokens), so a given `weight` keeps its scale per row: it is
@@ -37,6 +45,7 @@ def minibatches(
     """
     mask = batch.get("mask", None)
     tokens = mask is not None and mask.dim() > batch.batch_dims
+    padded = mask is not None and (recurrent or tokens)
     if recurrent or tokens:
         flat = batch
         size = size if tokens else max(1, size * len(batch) // max(batch.batch_size.numel(), 1))
@@ -50,18 +59,29 @@ def minibatches(
         whole = flat[shuffled(len(flat), device, generator)]  # permuted once: the parts are views
         weight = whole.get("weight", None)
         if weight is not None and not tokens:
-            whole["weight"] = shared_out(weight, size)
+            whole["weight"] = by_parts(shared_out, weight, size)
+        if not padded:  # all at once: of small minibatches each operation takes longer to start than to run
+            for name in standardized:
+                whole[name] = by_parts(standardize_rows, whole[name], size)
         for part in whole.split(size):
             if weight is None:
                 part = weigh(part)
             elif tokens:
                 part["weight"] = part["weight"] / (len(part) / len(flat))
+            if padded:
+                for name in standardized:
+                    part[name] = standardize(part[name], part["mask"])
             yield part
 
 
-def shared_out(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """Weights [n, ...] in the same proportions, with the sum 1 over each `size` rows, and over those that are left."""
-    even, tiny = len(weight) // size * size, torch.finfo(weight.dtype).tiny
-    parts = weight[:even].unflatten(0, (even // size, size)).flatten(1), weight[even:].flatten().unsqueeze(0)
-    sums = [part / part.sum(1, keepdim=True).clamp_min(tiny) for part in parts if part.numel()]
-    return torch.cat([part.flatten() for part in sums]).view_as(weight)
+def by_parts(function: Callable[[Tensor], Tensor], column: Tensor, size: int) -> Tensor:
+    """What `function`, [parts, elements] -> the same, makes of each `size` rows of a column [n, ...], and of those that
+    are left."""
+    even = len(column) // size * size
+    parts = column[:even].unflatten(0, (even // size, size)).flatten(1), column[even:].flatten().unsqueeze(0)
+    return torch.cat([function(part).flatten() for part in parts if part.numel()]).view_as(column)
+
+
+def shared_out(weight: Tensor) -> Tensor:
+    """Weights [parts, elements] in the same proportions, with the sum 1 over each part."""
+    return weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -143,14 +143,19 @@ def standardize(advantage: Tensor, weight: Tensor | None = None, epsilon: float 
     if weight is not None and weight.dim() < advantage.dim():
         return torch.stack([standardize(each, weight, epsilon) for each in advantage])
     if weight is None:
-        variance, mean = torch.var_mean(advantage, correction=min(1, advantage.numel() - 1))
-        return (advantage - mean) / (variance.sqrt() + epsilon)
+        return standardize_rows(advantage.reshape(1, -1), epsilon).view_as(advantage)
     exists = weight > 0
     same_shape(advantage=advantage, weight=exists)
     count = exists.sum()
     mean = torch.where(exists, advantage, 0.0).sum() / count.clamp_min(1)
     centered = torch.where(exists, advantage - mean, 0.0)
     return centered / ((centered.square().sum() / (count - 1).clamp_min(1)).sqrt() + epsilon)
+
+
+def standardize_rows(rows: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """`standardize` of each row of [n, elements] by itself, where all exist."""
+    variance, mean = torch.var_mean(rows, 1, correction=min(1, rows.shape[1] - 1), keepdim=True)
+    return (rows - mean) / (variance.sqrt() + epsilon)
 
 
 def explained_variance(value: Tensor, returns: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 
 from polopt.data import minibatches
 from polopt.losses.estimator import token_weights
+from polopt.values.returns import standardize
 
 
 def batch(rows: int = 4, steps: int = 5, mask: torch.Tensor | None = None) -> TensorDict:
@@ -72,6 +73,22 @@ def test_given_weights_are_those_of_each_minibatch_by_itself(size: int, recurren
     for part in minibatches(data, size, generator=torch.Generator().manual_seed(2), recurrent=recurrent):
         number = (part["action"] % 7).double() * (part["action"] > 4)
         torch.testing.assert_close(part["weight"], number / number.sum().clamp_min(1e-300))
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 50])
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_columns_are_standardized_over_each_minibatch(size: int, recurrent: bool, masked: bool, float64: None) -> None:
+    data = batch(mask=torch.arange(5) < torch.tensor([[5], [2], [1], [4]]) if masked else None)
+    data["advantage"] = (data["action"] % 7).double().square()
+    for part in minibatches(data, size, 2, torch.Generator().manual_seed(2), recurrent, ("advantage",)):
+        before, exists = (part["action"] % 7).double().square(), part.get("mask", None)
+        torch.testing.assert_close(part["advantage"], standardize(before, exists))
+        if exists is None or exists.sum() > 1:
+            spread = part["advantage"] if exists is None else part["advantage"][exists]
+            assert float(spread.mean()) == pytest.approx(0.0, abs=1e-12)
+            assert len(spread) == 1 or float(spread.std()) in (pytest.approx(1.0, abs=1e-6), 0.0)
+    assert float(data["advantage"].max()) == 36.0  # the batch itself is untouched
 
 
 def completions(rows: int = 6, width: int = 5) -> TensorDict:

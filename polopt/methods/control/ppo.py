@@ -219,9 +219,6 @@ class PPO(PPOSettings, Method):
 
     def one_pass(self, batch: Batch) -> Iterator[Batch]:
         """The minibatches of one epoch, in a new order."""
-        config = self.config
         size = self.size_of_minibatches(batch.batch_size.numel())
-        for minibatch in minibatches(batch, size, 1, self.generator, self.recurrent):
-            if config.advantage_over == "minibatch":
-                minibatch["advantage"] = standardize(minibatch["advantage"], minibatch.get("mask", None))
-            yield minibatch
+        columns = ("advantage",) if self.config.advantage_over == "minibatch" else ()
+        return minibatches(batch, size, 1, self.generator, self.recurrent, columns)
