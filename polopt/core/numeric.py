@@ -18,3 +18,10 @@ def bounded_expm1(x: Tensor) -> Tensor:
     """exp(x) - 1, exact near 0, with the tangent beyond x = 20 as in `bounded_exp`."""
     low = x.clamp_max(BOUND)
     return torch.addcmul(torch.expm1(low), low.exp(), (x - BOUND).clamp_min(0))
+
+
+def bounded_exps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`bounded_exp` and `bounded_expm1` of the same numbers, to the bit, in fewer operations than the two."""
+    low, beyond = x.clamp_max(BOUND), (x - BOUND).clamp_min(0)
+    value = low.exp()
+    return torch.addcmul(value, value, beyond), torch.addcmul(torch.expm1(low), value, beyond)

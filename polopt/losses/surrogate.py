@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from polopt.core.batch import align_left, decision_mean, same_shape, weighted_mean
-from polopt.core.numeric import bounded_exp
+from polopt.core.numeric import bounded_exp, bounded_exps
 from polopt.losses import Surrogate
 from polopt.losses.estimator import Level, cap, clip, coefficient, ratio, ring, shape, two_side
-from polopt.regularizers.kl import kl_estimate
 
 METRICS = {
     "surrogate": "mean of advantage times ratio where the gradient is kept | small; positive when the step helps",
@@ -55,26 +54,28 @@ def surrogate_loss(
     if level is None and surrogate.level == "sequence":
         mask = (align_left(weight, log_prob) != 0).expand_as(log_prob) if mask is None else mask
         level = sequence_level(mask, log_prob)
-    against_old = ratio(log_prob, old_log_prob, level)
-    if surrogate.keep == "shape":
-        kept = shape(log_prob, surrogate.shape_gamma)
-    else:
-        kept = keep(surrogate, against_old, advantage, clip_scale)
-    used = against_old
-    if surrogate.denominator != "old":
-        used = ratio(log_prob, cast(Literal["current", "one"], surrogate.denominator), level)
-    score = coefficient(log_prob, used, advantage, weight, kept)
-    loss = -(score * log_prob).sum()
-
-    with torch.no_grad():
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
+    with torch.no_grad():  # of a loss by its gradient only the last line has one
+        difference = log_prob - old_log_prob
+        against_old, excess = bounded_exps(difference)
+        if level is not None:
+            against_old = ratio(log_prob, old_log_prob, level)
+        if surrogate.keep == "shape":
+            kept = shape(log_prob, surrogate.shape_gamma)
+        else:
+            kept = keep(surrogate, against_old, advantage, clip_scale)
+        used = against_old
+        if surrogate.denominator != "old":
+            used = ratio(log_prob, cast(Literal["current", "one"], surrogate.denominator), level)
+        score = coefficient(log_prob, used, advantage, weight, kept)
         low, high = surrogate.scaled_range(clip_scale)
         metrics = {
             "surrogate": score.sum(),
-            "approx_kl": decision_mean(kl_estimate(old_log_prob, log_prob, "k3"), weight),
-            "approx_kl_k1": decision_mean(kl_estimate(old_log_prob, log_prob, "k1"), weight),
+            "approx_kl": decision_mean(excess - difference, weight),  # `kl_estimate`, of what is there already
+            "approx_kl_k1": -decision_mean(difference, weight),
             "clip_fraction": decision_mean((against_old < low) | (against_old > high), weight),
         }
-    return loss, metrics
+    return -(score * log_prob).sum(), metrics
 
 
 def expected_advantage(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from polopt.core.numeric import BOUND, bounded_exp, bounded_expm1
+from polopt.core.numeric import BOUND, bounded_exp, bounded_expm1, bounded_exps
 
 
 @pytest.mark.parametrize(("bounded", "plain"), [(bounded_exp, torch.exp), (bounded_expm1, torch.expm1)])
@@ -31,3 +31,10 @@ def test_beyond_it_they_are_its_tangent(bounded, far):
 def test_an_impossible_action_has_ratio_zero():
     assert float(bounded_exp(torch.tensor(-math.inf))) == 0.0
     assert float(bounded_expm1(torch.tensor(-math.inf))) == -1.0
+
+
+def test_both_of_the_same_numbers_are_each_by_itself_to_the_bit():
+    x = torch.cat([torch.linspace(-60.0, 60.0, 999), torch.tensor([0.0, 1e-9, -1e-9, 1e9, -math.inf])])
+    value, excess = bounded_exps(x)
+    assert torch.equal(value, bounded_exp(x))
+    assert torch.equal(excess, bounded_expm1(x))
