@@ -119,6 +119,9 @@ class Method(Settings, Learner):
         for item in fields(cls.Config):
             if item.name in RESERVED:
                 raise TypeError(f"{cls.__name__}.Config cannot have a field '{item.name}': every run has that option")
+        for name in {name for names in cls.measured_by.values() for name in names}:
+            if name not in cls.Config.__dataclass_fields__:
+                raise TypeError(f"{cls.__name__} measures by '{name}', which its Config does not have")
 
     def __init__(
         self, config: Any, task: Task, *, ledger: Ledger | None = None, parts: Mapping[str, Any] | None = None

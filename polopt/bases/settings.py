@@ -81,6 +81,9 @@ class Settings:
     metrics: ClassVar[dict[str, str]] = {}  # what each number means | what to look for; those of its bases are added
     metrics_of: ClassVar[tuple[type[Settings], ...]] = ()  # other methods whose numbers it logs too
     metrics_without: ClassVar[tuple[str, ...]] = ()  # those of its bases that it never logs
+    measured_by: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Of numbers that `evaluate` gives: the options they are measured by. Where these differ between runs, such a
+    number is not compared."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     studies: ClassVar[dict[str, Study]] = {}  # what presets were trained on, by their names
     limits: ClassVar[tuple[Limit, ...]] = ()

@@ -11,16 +11,6 @@ from polopt.core.errors import UsageError, nearest
 BY_DATA = "-action_error"
 """What runs are judged by that have recorded data and no environment: how close they are to held-out decisions."""
 
-ARCHIVE = ("cells", "descriptor", "coordinates", "low", "high")
-MEASURED_BY = {
-    "hypervolume": ("reference",),
-    "qd_score": (*ARCHIVE, "reward_offset"),
-    "coverage": ARCHIVE,
-    "worst": ("grid",),
-    "grid_mean": ("grid",),
-}
-"""Settings of a method that a number of its evaluations is measured by: where they differ it says nothing."""
-
 NO_RETURN = "there was no environment, so no return was measured ('polopt eval RUN --ope' estimates it)"
 
 
@@ -76,15 +66,16 @@ def common(scores: Iterable[tuple[str, Score]]) -> Score:
     return next(iter(found))
 
 
-def measured_apart(key: str, settings: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """One sentence where the number `key` is measured in other ways in one than in another, or nothing.
+def measured_apart(key: str, records: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """One sentence where the number `key` is measured in other ways in one run than in another, or nothing.
 
-    `settings` are those of methods, by what each is called, as config.json has them.
+    `records` are what config.json says of runs, by what each is called: `config`, the settings of its method, and
+    `measured_by`, which of them that method measures a number by (`Settings.measured_by`).
     """
-    for name in MEASURED_BY.get(key, ()):
+    for name in dict.fromkeys(name for _, record in records for name in record.get("measured_by", {}).get(key, ())):
         found: dict[Any, str] = {}
-        for label, config in settings:
-            found.setdefault(_plain(config.get(name)), label)
+        for label, record in records:
+            found.setdefault(_plain((record.get("config") or {}).get(name)), label)
         if len(found) > 1:
             (one, first), (other, second), *_ = found.items()
             said = f"{first} ({name} {_text(one)}) and {second} ({name} {_text(other)})"

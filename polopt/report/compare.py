@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polopt.config import to_dict
 from polopt.core import files
 from polopt.core.errors import UsageError
 from polopt.data.teams import playing
@@ -101,8 +100,7 @@ def compare(
             new += [(member.name, one) for one in plans[:1]]
             if not plans:
                 judged.append((member.name, read_run(theirs[0].place).judged_by))
-            kept = to_dict(plans[0].config) if plans else read_run(theirs[0].place).config.get("config", {})
-            measured.append((member.name, kept))
+            measured.append((member.name, plans[0].record() if plans else read_run(theirs[0].place).config))
     for name, one in new:  # names and values are right: now what takes longer
         with about(name if len(among) > 1 else ""):
             judged.append((name, check(one, score)))

@@ -88,12 +88,12 @@ def _others(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What all evaluate besides `score`, and sentences about what they do not measure alike."""
     runs = [run for theirs in groups.values() for run in theirs]
-    settings = [(label, run.settings) for label, theirs in groups.items() for run in theirs]
-    found, apart = {}, [measured_apart(score.key, settings)]
+    records = [(label, run.config) for label, theirs in groups.items() for run in theirs]
+    found, apart = {}, [measured_apart(score.key, records)]
     for name in runs[0].evaluated:
         if name == score.key or not all(name in run.evaluated for run in runs):
             continue
-        if said := measured_apart(name, settings):
+        if said := measured_apart(name, records):
             apart.append(said)
             continue
         numbers = {label: _by_seed(groups[label], Score(name)) for label in order}

@@ -130,6 +130,7 @@ class Plan:
             "steps": self.steps,
             "unit": self.cls.unit,
             "score": self.cls.score if method is None else method.judged_by.name,
+            "measured_by": {key: list(names) for key, names in self.cls.measured_by.items()},
             "seed": self.options.seed,
             "preset": self.preset,
             "init": self.init,

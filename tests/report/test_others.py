@@ -6,6 +6,8 @@ import json
 import pytest
 
 import polopt
+from polopt import registry
+from polopt.bases.method import Method
 from polopt.core.errors import UsageError
 from polopt.evaluation.figures import Heatmap, Points, to_json
 from polopt.evaluation.score import measured_apart
@@ -22,7 +24,8 @@ def front_run(folder, method, seed, volume, config=(), **others):
     """A run with two evaluations of a front: of half of each number, and of a half more."""
     make_run(folder, method, "point/front", seed, rows=0, config={"kind": "config", **dict(config)})
     record = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(record | {"score": "hypervolume"}))
+    said = {"score": "hypervolume", "measured_by": {"hypervolume": ["reference"]}}
+    (folder / "config.json").write_text(json.dumps(record | said))
     numbers = {"hypervolume": volume, "hypervolume_std": 1.0, **others}
     with open(folder / "metrics.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -91,21 +94,36 @@ def test_volumes_above_other_points_are_told_and_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "one", "other", "apart"),
+    ("method", "key", "one", "other", "apart"),
     [
-        ("qd_score", {"cells": 9, "reward_offset": 0.0}, {"cells": 9, "reward_offset": 1.0}, "reward_offset"),
-        ("coverage", {"cells": 9, "reward_offset": 0.0}, {"cells": 9, "reward_offset": 1.0}, ""),
-        ("coverage", {"cells": 9}, {"cells": 16}, "cells"),
-        ("coverage", {"cells": 9}, {}, "cells"),  # another method's number of that name
-        ("worst", {"grid": 5}, {"grid": 10}, "grid"),
-        ("hypervolume", {"reference": (0.0, 0.0)}, {"reference": []}, ""),
-        ("hypervolume", {"reference": (0.0, 1.0)}, {"reference": [0.0, 1.0], "lr": 3.0}, ""),
-        ("return", {"lr": 1.0}, {"lr": 2.0}, ""),
+        ("dcg-me", "qd_score", {"cells": 9, "reward_offset": 0.0}, {"cells": 9, "reward_offset": 1.0}, "reward_offset"),
+        ("dcg-me", "coverage", {"cells": 9, "reward_offset": 0.0}, {"cells": 9, "reward_offset": 1.0}, ""),
+        ("dcg-me", "coverage", {"cells": 9}, {"cells": 16}, "cells"),
+        ("iwocs", "worst", {"grid": 5}, {"grid": 10}, "grid"),
+        ("iwocs", "grid_mean", {"grid": 5}, {"grid": 10}, "grid"),
+        ("gmorl", "hypervolume", {"reference": (0.0, 0.0)}, {"reference": []}, ""),
+        ("c-morl", "hypervolume", {"reference": (0.0, 1.0)}, {"reference": [0.0, 1.0], "lr": 3.0}, ""),
+        ("sac", "return", {"lr": 1.0}, {"lr": 2.0}, ""),
     ],
 )
-def test_what_is_measured_alike(key, one, other, apart):
-    said = measured_apart(key, [("a", one), ("b", other)])
+def test_what_is_measured_alike(method, key, one, other, apart):
+    by = registry.load(method).measured_by
+    records = [(label, {"config": config, "measured_by": by}) for label, config in (("a", one), ("b", other))]
+    said = measured_apart(key, records)
     assert (f"a ({apart} " in said and f"b ({apart} " in said) if apart else said == ""
+
+
+def test_it_is_measured_by_what_either_says():
+    """A number of one method, and another's of that name."""
+    said = {"config": {"cells": 9}, "measured_by": {"coverage": ["cells"]}}
+    for records in ([("a", said), ("b", {"config": {}})], [("b", {}), ("a", said)]):
+        assert "a (cells 9)" in measured_apart("coverage", records)
+    assert measured_apart("coverage", [("a", said), ("b", said)]) == ""
+
+
+def test_a_method_is_measured_by_options_that_it_has():
+    with pytest.raises(TypeError, match="Other measures by 'cells', which its Config does not have"):
+        type("Other", (Method,), {"measured_by": {"coverage": ("cells",)}})
 
 
 def test_other_reference_points_are_refused_before_the_first_run(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ class CMORLSettings(Settings):
         "eval/expected_utility": "the best weighted sum on the front, in the mean over weights",
         "eval/sparsity": "squared gaps between neighbors on the front, in the mean | small",
     }
+    measured_by = {"hypervolume": ("reference",)}
     default_steps = 12_000_000
     presets = {  # the official scripts count the steps of one of their eight processes
         "hopper": {"reference": (-100.0, -100.0), "episodes": 5},

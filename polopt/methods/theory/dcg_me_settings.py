@@ -5,6 +5,9 @@ from typing import Any
 from polopt.bases.method import Settings, Smoke
 
 
+ARCHIVE = ("cells", "descriptor", "coordinates", "low", "high")
+
+
 class DCGMESettings(Settings):
     headline = ("qd_score", "coverage", "gradient_accepted", "critic_loss")
     trains_on = "vector observations and box actions; kinds of behavior by where, or how, episodes go"
@@ -23,6 +26,7 @@ class DCGMESettings(Settings):
         "eval/return": "mean of the actor (without one, of the archive's policies), asked for what is in the archive",
         "eval/descriptor_error": "of the same episodes, as above",
     }
+    measured_by = {"qd_score": (*ARCHIVE, "reward_offset"), "coverage": ARCHIVE}
     default_steps = 1_000_000
     eval_episodes = 64
     presets = {

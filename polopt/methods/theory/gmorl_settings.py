@@ -22,6 +22,7 @@ class GMORLSettings(Settings):
         "eval/follows_NAME": "rank correlation of the weight of an objective and the return in it | towards 1; near 0: "
         "the policy does not heed what it is told",
     }
+    measured_by = {"hypervolume": ("reference",)}
     default_steps = 200_000
     presets = {
         "small": {"reference": (-60.0, -250.0)},

@@ -22,6 +22,7 @@ class IWOCSSettings(Settings):
         "eval/worst": "the least of the mean returns over a grid of the box; what a run is judged by",
         "eval/grid_mean": "the mean of them",
     }
+    measured_by = {"worst": ("grid",), "grid_mean": ("grid",)}
     default_steps = 6_000_000
     presets = {
         "pendulum": {
