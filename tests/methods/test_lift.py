@@ -20,7 +20,7 @@ from polopt.methods.control import lift, lift_finetune
 from polopt.methods.control.lift import LIFT
 from polopt.methods.control.lift_finetune import FineTune, ramp
 from polopt.methods.control.lift_pretrain import ParallelSAC
-from polopt.methods.control.lift_settings import SMALL
+from polopt.methods.control.lift_settings import AS_SAC, NO_MODEL, SMALL, as_sac
 from polopt.models.fitting import Fitting
 from polopt.optim import Optimizer
 from polopt.tasks.mechanics import Mechanics
@@ -31,22 +31,7 @@ from tests.guards.harness import advance, built
 MUST = 5
 made: Any = built
 plan: Any = api.plan
-NO_MODEL: dict[str, Any] = {
-    "task_options": {"horizon": 20},
-    "envs": 1,
-    "loggers": (),
-    "seed": 7,
-    "pretrain_steps": 0,
-    "finetune.horizon": (0, 0, 1),
-    "finetune.acts": "sample",
-    "finetune.warmup": 8,
-    "finetune.epoch_steps": 4,
-    "finetune.rounds": (2, 2, 1),
-    "finetune.round_updates": 3,
-    "finetune.batch_size": 16,
-    "pretrain.network.sizes": (16, 16),
-    "pretrain.critic_network.sizes": (16, 16),
-}
+RUN: dict[str, Any] = {"task_options": {"horizon": 20}, "envs": 1, "loggers": (), "seed": 7}
 
 
 def tuned(method: Any) -> FineTune:
@@ -369,8 +354,9 @@ def test_must_5_critics_see_more() -> None:
 
 def test_without_a_model_it_is_sac_on_the_target(float64: None) -> None:
     """As the first stage would go on in one row: the same update of the same batch."""
-    sac = {"pretrain.order": "sac", "pretrain.density": "policy", "pretrain.weight_decay": 0.0}
-    method: Any = plan("lift", "pendulum", **NO_MODEL, **sac).build()
+    few = {"warmup": 8, "epoch_steps": 4, "rounds": (2, 2, 1), "round_updates": 3, "batch_size": 16}
+    settings = RUN | AS_SAC | NO_MODEL | {f"finetune.{name}": value for name, value in few.items()}
+    method: Any = plan("lift", "pendulum", **settings).build()
     learner, batches = tuned(method), []
     assert method.model is None
     assert method.simulator is None
@@ -403,6 +389,40 @@ def test_without_a_model_it_is_sac_on_the_target(float64: None) -> None:
             assert torch.equal(one, same)
 
 
+def test_without_a_model_fine_tuning_is_sac_continued(float64: None) -> None:
+    """The first stage leaves a policy, critics and averages of Adam to the last one, and to SAC in a world of its own.
+    From there on both play, draw and learn alike, bitwise."""
+    few = {"warmup": 24, "epoch_steps": 1, "rounds": (1, 1, 1), "round_updates": 1, "batch_size": 16}
+    settings = RUN | AS_SAC | NO_MODEL | {f"finetune.{name}": value for name, value in few.items()}
+    settings |= {"pretrain_steps": 40, "simulators": 1, "pretrain.warmup": 16, "pretrain.batch_size": 16}
+    for stage in ("pretrain", "finetune"):  # a learned temperature would begin anew
+        settings |= {name: value for name, value in as_sac(stage).items() if "entropy" not in name}
+        settings |= {f"{stage}.entropy": "fixed", f"{stage}.entropy.value": 0.2}
+    method: Any = plan("lift", "pendulum", **settings).build()
+    sac: dict[str, Any] = {"warmup": 24, "batch_size": 16, "network.sizes": (16, 16), "replay_size": 1_000}
+    other: Any = plan("sac", "pendulum", **RUN, **sac, **{"entropy": "fixed", "entropy.value": 0.2}).build()
+    other.source.warmup_actor = None  # its own policy fills the replay
+    advance(method, 40)
+    learner = tuned(method)
+    for name in ("policy", "critic", "target_critic"):
+        getattr(other, name).load_state_dict(getattr(learner, name).state_dict())
+    for name in ("policy_optimizer", "critic_optimizer"):
+        getattr(other, name).load_extra_state(getattr(learner, name).extra_state())
+    assert len(learner.policy_optimizer.extra_state())
+    other.source.replay.generator.set_state(learner.replay.generator.get_state())
+    for each in (method, other):
+        torch.manual_seed(3)
+        for _ in range(8):
+            each.update(each.collect())
+    assert other.ledger.env_steps == method.ledger.env_steps - 40 == 24 + 8
+    played = other.source.replay.whole()
+    for key, value in learner.replay.whole().items():
+        assert torch.equal(value, played[key]), key
+    for name in ("policy", "critic", "target_critic"):
+        for one, same in zip(getattr(learner, name).parameters(), getattr(other, name).parameters(), strict=True):
+            assert torch.equal(one, same), name
+
+
 def test_a_run_goes_on_from_a_pretrained_one(tmp_path: Any) -> None:
     smoke = {name: value for name, value in LIFT.smoke.config.items() if name != "simulators"}
     smoke |= {"pretrain_steps": 0, "finetune.lr": 1e-12, "finetune.critic_lr": 1e-12, "init": str(tmp_path / "a")}
@@ -415,11 +435,12 @@ def test_a_run_goes_on_from_a_pretrained_one(tmp_path: Any) -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("preset", ["t1-real", "t1-rough", "t1-flat"])
-def test_presets_build(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "steps"), [("t1-real", 40e6), ("t1-rough", 5e9), ("t1-flat", 5e9)])
+def test_presets_build(preset: str, steps: float) -> None:
     tiny: Any = {"simulators": 2, "envs": 1, "pretrain.network.sizes": (8,), "pretrain.critic_network.sizes": (8,)}
     tiny |= {"model.network.sizes": (8,), "model.weight_decay": (1e-4,)}
     method: Any = plan("lift", CARRYING, preset=preset, loggers=(), **tiny).build()
+    assert method.config.pretrain_steps == steps
     assert method.learner.config.truncated == "skip"
     assert method.learner.config.batch_size >= 4_096
 
