@@ -4,7 +4,6 @@ from typing import Any
 
 from polopt.bases.method import Settings, Smoke
 
-
 ARCHIVE = ("cells", "descriptor", "coordinates", "low", "high")
 
 
