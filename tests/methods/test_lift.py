@@ -20,7 +20,7 @@ from polopt.methods.control import lift, lift_finetune
 from polopt.methods.control.lift import LIFT
 from polopt.methods.control.lift_finetune import FineTune, ramp
 from polopt.methods.control.lift_pretrain import ParallelSAC
-from polopt.methods.control.lift_settings import AS_SAC, NO_MODEL, SMALL, as_sac
+from polopt.methods.control.lift_settings import AS_SAC, CONSTANTS, NO_MODEL, SMALL
 from polopt.models.fitting import Fitting
 from polopt.optim import Optimizer
 from polopt.tasks.mechanics import Mechanics
@@ -396,7 +396,7 @@ def test_without_a_model_fine_tuning_is_sac_continued(float64: None) -> None:
     settings = RUN | AS_SAC | NO_MODEL | {f"finetune.{name}": value for name, value in few.items()}
     settings |= {"pretrain_steps": 40, "simulators": 1, "pretrain.warmup": 16, "pretrain.batch_size": 16}
     for stage in ("pretrain", "finetune"):  # a learned temperature would begin anew
-        settings |= {name: value for name, value in as_sac(stage).items() if "entropy" not in name}
+        settings |= {f"{stage}.{name}": value for name, value in CONSTANTS.items() if "entropy" not in name}
         settings |= {f"{stage}.entropy": "fixed", f"{stage}.entropy.value": 0.2}
     method: Any = plan("lift", "pendulum", **settings).build()
     sac: dict[str, Any] = {"warmup": 24, "batch_size": 16, "network.sizes": (16, 16), "replay_size": 1_000}

@@ -46,13 +46,16 @@ AS_SAC: dict[str, Any] = {
 }
 """What both stages have as SAC has it, small."""
 
-
-def as_sac(stage: str) -> dict[str, Any]:
-    """And constants of one of them."""
-    constants = {"discount": 0.99, "tau": 0.005, "lr": 3e-4, "critic_lr": 3e-4}
-    constants |= {"entropy_share": 1.0, "entropy.initial": 1.0, "entropy.lr": 3e-4}
-    return {f"{stage}.{name}": value for name, value in constants.items()}
-
+CONSTANTS: dict[str, Any] = {
+    "discount": 0.99,
+    "tau": 0.005,
+    "lr": 3e-4,
+    "critic_lr": 3e-4,
+    "entropy_share": 1.0,
+    "entropy.initial": 1.0,
+    "entropy.lr": 3e-4,
+}
+"""And constants of a stage."""
 
 NO_MODEL: dict[str, Any] = {"pretrain_steps": 0, "finetune.horizon": (0, 0, 1), "finetune.acts": "sample"}
 
@@ -140,7 +143,7 @@ class LIFTSettings(Settings):
             "sac",
             task="pendulum",
             learner="learner",
-            at=SMALL | AS_SAC | as_sac("pretrain") | {"simulators": 1},
+            at=SMALL | AS_SAC | {f"pretrain.{name}": value for name, value in CONSTANTS.items()} | {"simulators": 1},
             apart={"pretrain.order": "release"},
             collects="method",
             because="in one simulator, in the order of SAC, with densities in its units the first stage is SAC",
@@ -149,7 +152,10 @@ class LIFTSettings(Settings):
             "sac",
             task="pendulum",
             learner="learner",
-            at=AS_SAC | as_sac("finetune") | NO_MODEL | {"finetune.warmup": 64, "finetune.batch_size": 32},
+            at=AS_SAC
+            | {f"finetune.{name}": value for name, value in CONSTANTS.items()}
+            | NO_MODEL
+            | {"finetune.warmup": 64, "finetune.batch_size": 32},
             apart={"pretrain.order": "release"},
             collects="method",
             because="where nothing is imagined and the policy draws in the target, the last stage is SAC likewise",
