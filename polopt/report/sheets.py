@@ -47,8 +47,12 @@ def sheet(
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, height_ratios=heights)
         for path in [file] if isinstance(file, Path) else file:
-            content = io.BytesIO()
-            metadata = NO_DATE[path.suffix] | dict(notes or {})
-            drawing.savefig(content, format=path.suffix[1:], dpi=130, metadata=metadata)
             files.make_folder(path.parent)
-            files.replace(path, content.getvalue())
+            files.replace(path, _drawn(drawing, path.suffix, notes or {}))
+
+
+def _drawn(drawing: Any, suffix: str, notes: Mapping[str, str]) -> bytes:
+    """The content of a file with this suffix."""
+    content = io.BytesIO()
+    drawing.savefig(content, format=suffix[1:], dpi=130, metadata=NO_DATE[suffix] | dict(notes))
+    return content.getvalue()

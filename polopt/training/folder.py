@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,7 @@ def write_spaces(folder: Path, task: Task) -> None:
         files.replace(folder / SPACES, json.dumps(record, indent=1).encode())
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:

@@ -139,7 +139,7 @@ def test_tables_have_places_and_places_have_tables():
         page.fill(text, {})
 
 
-def test_the_page_is_made_from_raw_lines_alone(tmp_path):
+def test_the_page_is_made_from_raw_lines_alone(tmp_path, drawn):
     results, written = tmp_path / "results", tmp_path / "docs" / "page.md"
     (results / "returns").mkdir(parents=True)
     written.parent.mkdir()

@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from polopt.bases.language import GroupMethod, LanguageMethod
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
 from polopt.core.batch import Batch
-from polopt.core.state import find
+from polopt.core.state import Blob, find, gather
 from polopt.data.base import Source
+from polopt.optim import copies
 from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task
 from polopt.tasks.gym import GymTask
@@ -157,6 +159,50 @@ def parameters(method: Method) -> dict[str, torch.Tensor]:
         f"{name}.{path}": parameter
         for name, module in method.modules()
         for path, parameter in module.named_parameters()
+    }
+
+
+class Trained:
+    """What a run trains, and whether it moves. It looks before each update: a stage has learners of its own."""
+
+    def __init__(self) -> None:
+        self.before: dict[torch.Tensor, tuple[str, torch.Tensor]] = {}
+        self.own: set[torch.Tensor] = set()
+        self.slow: set[torch.Tensor] = set()
+
+    def look(self, method: Method) -> None:
+        for path, value in parameters(method).items():
+            if value not in self.before:
+                self.before[value] = path, value.detach().clone()
+        self.slow |= {parameter for _, twin, _ in copies(method) for parameter in twin.parameters()}
+        self.own |= {parameter for optimizer in method.optimizers() for parameter in optimizer.parameters}
+
+    def faults(self) -> list[str]:
+        """What is not as it should be at the end."""
+        found = []
+        for value, (path, start) in self.before.items():
+            moved = not torch.equal(value, start)
+            if not torch.isfinite(value).all():
+                found.append(f"{path} is not finite")
+            if value.requires_grad and not moved:
+                found.append(f"{path} is trainable and did not move")
+            if value.requires_grad and value not in self.own:
+                found.append(f"{path} is trainable and in no optimizer")
+            if not value.requires_grad and value not in self.slow and moved:
+                found.append(f"{path} is frozen and moved")
+        return found
+
+
+def content(leaf: Any) -> Any:
+    """A copy of a leaf of a state, of a block its tensors."""
+    return copy.deepcopy(leaf.tensors() if isinstance(leaf, Blob) else leaf)
+
+
+def kept(method: Method) -> dict[str, Any]:
+    """The state of a method, with blocks that can be read when it has gone on."""
+    return {
+        path: Blob(leaf.key, partial(dict, content(leaf))) if isinstance(leaf, Blob) else content(leaf)
+        for path, leaf in gather(method).items()
     }
 
 

@@ -24,9 +24,10 @@ from polopt.bases.method import Method
 from polopt.config.params import Config, Param, hints_of, is_config, members, param_of, spell, without_of
 from polopt.core.errors import UsageError
 from polopt.training.api import Plan
-from tests.guards.harness import BUILT, begun, parameters, plan, steps_of
+from tests.guards.harness import BUILT, Trained, advance, begun, kept, parameters, plan, steps_of
 
 TRIED = 5  # values of one option at most
+SOON = 2  # updates after which most options have shown, if the run has to be made for them
 BY_CAPABILITY = ("network", "policy")  # other choices than the one of the smoke run: test_capabilities
 
 
@@ -117,43 +118,72 @@ def _running(planned: Plan) -> Iterator[Method]:
 def _numbers(method: Method, planned: Plan) -> Iterator[dict[str, float]]:
     """The metrics of each update of the smoke run, and those of an evaluation at its end."""
     yield from steps_of(method, planned.steps)
+    yield _scores(method, planned)
+
+
+def _scores(method: Method, planned: Plan) -> dict[str, float]:
     task = planned.make_task(1, 2)
     try:
-        yield dict(method.evaluate(task, 2))
+        return dict(method.evaluate(task, 2))
     finally:
         task.close()
 
 
 class Run:
-    """The smoke run of a method, and whether another run differs from it."""
+    """The smoke run of a method, or its first updates, and whether another run differs from it."""
 
-    def __init__(self, name: str, config: Config | None = None, **settings: Any) -> None:
+    plan: Plan
+    numbers: list[dict[str, float]]
+    upto: int | None = None
+
+    def __init__(self, name: str, config: Config | None = None, upto: int | None = None, **settings: Any) -> None:
         self.plan = plan(name, **settings)
+        self.upto = upto
         if config is not None:
             self.plan.config = config
-        self.numbers: list[dict[str, float]] = []
-        self.half: dict[str, torch.Tensor] = {}
-        """The parameters where the run has `begun`."""
         with _running(self.plan) as method:
-            for found in _numbers(method, self.plan):
-                self.numbers.append(found)
-                if not self.half and begun(name, method, len(self.numbers)):
-                    self.half = {path: value.detach().clone() for path, value in parameters(method).items()}
+            self.numbers = list(islice(_numbers(method, self.plan), upto))
 
     def differs(self, config: Config) -> bool:
         """Whether the run with this config gives other numbers; it ends with the first. Raises UsageError."""
         planned = dataclasses.replace(self.plan, config=config)
         with _running(planned) as method:
-            return any(_apart(*pair) for pair in zip_longest(self.numbers, _numbers(method, planned)))
+            numbers = islice(_numbers(method, planned), self.upto)
+            return any(_apart(*pair) for pair in zip_longest(self.numbers, numbers))
+
+
+class Smoke(Run):
+    """The smoke run as it is, with what several guards ask of it.
+
+    Attributes:
+        half: the parameters where the run has `begun`.
+        state: all of its state there.
+        faults: what is not trained as it should be.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.plan = plan(name, **settings)
+        self.numbers = []
+        self.half, self.state = {}, {}
+        trained = Trained()
+        with _running(self.plan) as method:
+            while method.ledger[method.unit] < self.plan.steps:
+                trained.look(method)
+                self.numbers += advance(method, self.plan.steps, updates=1)
+                if not self.half and begun(name, method, len(self.numbers)):
+                    self.half = {path: value.detach().clone() for path, value in parameters(method).items()}
+                    self.state = kept(method)
+            self.faults = trained.faults()
+            self.numbers.append(_scores(method, self.plan))
 
 
 @functools.cache
-def smoke(name: str) -> Run:
-    """The smoke run of a method as it is, in double precision: made once, since several guards compare with it."""
+def smoke(name: str) -> Smoke:
+    """The smoke run of a method in double precision, made once."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return Run(name)
+        return Smoke(name)
     finally:
         torch.set_default_dtype(before)
 
@@ -180,16 +210,18 @@ def effect(name: str, option: Option, first: Callable[[], Run], asked: bool = Fa
     reason = declared(plan(name, **probe).config, option.name)
     if reason and not asked:
         return f"declared: {reason}"
-    run = Run(name, **probe) if probe else first()
-    refusal = ""
-    tried = []
-    for value in values:
-        try:
-            if run.differs(changed(run.plan.config, option.name, value)):
-                return "acts"
-            tried.append(value)
-        except UsageError as error:
-            refusal = str(error)
+    for upto in (SOON, None) if probe else (None,):
+        run = Run(name, upto=upto, **probe) if probe else first()
+        refusal, tried = "", []
+        for value in values:
+            try:
+                if run.differs(changed(run.plan.config, option.name, value)):
+                    return "acts"
+                tried.append(value)
+            except UsageError as error:
+                refusal = str(error)
+        if not tried:
+            break
     if reason:
         return f"declared: {reason}"
     return f"nothing: {', '.join(spell(value) for value in tried)}" if tried else f"refused: {refusal}"

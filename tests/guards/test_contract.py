@@ -8,64 +8,50 @@ import re
 from dataclasses import fields
 
 import pytest
-import torch
 
 import polopt
 from polopt import registry
 from polopt.bases import offline
+from polopt.bases.method import Method
 from polopt.cli import main
 from polopt.config import apply
 from polopt.config.serialize import fields_of, from_dict, to_dict
 from polopt.data.demonstrations import record
 from polopt.data.rollouts import Rollouts
 from polopt.evaluation.score import Score
-from polopt.optim import copies
 from polopt.policies.wrappers import Uniform
 from polopt.training import seeding
-from tests.guards.harness import BUILT, OWN, advance, built, one_of_a_kind, parameters, plan, reseed, seen_by_verbs
+from tests.guards.harness import BUILT, OWN, load, one_of_a_kind, plan, reseed, seen_by_verbs
+from tests.guards.options import Smoke, smoke
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_trains_what_it_says(name):
-    with built(name) as method:
-        history, before, own, slow = [], {}, set(), set()  # a stage has learners of its own
-        while method.ledger[method.unit] < (steps := registry.load(name).smoke.steps):
-            for path, value in parameters(method).items():
-                before.setdefault(value, (path, value.detach().clone()))
-            slow |= {parameter for _, twin, _ in copies(method) for parameter in twin.parameters()}
-            own |= {parameter for optimizer in method.optimizers() for parameter in optimizer.parameters}
-            history += advance(method, steps, updates=1)
-        assert history
-        logged = {metric.rpartition("/")[2] for metrics in history for metric in metrics}  # one/surrogate: a learner's
-        assert logged <= {"grad_norm", *registry.load(name).explained()}, "say in `metrics` what each number means"
-        assert all(math.isfinite(value) for metrics in history for value in metrics.values()), history[-1]
-        for value, (path, start) in before.items():
-            assert torch.isfinite(value).all(), path
-            if value.requires_grad:
-                assert not torch.equal(value, start), f"{path} is trainable and did not move"
-                assert value in own, f"{path} is trainable and in no optimizer"
-            elif value not in slow:
-                assert torch.equal(value, start), f"{path} is frozen and moved"
+LUCK = {"a2pr": {"advantage_threshold": None}}
+"""Settings without which a tiny run may leave something out, by the luck of its draws."""
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_evaluates(name):
-    with built(name) as method:
-        task = plan(name, eval_length=20).make_task(1, 2)
-        scores = method.evaluate(task, 2)
-        assert scores == method.evaluate(task, 2)  # the same starts, and nothing of the run disturbed
-        assert math.isfinite(Score(method.score).of(scores))
-        task.close()
+def test_trains_what_it_says(name, float64):
+    """In double precision; that it is finite in single precision too, test_resume.py sees."""
+    run = Smoke(name, **LUCK[name]) if name in LUCK else smoke(name)
+    history = run.numbers[:-1]  # the last are of an evaluation
+    assert history
+    logged = {metric.rpartition("/")[2] for metrics in history for metric in metrics}  # one/surrogate: a learner's
+    assert logged <= {"grad_norm", *registry.load(name).explained()}, "say in `metrics` what each number means"
+    assert all(math.isfinite(value) for metrics in history for value in metrics.values()), history[-1]
+    assert run.faults == []
 
 
 @pytest.mark.parametrize("name", one_of_a_kind(BUILT, seen_by_verbs))
-def test_every_verb_serves_it(name, tmp_path, capsys, monkeypatch, drawn):
-    smoke = registry.load(name).smoke
-    settings = {"steps": smoke.steps, "task_options": smoke.task_options, "loggers": ()}
-    settings |= {"eval_episodes": 1, "eval_length": 20}
-    polopt.train(name, smoke.task, out=tmp_path / "run", **settings, **smoke.config)
+def test_every_verb_serves_it(name, tmp_path, capsys, monkeypatch, request):
+    """Pages are drawn where the method shows figures of its own, and of one that has none."""
+    if load(name).figures is not Method.figures or name == "sac":
+        request.getfixturevalue("drawn")
+    run = registry.load(name).smoke
+    settings = {"steps": run.steps, "task_options": run.task_options, "loggers": ()}
+    settings |= {"eval_episodes": 1, "eval_length": 20, "eval_every": -(-run.steps // 3)}
+    polopt.train(name, run.task, out=tmp_path / "run", **settings, **run.config)
     assert main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
     assert main(["eval", str(tmp_path / "run"), "--checkpoint", "best", "--stochastic", "--episodes", "1"]) == 0
     assert main(["report", str(tmp_path / "run"), "--no-video"]) == 0

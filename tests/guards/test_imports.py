@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ ALLOWED = {
 }
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Top-level names that a file imports anywhere, also through `need("name")` and `import_module("name")`."""
     found = set()
@@ -54,8 +56,8 @@ def test_control_needs_none_of_them(tmp_path):
 import sys; {blocked}
 from polopt.cli import main
 run = {str(tmp_path / "run")!r}
-small = ["--network.sizes", "8", "--eval-episodes", "1"]
-assert main(["train", "ppo", "--task", "CartPole-v1", "--steps", "512", "--out", run, *small]) == 0
+small = ["--network.sizes", "8", "--eval-episodes", "1", "--envs", "2", "--window", "32"]
+assert main(["train", "ppo", "--task", "CartPole-v1", "--steps", "64", "--out", run, *small]) == 0
 assert main(["eval", run, "--episodes", "1"]) == 0
 assert main(["methods"]) == 0 and main(["show", "rec"]) == 0
 assert main(["train", "rec", "--task", "vowels", "--model", "tiny"]) == 2

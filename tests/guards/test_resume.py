@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -14,29 +12,33 @@ from torch import Tensor
 import polopt
 from polopt import registry
 from polopt.core import signals
-from polopt.core.state import Blob, gather, restore
+from polopt.core.state import gather, restore
 from polopt.evaluation.score import Score
 from polopt.training import seeding
 from polopt.training.folder import Run
-from tests.guards.harness import BUILT, SEED, advance, built, enough, plan
+from tests.guards.harness import BUILT, SEED, advance, built, content, enough, plan
+from tests.guards.options import smoke
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions")  # which are enough here
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* had not ended after 20 decisions"),  # which are enough here
+    pytest.mark.filterwarnings("error:.* became "),  # a number that is not finite
+]
 
 
 def settings(name):
-    smoke = registry.load(name).smoke
-    every = max(1, smoke.steps // 8)
-    return smoke, {
-        "steps": smoke.steps,
+    """Those of a run that saves when it is about to be stopped, which is before it is logged."""
+    tiny = registry.load(name).smoke
+    return tiny, {
+        "steps": tiny.steps,
         "seed": SEED,
-        "task_options": smoke.task_options,
+        "task_options": tiny.task_options,
         "eval_episodes": 1,
         "eval_length": 20,
-        "eval_every": smoke.steps,
-        "checkpoint_every": every,
-        "log_every": every,
+        "eval_every": tiny.steps,
+        "checkpoint_every": max(1, 5 * tiny.steps // 8),
+        "log_every": max(1, tiny.steps // 8),
         "loggers": (),
-        **smoke.config,
+        **tiny.config,
     }
 
 
@@ -53,32 +55,22 @@ def same(one, other):
     return one == other
 
 
-def content(leaf):
-    """A copy of a leaf, of a block its tensors."""
-    return copy.deepcopy(leaf.tensors() if isinstance(leaf, Blob) else leaf)
-
-
 @pytest.mark.parametrize("name", BUILT)
-def test_what_was_restored_stays_as_it_is(name):
+def test_what_was_restored_stays_as_it_is(name, float64):
     """Snapshots and archives are restored from again: training on writes into nothing that was given back."""
-    steps = registry.load(name).smoke.steps
-    with built(name) as method:
-        advance(method, steps // 2, enough(name))
-        state = {
-            path: Blob(leaf.key, partial(dict, content(leaf))) if isinstance(leaf, Blob) else content(leaf)
-            for path, leaf in gather(method).items()
-        }
+    state = smoke(name).state
     before = {path: content(leaf) for path, leaf in state.items()}
     with built(name) as other:
         restore(other, state)
-        advance(other, steps, enough(name))
+        advance(other, registry.load(name).smoke.steps, enough(name))
     for path, leaf in before.items():
         assert same(leaf, content(state[path])), path
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_an_evaluation_that_is_broken_off_leaves_what_is_saved_as_it_is(name, monkeypatch):
-    """A run that is stopped there saves what it was before, and evaluates again when it goes on."""
+def test_evaluations_leave_what_is_saved_as_it_is(name, monkeypatch):
+    """Whole ones, which so give the same scores again, and one that is broken off: a run that is stopped there saves
+    what it was before, and evaluates again when it goes on."""
     asked = [0]
 
     def check():
@@ -86,27 +78,35 @@ def test_an_evaluation_that_is_broken_off_leaves_what_is_saved_as_it_is(name, mo
         if asked[0] == 2:
             raise signals.Stopped
 
+    def now():
+        return {path: content(leaf) for path, leaf in gather(method).items()} | {"torch": torch.get_rng_state()}
+
     with built(name) as method:
         advance(method, 1)
-        task = plan(name).make_task(seeding.EVAL_TASK, 2)
-        before = {path: content(leaf) for path, leaf in gather(method).items()} | {"torch": torch.get_rng_state()}
-        monkeypatch.setattr(signals, "check", check)
+        task = plan(name, eval_length=20).make_task(seeding.EVAL_TASK, 2)
+        states = [now()]
         try:
+            scores = method.evaluate(task, 2)
+            assert scores == method.evaluate(task, 2)
+            assert math.isfinite(Score(method.score).of(scores))
+            states.append(now())
+            monkeypatch.setattr(signals, "check", check)
             with contextlib.suppress(signals.Stopped):
                 method.evaluate(task, 2)
         finally:
             task.close()
-        after = {path: content(leaf) for path, leaf in gather(method).items()} | {"torch": torch.get_rng_state()}
-    assert [path for path, leaf in before.items() if not same(leaf, after[path])] == []
+        states.append(now())
+    for state in states[1:]:
+        assert [path for path, leaf in states[0].items() if not same(leaf, state[path])] == []
 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_stopped_equals_unstopped(name, tmp_path):
-    smoke, options = settings(name)
-    polopt.train(name, smoke.task, out=tmp_path / "whole", **options)
-    rows = polopt.iterate(name, smoke.task, out=tmp_path / "stopped", **options)
+    tiny, options = settings(name)
+    polopt.train(name, tiny.task, out=tmp_path / "whole", **options)
+    rows = polopt.iterate(name, tiny.task, out=tmp_path / "stopped", **options)
     for row in rows:
-        if row[row["method"].unit] >= 0.6 * smoke.steps:
+        if row[row["method"].unit] >= 0.6 * tiny.steps:
             break
     rows.close()
     polopt.resume(tmp_path / "stopped")

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polopt.core.errors import UsageError
+from polopt.policies import pretrained, text
 from polopt.policies.small_lm import CHARACTERS, SIZES, character_tokenizer, make_language_model
-from tests.policies.language_models import TINY
+from tests.policies.language_models import TINY, tiny_folder
 
 FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -80,3 +81,28 @@ def test_replaces_models_only(tmp_path):
 def test_unknown_size(tmp_path):
     with pytest.raises(UsageError, match="did you mean '10m'"):
         make_language_model(tmp_path / "m", "10mm")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_tests_read_once_is_what_is_read(kept):
+    """`tests.loaded`: a copy of it has weights of its own, and neither draws from the global random state."""
+    folder, state = tiny_folder(seed=5), torch.get_rng_state()
+    with pretrained.kept_model(folder if kept else None):
+        changed, *_ = text.load_pretrained(str(folder), dtype=torch.float64)
+        with torch.no_grad():
+            for parameter in changed.parameters():
+                parameter.zero_()
+        found = [load(str(folder), dtype=torch.float64) for load in (text.load_pretrained, pretrained.load_pretrained)]
+    assert torch.equal(torch.get_rng_state(), state)
+    (copied, tokenizer, source), (read, again, place) = found
+    assert source == place
+    assert [name for name, _ in copied.named_parameters()] == [name for name, _ in read.named_parameters()]
+    for one, two in zip(copied.parameters(), read.parameters()):
+        assert one.dtype == two.dtype == torch.float64
+        assert torch.equal(one, two) or kept  # weights that wait for those of a checkpoint
+    assert copied.get_output_embeddings().weight is copied.get_input_embeddings().weight
+    assert copied.config.to_dict() == read.config.to_dict()
+    assert copied.generation_config.to_dict() == read.generation_config.to_dict()
+    assert not copied.training
+    assert tokenizer("12+3= ok")["input_ids"] == again("12+3= ok")["input_ids"]
+    assert (tokenizer.get_vocab(), tokenizer.chat_template) == (again.get_vocab(), again.chat_template)

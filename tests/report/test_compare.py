@@ -15,6 +15,11 @@ TINY = {"envs": 2, "window": 8, "network.sizes": (8,), "steps": 32, "eval_episod
 WORDS = ["--envs", "2", "--window", "8", "--network.sizes", "8", "--steps", "32", "--eval-episodes", "1"]
 
 
+@pytest.fixture(autouse=True)
+def _drawn() -> None:
+    """Pictures are blank here, but where a test asks for them: what is on them, the tests beside see."""
+
+
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
@@ -38,7 +43,7 @@ def config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def test_settings_for_each_on_the_command_line(out, capsys):
+def test_settings_for_each_on_the_command_line(out, capsys, drawn):
     words = ["compare", "fast=ppo", "slow=ppo", "mdpo", "--task", "CartPole-v1", "--seeds", "7,", "--out", str(out)]
     words += [*WORDS, "--fast.lr", "3e-3", "--ppo.epochs", "1", "--slow.network.sizes", "4", "--mdpo.window", "16"]
     words += ["--task.max-episode-steps", "9", "--range", "CartPole-v1", "0", "9"]
@@ -171,6 +176,12 @@ def test_a_run_that_fails_is_named(out, monkeypatch):
         polopt.compare(["ppo", "slow=mdpo"], "CartPole-v1", seeds=1, out=out, **TINY)
 
 
+def test_what_other_processes_cannot_import_is_no_task_of_theirs(tmp_path):
+    with pytest.raises(UsageError, match="with jobs=2 other processes must be able to import"):
+        polopt.compare(["a=ppo", "b=ppo"], lambda: gymnasium.make("CartPole-v1"), out=tmp_path / "x", jobs=2, **TINY)
+
+
+@pytest.mark.exhaustive  # processes begin; that they give the numbers of none, tests/training/test_jobs.py sees
 def test_runs_beside_each_other_are_the_same_runs(tmp_path):
     given = {"seeds": [3], **TINY}
     beside = polopt.compare(["a=ppo", "b=ppo"], "CartPole-v1", out=tmp_path / "two", jobs=2, **given)
@@ -178,8 +189,6 @@ def test_runs_beside_each_other_are_the_same_runs(tmp_path):
     values = [[row["eval/return"] for row in run.evaluations] for run in (*beside.runs, *alone.runs)]
     assert values[0] == values[1] == values[2]
     assert beside.runs[0].config["run"]["threads"] == 1
-    with pytest.raises(UsageError, match="with jobs=2 other processes must be able to import"):
-        polopt.compare(["a=ppo", "b=ppo"], lambda: gymnasium.make("CartPole-v1"), out=tmp_path / "x", jobs=2, **given)
 
 
 def listing(folder):

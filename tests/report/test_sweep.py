@@ -15,6 +15,11 @@ from polopt.training.folder import Run
 TINY = {"envs": 2, "window": 8, "network.sizes": (8,), "steps": 32, "eval_episodes": 1, "loggers": ()}
 
 
+@pytest.fixture(autouse=True)
+def _drawn() -> None:
+    """Pictures are blank here, but where a test asks for them: what is on them, the tests beside see."""
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that were begun."""
