@@ -1,6 +1,7 @@
 """What the tests beside other libraries share; the library's own environment needs no more than torch for it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,13 @@ from torch import Tensor, nn
 Value = Callable[[nn.Parameter], Tensor]
 
 
-def record(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
-    """From now on `optimizer.step()` moves nothing: it keeps the gradients it would have stepped on, in this dict."""
+def record(optimizer: Any) -> dict[nn.Parameter, Tensor]:
+    """From now on a step of `optimizer`, torch's or polopt's, moves nothing: it keeps the gradients it would have
+    stepped on, in this dict."""
     gradients = {}
+    if hasattr(optimizer, "torch"):  # polopt's, which takes torch's step where its own kernel does not serve
+        optimizer._alike = False
+        optimizer = optimizer.torch
 
     def step(closure: None = None) -> None:
         for group in optimizer.param_groups:

@@ -31,13 +31,15 @@ class DoubleRollouts(RolloutBuffer):
             setattr(self, name, getattr(self, name).astype(np.float64))
 
 
-class WholeReplay(ReplayBuffer):
-    """In double precision; a sample is everything, in order."""
-
+class DoubleReplay(ReplayBuffer):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         for name in ("rewards", "dones", "timeouts"):
             setattr(self, name, getattr(self, name).astype(np.float64))
+
+
+class WholeReplay(DoubleReplay):
+    """A sample is everything, in order."""
 
     def sample(self, batch_size, env=None):
         return self._get_samples(np.arange(batch_size), env)

@@ -57,8 +57,7 @@ def gradients(settings, batch, tensors, **changed):
     method = iql(settings, tensors, **changed)
     networks = {"policy": method.policy, "value": method.in_sample.value, "critic": method.in_sample.critic}
     seen = [
-        record(optimizer.torch)
-        for optimizer in (method.policy_optimizer, method.value_optimizer, method.critic_optimizer)
+        record(optimizer) for optimizer in (method.policy_optimizer, method.value_optimizer, method.critic_optimizer)
     ]
     metrics = method.update(batch)
     ours = {parameter: gradient for recorded in seen for parameter, gradient in recorded.items()}

@@ -45,7 +45,7 @@ def gradients(settings, batch, tensors, **changed):
     slow = {"target_policy": method.target_policy, "target_critic": method.clipped.target_critic}
     for name, network in (networks | slow).items():
         load(network.parameters(), of(tensors, "weight", name))
-    seen = [record(optimizer.torch) for optimizer in (method.policy_optimizer, method.critic_optimizer)]
+    seen = [record(optimizer) for optimizer in (method.policy_optimizer, method.critic_optimizer)]
     torch.manual_seed(5)
     method.update(batch)
     ours = seen[0] | seen[1]

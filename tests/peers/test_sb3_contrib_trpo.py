@@ -70,7 +70,7 @@ def steps_of(task, their_settings, settings):
     batch = decisions(method)
     fill(model.rollout_buffer, batch)
     before = [p.detach().clone() for p in policy_parameters(method)]
-    expected, gradients = record(model.policy.optimizer), record(method.value_optimizer.torch)
+    expected, gradients = record(model.policy.optimizer), record(method.value_optimizer)
     solver = partial(conjugate_gradient_solver, residual_tol=0.0)
     with (
         mock.patch("sb3_contrib.common.utils.th.randn_like", torch.zeros_like),

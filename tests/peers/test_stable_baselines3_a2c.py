@@ -65,7 +65,7 @@ def gradients_of(task, their_settings, settings):
     model, method = pair(task, their_settings, settings)
     batch = decisions(method)
     fill(model.rollout_buffer, batch)
-    expected, gradients = record(model.policy.optimizer), record(method.optimizer.torch)
+    expected, gradients = record(model.policy.optimizer), record(method.optimizer)
     model.train()
     method.improve(standardized(method, batch))
     found = [gradients[p] for p in (*policy_parameters(method), *method.critic.parameters())]

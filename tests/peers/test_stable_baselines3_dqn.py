@@ -36,7 +36,7 @@ def gradients_of(ends="terminated", **settings):
         model.replay_buffer.add(row["obs"], row["next_obs"], row["action"].numpy(), row["reward"], done, [info])
     its = record(model.policy.optimizer)
     model.train(gradient_steps=1, batch_size=SIZE)
-    seen = record(method.optimizer.torch)
+    seen = record(method.optimizer)
     method.update(weigh(batch).set("terminated", batch[ends]))
     return [seen[p] for p in method.policy.net.parameters()], stacked([model.q_net], its.get)
 

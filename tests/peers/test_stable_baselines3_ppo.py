@@ -58,7 +58,7 @@ def gradients_of(task, their_settings, settings, advantage_scale=1.0):
     model, method = pair(task, their_settings, settings)
     batch = decisions(method, advantage_scale)
     fill(model.rollout_buffer, batch)
-    expected, gradients = record(model.policy.optimizer), record(method.optimizer.torch)
+    expected, gradients = record(model.policy.optimizer), record(method.optimizer)
     model.train()
     method.improve(batch)
     return (

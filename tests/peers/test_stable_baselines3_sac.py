@@ -54,7 +54,7 @@ def gradients_of(epsilon=0.0, ends="terminated", **settings):
 
     optimizers = (method.critic_optimizer, method.policy_optimizer, method.temperature_optimizer)
     gradients = {}
-    seen = [record(optimizer.torch) for optimizer in optimizers]
+    seen = [record(optimizer) for optimizer in optimizers]
     batch = weigh(batch).set("terminated", batch[ends])
     torch.manual_seed(5)
     method.improve(batch)  # they draw the noise at `obs` first
