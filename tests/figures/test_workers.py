@@ -15,7 +15,7 @@ UNITS = {"ppo": 128, "many-return": 2}
 CURVE = {"eval_every": 192, "eval_episodes": 1, "net_arch": [8], "batch_size": 16}
 STEPS = {"learning_starts": 64, "steps": 192, "buffer_size": 1000, "n_envs": 2, "n_steps": 64}
 BLOCKS = {"train_freq": 16, "gradient_steps": 8}
-TASKS = ("HalfCheetah-v5", "CartPole-v1")
+TASKS = {"HalfCheetah-v5": "InvertedDoublePendulum-v5", "CartPole-v1": "CartPole-v1"}  # with short episodes
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -47,10 +47,13 @@ def rates():
 
 
 def curves():
+    """One job for each of the workers' curves."""
+    found = {}
     for arm in returns.ARMS:
         if arm.library == "polopt" and not arm.wants and arm.task in TASKS:
             small = {name: value for name, value in (CURVE | STEPS | BLOCKS).items() if name in arm.settings}
-            yield {"units": 0} | arm.job(0, **small)
+            found.setdefault(arm.settings["case"], {"units": 0} | arm.job(0, task=TASKS[arm.task], **small))
+    return found.values()
 
 
 @pytest.fixture(scope="module")
