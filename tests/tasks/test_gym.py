@@ -24,6 +24,7 @@ from polopt.tasks.base import Task, start_seed
 from polopt.tasks.gym import leaves
 from polopt.tasks.tabular import random_mdp
 from tests.core.test_pool import alive, until
+from tests.forked import Forked
 from tests.guards.spaces import VECTOR, Walk
 
 from .envs import Counter, Drifting, Echo, FakeAtari, Faulty, Unseeded
@@ -375,18 +376,15 @@ task.step({"action": torch.tensor([0, 1])})
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_workers_end_with_the_run_whatever_the_environment_is_doing(how: str, tmp_path: Any) -> None:
-    (tmp_path / "script.py").write_text(STUCK)
-    command = [sys.executable, str(tmp_path / "script.py"), how]
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as run:
-        assert run.stdout is not None
-        workers = [int(run.stdout.readline()) for _ in range(2)]
-        assert all(map(alive, workers))
-        if how == "killed":
-            run.kill()
-        assert run.wait(60) != 0
-        assert until(lambda: not any(map(alive, workers)))
+def test_workers_end_with_the_run_whatever_the_environment_is_doing(how: str) -> None:
+    run = Forked(STUCK, [how])
+    assert until(lambda: run.poll() is None and run.out.read_text().count("\n") == 2)
+    workers = [int(line) for line in run.out.read_text().split()]
+    assert all(map(alive, workers))
+    if how == "killed":
+        run.kill()
+    assert run.wait(60) != 0
+    assert until(lambda: not any(map(alive, workers)))
 
 
 def test_a_script_without_a_main_guard_may_use_workers_and_ends_silently(tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from polopt.core.state import Blob
 from polopt.training.checkpoints import Checkpoints
 from polopt.training.folder import Run
 from tests.training.runs import differing, final_state, train
+
+pytestmark = pytest.mark.usefixtures("unreported")
 
 OPERATIONS = ("write", "rename", "replace", "make_folder", "remove")
 
@@ -72,10 +75,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "stride", "changes"), [("bc", 1, {"steps": 4}), ("sac", 11, {})])
 def test_killed_at_any_file_operation_it_resumes_bitwise(name, stride, changes, tmp_path, monkeypatch):
-    whole = train(name, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
         made = count_operations(patch)
-        train(name, tmp_path / "counted", **changes)
+        whole = train(name, tmp_path / "whole", **changes)
     wanted = final_state(whole.folder)
     assert len(made) > 4 * stride
     for at in range(0, len(made), stride):
@@ -231,8 +233,7 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["truncated", "empty", "missing", "flipped"])
 @pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(file, kind, tmp_path, whole, capsys):
-    folder = tmp_path / "run"
-    train("sac", folder)
+    folder = shutil.copytree(whole, tmp_path / "run")
     before, last = Run(folder).checkpoints.steps()
     damage(Run(folder).checkpoints.path(last) / file, kind)
     with pytest.raises(CheckpointError, match=f"step-{last:09d} is damaged .*--checkpoint {before}$"):

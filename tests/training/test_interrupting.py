@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,11 @@ from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.training import loop
 from polopt.training.folder import Run
 from polopt.training.warm_start import warm_start
+from tests.forked import POLOPT, Forked
 from tests.training.runs import TINY, command, differing, final_state, settings, train
-from tests.training.test_resume import start, wait_for
+from tests.training.test_resume import wait_for
+
+pytestmark = pytest.mark.usefixtures("unreported")
 
 STEP = {"ppo": (CartPoleEnv, "step"), "bc": (CartPoleEnv, "step"), "rec": (CausalLMPolicy, "_draw")}
 """A step of an episode, and one token."""
@@ -151,17 +152,15 @@ def interrupt_while_collecting(name: str, folder: Path, trap: Any) -> None:
 
 
 def test_a_process_whose_evaluation_never_ends_stops_and_leaves_a_checkpoint(tmp_path):
-    words = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from polopt.cli import run; run()"]
-    words += ["train", "ppo", "--task", "tests.tasks.envs:Endless", "--out", str(tmp_path / "run")]
+    words = ["train", "ppo", "--task", "tests.tasks.envs:Endless", "--out", str(tmp_path / "run")]
     words += ["--eval-length", "100000000", "--eval-episodes", "1", "--steps", "64", "--network.sizes", "8"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Forked(POLOPT, words)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    err = process.errors(60)
     assert process.returncode == 130, err
     assert f"polopt: SIGTERM: {signals.SAID}" in err
     assert "interrupted; saved: continue with 'polopt resume" in err
@@ -173,11 +172,12 @@ def test_sigterm_to_all_processes_of_a_run_with_workers_is_its_own_to_hear(tmp_p
     """As batch systems send it, and `timeout`, which sends it to the process once more."""
     monkeypatch.setitem(TINY, "ppo", ("tests.tasks.envs:Endless", TINY["ppo"][1] | {"workers": 2, "eval_length": 10}))
     folder = tmp_path / "run"
-    process = start("ppo", folder, group=True, steps=10**6, eval_every=10**6, checkpoint_every=200)
+    words = command("ppo", folder, steps=10**6, eval_every=10**6, checkpoint_every=200)
+    process = Forked(POLOPT, words, group=True)
     wait_for(process, folder, 400)
     os.killpg(process.pid, signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    err = process.errors(60)
     assert process.returncode == 130, err
     assert f"polopt: SIGTERM: {signals.SAID}" in err
     assert "interrupted; saved: continue with 'polopt resume" in err

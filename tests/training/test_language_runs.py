@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from polopt.core.errors import Notice, RunError, UsageError
 from polopt.policies.causal_lm import CausalLMPolicy
 from polopt.policies.small_lm import make_language_model
 from polopt.training.folder import Run
+from tests.forked import Forked
 from tests.training.runs import command, differing, final_state, train
 
 KILLED = """
 import os, signal, sys, torch
-torch.set_num_threads(1)
 from polopt.policies import causal_lm
 from polopt.core import files
 owner, name, count = {"generation": (causal_lm.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
@@ -51,9 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("moment", ["generation", "backward", "saving"])
 def test_killed_in_the_middle_of_something_it_goes_on_exactly(moment, whole, tmp_path):
     folder = tmp_path / "killed"
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", KILLED, moment, *command("rec", folder)]
-    assert subprocess.run(words, env=env, capture_output=True).returncode == -9
+    assert Forked(KILLED, [moment, *command("rec", folder)]).wait() == -9
     assert Run(folder).rows[-1]["completions"] < 48
     assert main(["resume", str(folder)]) == 0
     assert differing(final_state(folder), final_state(whole.folder)) == []

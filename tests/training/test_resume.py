@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,13 @@ from polopt.data import replay
 from polopt.training import api, loop
 from polopt.training.folder import Run
 from polopt.training.plan import plan
+from tests.forked import POLOPT, Forked
 from tests.training.runs import TINY, command, differing, final_state, same, settings, train
 
-
-def start(name: str, folder: Path, *, group: bool = False, **changes: Any) -> subprocess.Popen:
-    """A run in a process; with `group` the first one of a group of its own."""
-    words = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from polopt.cli import run; run()"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words += command(name, folder, **changes)
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=env, start_new_session=group, **pipes)
+pytestmark = pytest.mark.usefixtures("unreported")
 
 
-def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for(process: Forked, folder: Path, step: int) -> None:
     """Until a checkpoint at or after `step` is there, or the process has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -46,7 +38,6 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
 KILLED = [pytest.param(name, marks=() if name in ("sac", "bc-ppo", "rec") else pytest.mark.exhaustive) for name in TINY]
 
 
-@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_it_ends_with_bitwise_the_same_state(name, tmp_path):
     """SIGKILL at a moment drawn over the run: after a drawn checkpoint, and a drawn delay more."""
@@ -54,12 +45,11 @@ def test_killed_it_ends_with_bitwise_the_same_state(name, tmp_path):
     draw = random.Random(name)
     steps = TINY[name][1]["steps"]
     folder = tmp_path / "killed"
-    process = start(name, folder)
+    process = Forked(POLOPT, command(name, folder))
     wait_for(process, folder, draw.randrange(steps))
     time.sleep(draw.random() * 0.05)
     process.kill()
     process.wait()
-    process.stderr.close()
     assert main(["resume", str(folder)]) == 0
     assert differing(final_state(folder), final_state(whole.folder)) == []
     assert len(Run(folder).rows) == len(whole.rows)
@@ -77,7 +67,6 @@ def test_with_worker_processes_it_resumes_bitwise_too(name, tmp_path):
     assert differing(final_state(tmp_path / "stopped"), final_state(whole.folder)) == []
 
 
-@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_exits_with_130_and_resumes(number, tmp_path, capsys, monkeypatch):
     before = signal.getsignal(number)  # ignored, in the background of a shell
@@ -105,10 +94,10 @@ def test_a_signal_saves_exits_with_130_and_resumes(number, tmp_path, capsys, mon
 
 def test_ctrl_c_of_a_process(tmp_path):
     folder = tmp_path / "run"
-    process = start("ppo", folder, steps=100_000, eval_every=100_000)
+    process = Forked(POLOPT, command("ppo", folder, steps=100_000, eval_every=100_000))
     wait_for(process, folder, 16)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    err = process.errors()
     assert process.returncode == 130
     assert f"polopt: interrupted; saved: continue with 'polopt resume {folder}'" in err
     assert "Traceback" not in err
@@ -117,7 +106,7 @@ def test_ctrl_c_of_a_process(tmp_path):
 
 def test_a_run_has_one_writer_and_its_lock_dies_with_it(tmp_path, capsys):
     folder = tmp_path / "run"
-    process = start("ppo", folder, steps=100_000, eval_every=100_000)
+    process = Forked(POLOPT, command("ppo", folder, steps=100_000, eval_every=100_000))
     try:
         wait_for(process, folder, 16)
         before = (folder / "config.json").read_bytes()
@@ -127,7 +116,6 @@ def test_a_run_has_one_writer_and_its_lock_dies_with_it(tmp_path, capsys):
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
     counts = [row["env_steps"] for row in Run(folder).rows]
     assert counts == sorted(counts)
     rows = polopt.iterate("ppo", TINY["ppo"][0], out=tmp_path / "other", **settings("ppo"))
@@ -180,7 +168,6 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert snapshot(folder) == before
 
 
-@pytest.mark.usefixtures("unreported")
 def test_extending_runs_schedules_over_the_new_total(tmp_path, capsys):
     folder = train("ppo", tmp_path / "run", lr_schedule="constant").folder
     longer = train("ppo", tmp_path / "longer", lr_schedule="constant", steps=160)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,8 @@ import polopt
 from polopt.cli import main
 from polopt.core.errors import UsageError
 from polopt.training.api import load_method
+from polopt.training.folder import Run
+from tests.forked import POLOPT, Forked
 from tests.training.runs import train
 
 
@@ -34,9 +34,18 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of which every test has copies."""
+    folder = tmp_path_factory.mktemp("trained")
+    train("sac", folder / "run")
+    train("rec", folder / "spoken", steps=8)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Any:
-    return train("sac", tmp_path / "run")
+def run(trained: Path, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(trained / "run", tmp_path / "run"))
 
 
 def test_no_pickle_is_ever_opened(run, tmp_path, monkeypatch):
@@ -136,8 +145,8 @@ def test_a_network_that_is_code_must_be_said_again(run, planted, capsys):
 
 
 @pytest.fixture
-def spoken(tmp_path: Path) -> Any:
-    return train("rec", tmp_path / "spoken", steps=8)
+def spoken(trained: Path, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(trained / "spoken", tmp_path / "spoken"))
 
 
 def refusals(
@@ -216,9 +225,8 @@ def test_a_model_that_brings_code_must_be_allowed_again(spoken, tmp_path, capsys
     edit(spoken.folder, lambda record: record["config"].update(model=str(model)))
     edit(spoken.folder, lambda record: record["config"]["policy"].update(model=str(model), trust_remote_code=True))
     # In a process of its own, because transformers keeps what a model has brought.
-    words = [sys.executable, "-m", "polopt.cli", "eval", str(spoken.folder), "--episodes", "2", "--trust-remote-code"]
-    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(words, env=env, check=True, capture_output=True)
+    words = ["eval", str(spoken.folder), "--episodes", "2", "--trust-remote-code"]
+    assert Forked(POLOPT, words).wait() == 0
     assert fired.exists()
     fired.unlink()
     said = "runs Python code that its model brings: say it again with --trust-remote-code"
