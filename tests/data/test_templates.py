@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def say(role, content):
     return {"role": role, "content": content}
 
 
+@functools.cache
 def tokens(kind, template="chatml", **options):
     return Tokens(made(kind, template, **options), "'m'")
 

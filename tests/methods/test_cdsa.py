@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "score_network.sizes": (8,),
     "model_network.sizes": (8,),
     "loggers": (),
+    "eval_every": 4,
+    "eval_episodes": 1,
 }
 
 
@@ -217,8 +219,9 @@ def test_must_4_actions_stay_in_their_bounds_and_the_noise_is_some():
 
 
 def test_a_policy_is_brought(tmp_path):
-    base = polopt.train("bc", "Pendulum-v1", steps=4, out=tmp_path / "base", demonstrations="random",
-                        random_episodes=2, policy="deterministic", loggers=(), **{"network.sizes": (8,)})  # fmt: skip
+    options = {name: SMALL[name] for name in ("random_episodes", "network.sizes", "loggers", "eval_every")}
+    options |= {"demonstrations": "random", "policy": "deterministic", "eval_episodes": 1}
+    base = polopt.train("bc", "Pendulum-v1", steps=4, out=tmp_path / "base", **options)
     with pytest.raises(UsageError, match="cdsa corrects a trained policy: bring one with --init RUN, or clone one"):
         polopt.train("cdsa", "Pendulum-v1", steps=4, out=tmp_path / "none", **SMALL)
     assert not (tmp_path / "none").exists()

@@ -75,8 +75,15 @@ def run(content: bytes, kind: str, inputs: list[str], values: list[np.ndarray]) 
     return load(io.BytesIO(content))(*map(torch.from_numpy, values)).numpy()
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize(("obs", "action", "family"), CASES)
+def in_all_formats():
+    """ONNX takes seconds: there the first two cases are parts of those that follow."""
+    for number, case in enumerate(CASES):
+        for kind in FORMATS:
+            marks = [pytest.mark.exhaustive] if kind == "onnx" and number < 2 else []
+            yield pytest.param(*case, kind, marks=marks, id=f"{number}-{kind}")
+
+
+@pytest.mark.parametrize(("obs", "action", "family", "kind"), in_all_formats())
 def test_the_file_does_what_predict_does(obs, action, family, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")

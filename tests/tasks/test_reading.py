@@ -231,11 +231,11 @@ def test_a_box_of_whole_numbers_gets_each_its_share():
     """Uniform numbers in [-2, 2], rounded: an eighth for either end and a quarter for each between."""
     env = Shown(OBS["float32"], spaces.Box(-2, 2, (1,), np.int64))
     task = make_task(lambda: env)
-    data = record(Uniform(task.spec), task, 800, greedy=False)
+    data = record(Uniform(task.spec), task, 300, greedy=False)
     played = np.array(env.actions).ravel()
     assert played.dtype == np.int64
     shares = [float((played == value).mean()) for value in range(-2, 3)]
-    assert shares == pytest.approx([1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8], abs=0.03)  # 4000 draws: 4 deviations
+    assert shares == pytest.approx([1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8], abs=0.045)  # 1500 draws: 4 deviations
     assert data["action"].flatten().tolist() == played.tolist()  # what is recorded is what was played
 
 
