@@ -13,13 +13,13 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from polopt.core.errors import RunError, UsageError
-from polopt.core.workers import end_with
+from polopt.core.workers import end_with, main_hidden
 
 TRIES = 3  # how often a call is begun whose process dies
 PATIENCE = 60.0  # seconds in which calls that are told to stop may save
@@ -40,6 +40,11 @@ def packed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
         raise UsageError(f"other processes must be able to import what is given: {said}") from None
 
 
+def of_script(calls: Iterable[bytes]) -> bool:
+    """Whether calls (`packed`) need what the user's script itself defines."""
+    return any(b"__main__" in call for call in calls)
+
+
 def spread(calls: Sequence[bytes], count: int) -> Iterator[tuple[int, Any]]:
     """Makes each call (`packed`) in one of `count` processes; (place, result) as they come.
 
@@ -48,13 +53,13 @@ def spread(calls: Sequence[bytes], count: int) -> Iterator[tuple[int, Any]]:
     raises, or this process is interrupted, no other call begins, and those that run are asked to stop (SIGTERM, at
     which a run saves); they have `PATIENCE` seconds for it, or until a second Ctrl-C. Raises what a call raises.
     """
-    waiting = deque((place, 1) for place in range(len(calls)))
+    waiting, script = deque((place, 1) for place in range(len(calls))), of_script(calls)
     busy: dict[OwnProcess, tuple[int, int]] = {}
     idle: list[OwnProcess] = []
     try:
         while waiting or busy:
             while waiting and len(busy) < count:
-                worker = idle.pop() if idle else OwnProcess()
+                worker = idle.pop() if idle else OwnProcess(script=script)
                 busy[worker] = place, _ = waiting.popleft()
                 worker.give(calls[place])
             for worker in _ready(busy):
@@ -76,13 +81,15 @@ def spread(calls: Sequence[bytes], count: int) -> Iterator[tuple[int, Any]]:
 
 
 class OwnProcess:
-    """A process that makes one call after another, in the order in which they are given."""
+    """A process that makes one call after another, in the order in which they are given. It runs the user's script
+    again only where that is asked for (`script`), which then needs its `if __name__ == "__main__":`."""
 
-    def __init__(self, *, daemon: bool = False) -> None:
+    def __init__(self, *, daemon: bool = False, script: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=daemon)
-        self.process.start()
+        with nullcontext() if script else main_hidden():
+            self.process.start()
         theirs.close()
 
     def give(self, call: bytes) -> None:

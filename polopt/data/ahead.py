@@ -29,7 +29,7 @@ from polopt.core.cluster import OwnActor
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of, parameters_of
-from polopt.core.pool import OwnProcess, packed
+from polopt.core.pool import OwnProcess, of_script, packed
 from polopt.core.random import own_luck
 from polopt.core.state import gather, restore
 from polopt.data.base import Acts, Source, put
@@ -189,8 +189,8 @@ def sample(source: Any, actor: Acts, seed: int) -> Sampled:
 class Beside(OwnProcess):
     """A process of this machine that is given calls without waiting until it reads them."""
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, *, script: bool = False) -> None:
+        super().__init__(daemon=True, script=script)
         self._feeder = ThreadPoolExecutor(1)  # a pipe is full until the other side reads
 
     def give(self, call: bytes) -> None:
@@ -212,7 +212,9 @@ class _Sampler:
     def __init__(self, where: str, source: Any, actor: Any) -> None:
         call = packed(_open, (source, actor, torch.get_num_threads(), torch.get_default_dtype()))
         cuda = device_of(actor).type == "cuda"
-        self.process = OwnActor("--sampler actor", gpus=float(cuda)) if where == "actor" else Beside()
+        self.process = (
+            OwnActor("--sampler actor", gpus=float(cuda)) if where == "actor" else Beside(script=of_script([call]))
+        )
         self._end = weakref.finalize(self, self.process.close)
         self.process.give(call)
         self._answer()

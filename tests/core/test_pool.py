@@ -74,6 +74,23 @@ def until(true):
     return true()
 
 
+SCRIPTS = {
+    "what others define": "print(dict(spread([packed(operator.neg, (1,))], 1)))",
+    "its own": "def own(number): return -number\n"
+    'if __name__ == "__main__": print(dict(spread([packed(own, (1,))], 1)))',
+}
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_a_script_is_run_again_only_for_what_it_defines_itself(kind, tmp_path):
+    begins = "import operator\nfrom polopt.core.pool import packed, spread\nprint('begun', flush=True)\n"
+    (tmp_path / "script.py").write_text(begins + SCRIPTS[kind])
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root})
+    assert done.stdout == "begun\n" * (1 + (kind == "its own")) + "{0: -1}\n", done.stderr
+
+
 def test_results_come_with_their_place():
     assert dict(spread(calls(double, [(1,), (2,), (5,)]), 2)) == {0: 2, 1: 4, 2: 10}
 

@@ -56,7 +56,7 @@ def test_a_process_makes_the_same_batches_and_runs_and_is_named_when_it_is_kille
 ) -> None:
     """But for the task of the run, which is not asked where a process has its own."""
     kept = Kept()
-    monkeypatch.setattr(ahead, "Beside", lambda: kept)
+    monkeypatch.setattr(ahead, "Beside", lambda *, script: kept)
     try:
         source = begun("process")
         goes_on_alike(source)
