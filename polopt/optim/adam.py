@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
+SCALING = ("cpu", "cuda")  # devices whose kernel multiplies gradients itself, in single precision
 Moments = Sequence[list[Tensor]]  # averages of gradients, of their squares, and numbers of steps, of every parameter
 
 
@@ -27,11 +28,11 @@ def fused_adam_(
     step on gathering the lists.
 
     `count` [parameters], if given, is the memory of the numbers of steps, which so grow in one operation. Gradients are
-    multiplied by `factor`, if there is one: in single precision within the kernel.
+    multiplied by `factor`, if there is one, within the kernel where it can.
     """
     averages, squares, steps = moments
     scale = None
-    if factor is not None and factor.dtype == torch.float32:
+    if factor is not None and factor.dtype == torch.float32 and factor.device.type in SCALING:
         scale = factor.reciprocal()
     elif factor is not None:
         torch._foreach_mul_(grads, factor)
