@@ -19,7 +19,7 @@ from polopt.training import api, datasets
 from tests.docs.blocks import PAGES, ROOT, blocks
 
 STEPS = {"env_steps": 256, "updates": 10, "episodes": 10, "completions": 64}
-SHORTER = {"--episodes": "2", "--seeds": "2", "--extend": "320"}
+SHORTER = {"--episodes": "2", "--seeds": "2", "--extend": "320", "--transitions": "500"}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)")
 
 

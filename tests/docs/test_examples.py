@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import sys
 
 import pytest
 
+from polopt.training import api
 from tests.docs.blocks import ROOT
 
 BUDGETS = {
@@ -30,8 +32,20 @@ def test_every_example_has_a_budget():
     assert set(SCRIPTS) == {*BUDGETS, "demo.py"}
 
 
+@pytest.fixture
+def seldom(monkeypatch):
+    """Runs evaluate one episode, at their beginning, in their middle and at their end."""
+    original = api.Plan.__post_init__
+
+    def evaluated(plan):
+        original(plan)
+        plan.options = dataclasses.replace(plan.options, eval_every=-(-plan.steps // 2), eval_episodes=1)
+
+    monkeypatch.setattr(api.Plan, "__post_init__", evaluated)
+
+
 @pytest.mark.parametrize("name", BUDGETS)
-def test_example(name, tmp_path, monkeypatch, capsys):
+def test_example(name, tmp_path, monkeypatch, capsys, seldom):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *BUDGETS[name]])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
