@@ -42,6 +42,11 @@ in any of five models from mass 0.175 to 0.6, and the three for mass 0.35 have -
 corner. Neither arm has been run to its end: after 12,000 steps `nominal` of the first registration was at -323 to -389
 in the worst of its models, and here it has 24,000. So 150 is between half and three quarters of an effect of 200 to
 300.
+
+Seen after this was registered, and before any return of its own seeds: for mass 0.375 itself (seeds 1004 and 1005) the
+worst of seven models has -674 and -725 after 3,000 steps, -344 and -346 after 6,000, and -296 and -343 after 9,000.
+SAC learns there to use its momentum, which at mass 0.35 it had not after 6,000. So the effect is rather 150 to 200, and
+150 is most of it.
 """
 
 from __future__ import annotations
