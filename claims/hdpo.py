@@ -8,21 +8,24 @@ learned from, the same for all arms of a seed; `value` is -cost, `gap` the part 
    missing one 9. The least cost is 6.094 (value iteration, `polopt.tasks.inventory.exact`). `hdpo` learns from 2,048
    scenarios of 40 periods, of which the policy is kept that was best on other ones, as in the paper; `reinforce` is
    REINFORCE with the mean of the other episodes as baseline and a Gaussian policy with the same network, whose mean is
-   measured. Both have 500 updates on 256 scenarios, keep the policy as said, and have the best of three rates on a
-   tuning seed. `rules` has the cost of the best order-up-to level, and as `capped` that of the best one with a cap,
-   both found on the tested scenarios.
+   measured. Both have 500 updates on 256 scenarios and keep the policy as said. `rules` has the cost of the best
+   order-up-to level, and as `capped` that of the best one with a cap, both found on the tested scenarios.
 2. A warehouse with ten stores that differ, and 16 scenarios, 250 updates. `shared` is the graph network, whose places
-   have the same weights, with the official bound on its gradient; `vanilla` one network that sees all places. Each has
-   the best of three rates around the official one.
+   have the same weights, with the official bound on its gradient; `vanilla` one network that sees all places.
 
 A right implementation comes within a percent of the least cost. One whose gradient stops between periods never orders;
 one that shares nothing has the cost of `vanilla`.
 
-Pilots, seed 1000: `gap` 0.004 at the rate 0.03 (0.011 and 0.014 at 0.01 and 0.003 after 400 updates), REINFORCE 0.019
-and 0.024, the best level 0.036, with a cap 0.004: so the capped rule is as good as HDPO, which is reported. REINFORCE
-had its last policy measured there; with its best one kept, as HDPO's is, it has 0.010 and 0.014 (rates 0.003, 0.01)
-beside 0.006 of HDPO: half of that difference of 0.02 in cost is asked for. Costs of the warehouse are 6.28 and 6.30
-with shared weights (rates 0.003, 0.01), 7.01 without (0.001; 0.003 learns nothing).
+Pilots on seed 1000, of which rates follow: `hdpo` -6.112, -6.107 and -45 at 0.01, 0.03 and 0.1; `shared` -6.308, -6.261
+and -6.218 at 0.001, 0.003 and 0.01. Both have the middle one. The baselines have the best of three rates:
+`reinforce` had -6.154, -6.161 and -6.216 at 0.001, 0.003 and 0.01, so it gets a lower one too; `vanilla` -7.210,
+-6.806 and -6.738 at 0.0003, 0.001 and 0.003, judged on two tuning seeds. Half of the difference between -6.261 and
+-6.806 is expected. The best level has a `gap` of 0.036, and of 0.004 with a cap: so the capped rule is as good as HDPO,
+which is reported.
+
+Second registration. Of the first, one seed was run: `vanilla` had 37.5 there with 0.003, the best rate of one tuning
+seed by 0.07, which is the edge of its grid, and `shared` 6.59 with 0.01, the edge as well. So one tuning seed does not
+see that a rate is too high, and a baseline that diverged would have decided.
 """
 
 from __future__ import annotations
@@ -178,20 +181,26 @@ CLAIM = Claim(
     "with as many periods and than the best order-up-to level; with 16 scenarios shared weights cost less",
     budget={"store_updates": 500, "house_updates": 250},
     seeds=5,
-    minutes=13,
+    minutes=20,
+    revision=2,
+    first_seed=10,
+    diagnosis="The best rate of one tuning seed was at an edge of its grid in three arms, and too high for other seeds "
+    "in two: the network without shared weights had a cost of 37.5 on the one seed that was run. Its rate is chosen on "
+    "two tuning seeds now, REINFORCE gets a lower one, the others have the middle of their grids, and half of the "
+    "difference at these rates is expected, 0.27 in place of 0.35.",
     quick={"store_updates": 20, "house_updates": 20},
     arms={
-        "hdpo": best_of(store, (1e-2, 3e-2, 1e-1), by="value", tuning_seeds=1),
-        "reinforce": best_of(ScoreFunction, (1e-3, 3e-3, 1e-2), by="value", tuning_seeds=1),
+        "hdpo": store(0.03),
+        "reinforce": best_of(ScoreFunction, (3e-4, 1e-3, 3e-3), by="value", tuning_seeds=1),
         "rules": rules,
-        "shared": best_of(shared_house, (1e-3, 3e-3, 1e-2), by="value", tuning_seeds=1),
-        "vanilla": best_of(vanilla_house, (3e-4, 1e-3, 3e-3), by="value", tuning_seeds=1),
+        "shared": shared_house(3e-3),
+        "vanilla": best_of(vanilla_house, (3e-4, 1e-3, 3e-3), by="value", tuning_seeds=2),
     },
     expect=(
         Below("gap", "hdpo", 0.01),
         Greater("value", "hdpo", "reinforce", by=0.01),
         Greater("value", "hdpo", "rules", by=0.1),
-        Greater("value", "shared", "vanilla", by=0.35),
+        Greater("value", "shared", "vanilla", by=0.27),
         Above("gap", "rules", 0.015, control=True),
         Below("gap", "reinforce", 0.2, control=True),
     ),
