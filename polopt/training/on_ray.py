@@ -51,8 +51,11 @@ def _there() -> Callable[..., tuple[str, Any]]:
 
     def there(folder: str, path: list[str], mark: str, code: dict[str, str], call: bytes) -> tuple[str, Any]:
         import os
+        import signal
         import socket
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for a cluster begun in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels by it
         if not os.path.isdir(folder) or not os.path.exists(mark):
             return "folder", socket.gethostname()
         if said := arrive(folder, path, code):

@@ -114,7 +114,17 @@ def test_a_full_disk_on_the_cluster_is_one_sentence_and_what_was_saved_stays(clu
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0": b"saved"}
 
 
+def ignore_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(1.0)  # so that another process makes the other call
+
+
 def test_ctrl_c_lets_jobs_on_the_cluster_save_and_begins_nothing_more(cluster, tmp_path):
+    """Also where the cluster was begun in the background, for which a shell has Ctrl-C ignored."""
+    ray = importlib.import_module("ray")
+    ray.get([ray.remote(num_cpus=1)(ignore_ctrl_c).remote() for _ in range(2)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def press():
         end = time.monotonic() + 60
         while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < end:
@@ -123,8 +133,11 @@ def test_ctrl_c_lets_jobs_on_the_cluster_save_and_begins_nothing_more(cluster, t
 
     thread = threading.Thread(target=press)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(run_jobs(busy, [(str(tmp_path), number) for number in range(4)], Engine(ray=cluster), tmp_path))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_jobs(busy, [(str(tmp_path), number) for number in range(4)], Engine(ray=cluster), tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     begun = sorted(path.stem for path in tmp_path.glob("*.pid"))
     assert len(begun) == 2
