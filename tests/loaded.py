@@ -21,7 +21,7 @@ def once(load: Callable[..., tuple[Any, Any, str]]) -> Callable[..., tuple[Any, 
     @functools.wraps(load)
     def loaded(name: str, **options: Any) -> tuple[Any, Any, str]:
         kept = pretrained._KEPT.get()
-        if options.get("trust_remote_code") or (kept is None and not Path(name).is_dir()):
+        if options.get("trust_remote_code") or (kept is None and not (name and Path(name).is_dir())):
             return load(name, **options)
         folder = kept or pretrained._folder(name)
         assert folder is not None

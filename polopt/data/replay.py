@@ -43,6 +43,7 @@ class Replay(Stateful):
             key "discount" (of chunks) takes its place.
         steps: with n_step > 1, samples also carry these keys of each transition summed: "steps" [B, n], beside which
             "factor" is what its reward counts with, for rewards that are computed at sampling (`polopt.data.relabel`).
+            Beyond a sum that ends early stands its last transition, with the factor 0.
         priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
         weights: how often each is drawn, by its age; uniformly without.
         directory: keep the tensors in (deleted) files there, mapped into memory: for more than memory holds.
@@ -242,8 +243,9 @@ class Replay(Stateful):
         before = torch.cat([torch.ones_like(discount[:, :1]), discount[:, :-1]], 1)
         sums: dict[str, Any] = {"discount": discount.gather(1, last).squeeze(1)}
         if self.steps:
+            reached = slots.gather(1, torch.minimum(torch.arange(self.n_step), last))  # then the last one of the sum
             whole = {
-                path: value[slots] for path, value in self._columns.items() if path.partition("/")[0] in self.steps
+                path: value[reached] for path, value in self._columns.items() if path.partition("/")[0] in self.steps
             }
             factor = torch.where(counts, before, 0.0)
             sums["steps"] = TensorDict(nested(whole) | {"factor": factor}, batch_size=list(slots.shape))

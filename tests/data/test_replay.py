@@ -181,6 +181,17 @@ def test_an_episode_broken_off_by_a_resume_does_not_leak() -> None:
     assert sampled(replay)[2] == (2 + 0.5 * 3, 0.25, 3.5, False, False)
 
 
+def test_steps_beyond_a_sum_are_its_last_transition_and_never_what_was_not_written() -> None:
+    replay = Replay(8, seed=0, n_step=3, discount=0.5, steps=("obs", "reward"))
+    replay.add(transitions(range(1, 6), ends=[2]))
+    for path in ("obs", "reward"):
+        replay._columns[path][5:] = torch.nan  # memory as it may be
+    steps = replay.whole()["steps"]
+    assert steps["reward"].tolist() == [[1, 2, 2], [2, 2, 2], [3, 4, 5], [4, 5, 5], [5, 5, 5]]
+    assert steps["factor"].tolist() == [[1, 0.5, 0], [1, 0, 0], [1, 0.5, 0.25], [1, 0.5, 0], [1, 0, 0]]
+    assert torch.isfinite(steps["obs"]).all()
+
+
 def test_stored_discounts_multiply() -> None:
     replay = Replay(9, n_step=2, discount=0.9)
     replay.add(transitions(range(3), discount=torch.tensor([0.5, 0.25, 1.0])))

@@ -55,7 +55,7 @@ def test_every_verb_serves_it(name, tmp_path, capsys, monkeypatch, request):
     assert main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0
     assert main(["eval", str(tmp_path / "run"), "--checkpoint", "best", "--stochastic", "--episodes", "1"]) == 0
     assert main(["report", str(tmp_path / "run"), "--no-video"]) == 0
-    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "run" / "report.html").stat().st_size > 5_000
     monkeypatch.undo()  # one page is drawn
     assert main(["resume", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
