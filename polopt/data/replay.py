@@ -42,8 +42,8 @@ class Replay(Stateful):
         discount: needed for n_step > 1; when given, samples carry `discount` (not zeroed at termination). A stored
             key "discount" (of chunks) takes its place.
         steps: with n_step > 1, samples also carry these keys of each transition summed: "steps" [B, n], beside which
-            "factor" is what its reward counts with, for rewards that are computed at sampling (`polopt.data.relabel`).
-            Beyond a sum that ends early stands its last transition, with the factor 0.
+            "factor" is what its reward counts with, for rewards that are computed at sampling (`polopt.data.relabel`):
+            0 beyond a sum that ends early, where its last transition stands.
         priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
         weights: how often each is drawn, by its age; uniformly without.
         directory: keep the tensors in (deleted) files there, mapped into memory: for more than memory holds.
@@ -244,9 +244,8 @@ class Replay(Stateful):
         sums: dict[str, Any] = {"discount": discount.gather(1, last).squeeze(1)}
         if self.steps:
             reached = slots.gather(1, torch.minimum(torch.arange(self.n_step), last))  # then the last one of the sum
-            whole = {
-                path: value[reached] for path, value in self._columns.items() if path.partition("/")[0] in self.steps
-            }
+            chosen = [path for path in self._columns if path.partition("/")[0] in self.steps]
+            whole = {path: self._columns[path][reached] for path in chosen}
             factor = torch.where(counts, before, 0.0)
             sums["steps"] = TensorDict(nested(whole) | {"factor": factor}, batch_size=list(slots.shape))
         for name in self.summed:
