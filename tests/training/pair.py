@@ -52,7 +52,7 @@ SHARDED: dict[str, dict[str, Any]] = {
     "sharded lora": GRPO["lora"] | GRPO["fewer rows than processes"],
     "sharded exact kl": GRPO["exact kl"],
 }
-LONG = {"steps": 30, "log_every": 5, "checkpoint_every": 10, "eval_every": 15}
+LONG = {"steps": 60, "log_every": 10, "checkpoint_every": 20, "eval_every": 30}
 SFT = {"model": "tiny", "batch_size": 3, "steps": 12, "log_every": 2, "checkpoint_every": 4, "eval_every": 4}
 SFT |= {"eval_episodes": 2, "policy.max_tokens": 4, "loggers": (), "dtype": "float64", "lr": 1e-3, "threads": 1}
 POOL = {"pool": 16, "score_truncated": True}
@@ -281,15 +281,19 @@ def runs(folder: Path) -> dict[str, Any]:
     torch.set_default_dtype(torch.float32)
     found = {"stopped": run(folder / "stopped", signal.SIGTERM, 3)}
     ranks.told(lambda: shutil.copytree(folder / "stopped", folder / "alone"))
+    ranks.told(lambda: shutil.copytree(folder / "stopped", folder / "then sharded"))
     found["resumed"] = refused(lambda: polopt.resume(folder / "stopped"))
+    found["then sharded"] = refused(lambda: polopt.resume(folder / "then sharded", shard=True))
     return found
 
 
 def sharded_runs(folder: Path) -> dict[str, Any]:
     torch.set_default_dtype(torch.float32)
     found = {"sharded stopped": run(folder / "sharded", signal.SIGTERM, 4, shard=True, **LONG)}
-    ranks.told(lambda: shutil.copytree(folder / "sharded", folder / "then alone"))
+    for name in ("then whole", "then alone"):
+        ranks.told(lambda name=name: shutil.copytree(folder / "sharded", folder / name))
     found["sharded resumed"] = refused(lambda: polopt.resume(folder / "sharded"))
+    found["then whole"] = refused(lambda: polopt.resume(folder / "then whole", shard=False))
     return found
 
 

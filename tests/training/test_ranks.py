@@ -307,8 +307,8 @@ def test_a_divided_model_takes_as_much_less_memory_as_is_computed(both: list[Any
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("longer") / "run"
+def sixty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sixty") / "run"
     planned = api.plan("sft", "addition", task_options=pair.POOL, **pair.SFT | pair.LONG)
     planned.options = replace(planned.options, processes=2)
     for _ in api.start(planned, folder):
@@ -316,16 +316,19 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return final(folder)
 
 
-def test_a_divided_run_that_a_signal_has_stopped_goes_on_divided_or_alone(
-    both: list[Any], place: Path, longer: dict[str, Any]
+def test_a_divided_run_goes_on_whole_or_divided_and_by_any_number(
+    both: list[Any], place: Path, whole: dict[str, Any], sixty: dict[str, Any]
 ) -> None:
     for found in both[:2]:
-        assert (found["sharded stopped"], found["sharded resumed"]) == ("interrupted; saved", "nothing was said")
-    assert Run(place / "then alone").checkpoints.steps()[-1] < 30
+        assert found["sharded stopped"] == "interrupted; saved"
+        assert {found[name] for name in ("sharded resumed", "then whole", "then sharded")} == {"nothing was said"}
+    assert Run(place / "then alone").checkpoints.steps()[-1] < 60
     polopt.resume(place / "then alone")
-    for name in ("sharded", "then alone"):
-        assert apart(final(place / name), longer) < 1e-12
-    assert Run(place / "sharded").config["run"]["shard"]
+    for name in ("sharded", "then whole", "then alone"):
+        assert apart(final(place / name), sixty) < 1e-12
+    assert apart(final(place / "then sharded"), whole) < 1e-12
+    shared = {name: Run(place / name).config["run"]["shard"] for name in ("sharded", "then whole", "then sharded")}
+    assert shared == {"sharded": True, "then whole": False, "then sharded": True}
 
 
 def test_a_divided_run_is_exported_whole(both: list[Any], place: Path) -> None:
