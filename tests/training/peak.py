@@ -4,6 +4,7 @@ and how much `polopt plan` says."""
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ SENT = 1 << 18  # numbers at once: as little beside this model as what is sent i
 
 def most(work: Callable[[], Any]) -> int:
     """Bytes of memory that this process had at the fullest moment of `work`, as the kernel counts, beside what it had
-    before."""
+    before. What was freed goes back first: a process that was forked from a long one would fill its holes unseen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     work()
