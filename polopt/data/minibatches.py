@@ -56,7 +56,8 @@ def minibatches(
             flat = flat[mask.nonzero().flatten()]
     device: Any = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
-        whole = flat[shuffled(len(flat), device, generator)]  # permuted once: the parts are views
+        order = shuffled(len(flat), device, generator)
+        whole = flat.apply(lambda column: column.index_select(0, order))  # permuted once: the parts are views
         weight = whole.get("weight", None)
         if weight is not None and not tokens:
             whole["weight"] = by_parts(shared_out, weight, size)

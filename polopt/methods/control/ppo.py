@@ -90,6 +90,8 @@ class PPO(PPOSettings, Method):
     slug = "ppo"
     requires = (Scores,)
     outputs: int | None = None  # values of one observation, one for each objective; None: one value, of the reward
+    # What advantages are made of, once for a window: a step on single decisions reads none of it.
+    of_windows = ("reward", "terminated", "truncated", "first", "final_obs")
 
     def build(self, task: Task) -> None:
         config = self.config
@@ -221,4 +223,5 @@ class PPO(PPOSettings, Method):
         """The minibatches of one epoch, in a new order."""
         size = self.size_of_minibatches(batch.batch_size.numel())
         columns = ("advantage",) if self.config.advantage_over == "minibatch" else ()
+        batch = batch if self.recurrent else batch.exclude(*self.of_windows)
         return minibatches(batch, size, 1, self.generator, self.recurrent, columns)
