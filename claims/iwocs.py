@@ -7,10 +7,10 @@
    model for any pair; `duality` how far the least optimal value of a model is above that; `solves` how many models were
    solved; `first` the gap of the policy for the windless model. The best there is: gap 0 after 2 solves. A search that
    stops early keeps the gap of the windless policy, and one that adds nothing useful needs more solves.
-2. A pendulum that is light: mass 0.35, between half and 1.5 times that, length between 0.9 and 1.1. In the middle of
+2. A pendulum that is light: mass 0.35, between 0.3 and 1.7 times that, length between 0.9 and 1.1. In the middle of
    this box, the first model, gravity asks for 1.75 Nm at most and the motor has 2: it lifts the rod at once. At the far
-   corner gravity asks for 2.9 Nm: who only lifts stays where the motor just holds the rod, and has to learn to swing.
-   Both arms have three times 4,000 steps of SAC: `iwocs` in three models, of which the second and the third are each
+   corner gravity asks for 3.3 Nm: who only lifts stays where the motor just holds the rod, and has to learn to swing.
+   Both arms have three times 8,000 steps of SAC: `iwocs` in three models, of which the second and the third are each
    found by a search of 48 models in 20 episodes, `nominal` all in the first. `final` is the least mean return, of ten
    starts, over a grid of 5 x 5 models: at the end of `iwocs`, of the candidate that was kept; of `nominal`, which goes
    on learning, the mean over its last three evaluations. `own` is the least return of an expert by itself in the model
@@ -18,22 +18,13 @@
    worst returns of the first candidate and of the last one, whether it was kept or not, and `middle`, the return in
    the middle of the box. Steps of searches count in the run, and are no updates; nobody learns from them.
 
-With values on a grid of states in place of learned ones, the policy for the first model has -463 at the far corner and
--40 in its own model; that for the far corner has -89 there, and both together -89, which is the least of the five
-models that were looked at. Who searches nothing, or adds the first model again, has what `nominal` has; who takes the
-expert of the greatest value in place of the least acts like the first one.
+Pilot, seed 1000, both arms to their end: `iwocs` -137 in the worst model, its experts at least -106 in their own;
+`nominal` -523, at its best -495, and -48 in its own. Half of that difference is asked for.
 
-Earlier pilots had a pendulum of mass 1 with friction, whose second model SAC did not solve in 12,000 steps, so that the
-first candidate was always kept; nothing was recorded.
-
-Pilots of this one, seed 1000. SAC in the middle has -60 there after 2,000 steps and -53 after 4,000, and in the worst
-model of the grid -925, -670 and -556 after 2,000, 3,000 and 4,000. SAC in the far corner has -1043, -401 and -123 there
-after as many, and then -124 in the worst model of the grid: what one model can give. With two models, searches of 32
-models in 10 episodes and 4,000 steps, the second model needs 2.2 Nm; both experts have -386 together, -309 before and
--165 after as the searches saw it, and still fail in models of 2.2 to 2.6 Nm. So there are three models here, and
-searches see more; the better one found a second model of 2.3 Nm, with -445. The three have not been run to the end, nor
-`nominal` for all of its steps, so the 150 below is no half of a pilot's effect: it is 40 % of what the grid of states
-has, and a third of the way from -556 to -124.
+Second registration. In the first (seeds 0 to 4, kept on the page) the box was narrower, up to 2.9 Nm, with 4,000 steps
+a model: see the diagnosis. Pilots of others: a pendulum of mass 1 with friction, whose second model SAC did not solve
+in 12,000 steps; and mass 0.375, where `nominal` learns by itself to use its momentum, with -296 and -343 after 9,000
+steps in the worst of seven models, which leaves little to gain. Nothing of these was recorded.
 """
 
 from __future__ import annotations
@@ -73,7 +64,7 @@ def exact_start(seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
 
 
 MODELS, GRID, EPISODES = 3, 5, 10
-BOX: dict[str, Any] = {"mass": 0.35, "mass_spread": 0.5, "length_spread": 0.1}
+BOX: dict[str, Any] = {"mass": 0.35, "mass_spread": 0.7, "length_spread": 0.1}
 COMMON: dict[str, Any] = {
     "task_options": BOX,
     "sac.warmup": 500,
@@ -158,16 +149,22 @@ CLAIM = Claim(
     method="iwocs",
     statement="of 25 models of a windy walk two solves give the robust optimum; on a light pendulum three models, two "
     "of them found by searches, raise the return in the worst model far above that of SAC in the nominal one",
-    budget={"model_steps": 4_000},
+    budget={"model_steps": 8_000},
     quick={"model_steps": 700},
     seeds=5,
+    revision=2,
+    first_seed=10,
+    diagnosis="The control that every expert learned its own model failed: at -235 in the mean (-292 to -147) where -250 "
+    "was asked, so 4,000 steps were few to say anything of what experts give together; they are 8,000 now. And `nominal` "
+    "ended at -323 to -389, for at 2.9 Nm in the farthest model a policy that lifts still comes far: the box is wider. "
+    "Half of a pilot's effect is asked for, where the first had no pilot of both arms.",
     minutes=20,
     deterministic=("exact", "start"),
     arms={"exact": exact_sum, "start": exact_start, "iwocs": iwocs, "nominal": nominal},
     expect=(
         Below("gap", "exact", 1e-3),
         Below("solves", "exact", 5.5),
-        Greater("final", "iwocs", "nominal", by=150),
+        Greater("final", "iwocs", "nominal", by=190),
         Below("duality", "exact", 1e-6, control=True),
         Above("first", "exact", 1.0, control=True),
         Above("own", "nominal", -150, control=True),
