@@ -40,7 +40,7 @@ def inductor_options() -> dict[str, Any]:
     from torch._inductor import config  # takes a second, which a run without it need not wait
 
     fast = {"cpp.use_decompose_tanh": True} if hasattr(config.cpp, "use_decompose_tanh") else {}
-    return {"fallback_random": True, **fast}
+    return {"fallback_random": True, "cpp_wrapper": True, **fast}
 
 
 def may_change(guards: Sequence[Any]) -> list[bool]:

@@ -56,8 +56,7 @@ def minibatches(
             flat = flat[mask.nonzero().flatten()]
     device: Any = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
-        order = shuffled(len(flat), device, generator)
-        whole = flat.apply(lambda column: column.index_select(0, order))  # permuted once: the parts are views
+        whole = picked(flat, shuffled(len(flat), device, generator))  # permuted once: the parts are views
         weight = whole.get("weight", None)
         if weight is not None and not tokens:
             whole["weight"] = by_parts(shared_out, weight, size)
@@ -73,6 +72,11 @@ def minibatches(
                 for name in standardized:
                     part[name] = standardize(part[name], part["mask"])
             yield part
+
+
+def picked(batch: Batch, rows: Tensor) -> Batch:
+    """These rows [n] of a batch; indexing takes up to six times as long."""
+    return batch.apply(lambda column: column.index_select(0, rows), batch_size=[len(rows), *batch.batch_size[1:]])
 
 
 def by_parts(function: Callable[[Tensor], Tensor], column: Tensor, size: int) -> Tensor:
