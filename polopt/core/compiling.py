@@ -36,7 +36,8 @@ def compiled(function: F, **options: Any) -> F:
 
 def inductor_options() -> dict[str, Any]:
     """Random numbers are drawn as uncompiled. A tanh is made of an exponential, in a third of the time of the one that
-    is exact to the last digit: within 2e-7 of it."""
+    is exact to the last digit: within 2e-7 of it. What calls the kernels is C++ as well, which with small networks
+    takes a sixth off an update, and no longer to compile."""
     from torch._inductor import config  # takes a second, which a run without it need not wait
 
     fast = {"cpp.use_decompose_tanh": True} if hasattr(config.cpp, "use_decompose_tanh") else {}

@@ -57,6 +57,14 @@ def test_a_step_to_the_edge_by_hand(float64, piece) -> None:
     assert float(metrics["step_scale"]) == 1
 
 
+def test_compiled_it_is_a_natural_step_still(float64) -> None:
+    toy = Toy()
+    optimizer = NaturalOptimizer(toy.theta, divergence=toy.divergence, radius=0.08, damping=0.2)
+    optimizer.compile(backend="eager")
+    optimizer.minimize(toy.loss, toy.batch)
+    torch.testing.assert_close(toy.moved(), expected_step(0.08, 0.2))
+
+
 def test_the_radius_follows_the_schedule(float64) -> None:
     toy = Toy()
     optimizer = NaturalOptimizer(toy.theta, divergence=toy.divergence, radius=0.08, schedule=Linear(), damping=0.2)
