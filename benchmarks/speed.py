@@ -136,6 +136,7 @@ PPO: Job = MUJOCO | {  # Stable-Baselines3's own
 }
 OFFLINE = {"transitions": 100_000, "seed": 0, "batch_size": 256}
 DQL_5 = Side("dql, 5 steps", job={"case": "dql", "steps": 5})
+DQL_5_COMPILED = Side("dql, 5 steps, --compile", job=DQL_5.job | {"compile": True})
 DQL_20 = Side("dql, 20 steps", job={"case": "dql", "steps": 20})
 MATRICES = Side("matrix products", job={"case": "matrix"})
 SIMULATOR = Side(
@@ -272,6 +273,7 @@ CASES = [
         "updates",
         (
             Side("dsac-t"),
+            Side("dsac-t --compile", job={"compile": True}),
             Side("sac, its own network", job={"case": "sac"} | {name: SAC[name] for name in ("sizes", "activation")}),
             Side("sac, dsac-t's network", job={"case": "sac"}),
         ),
@@ -299,7 +301,7 @@ CASES = [
         250,
         limit=MATRICES,
     ),
-    Case("ofql", "updates", (Side("ofql"), DQL_5, DQL_20), OFFLINE, 100, 50, limit=MATRICES),
+    Case("ofql", "updates", (Side("ofql"), DQL_5, DQL_5_COMPILED, DQL_20), OFFLINE, 100, 50, limit=MATRICES),
     Case(
         "ofql-act",
         "actions",
