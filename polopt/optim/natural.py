@@ -122,5 +122,8 @@ class NaturalOptimizer(Optimizer):
     def _total(self, loss: Loss, parts: Sequence[Batch], shared: dict[str, Any]) -> float:
         return sum(float(loss(part, **shared)[0]) for part in parts)
 
+    def compile(self, **options: Any) -> None:
+        """Changes nothing: see above."""
+
     def _apply(self) -> NoReturn:
         raise TypeError("a natural step needs the loss as a function of the batch: use `minimize`")

@@ -54,10 +54,9 @@ class CausalLMPolicy(TextPolicy, Density):
         self.passes = CausalPasses(self.bare, probe, config.gradient_checkpointing)
 
     def compile(self, **options: Any) -> None:
-        """From here on the layers of the model are compiled: for passes of a batch, and of the next tokens.
+        """From here on each pass through the model is one compiled function: of a batch, and of the next tokens.
 
-        What is around them stays as it is: it is little, and its sizes depend on the data. `options` go to
-        `torch.compile`.
+        What is around them stays as it is, because its sizes depend on the data. `options` go to `torch.compile`.
         """
         self.passes.compile(**options)
 
@@ -156,7 +155,7 @@ class CausalLMPolicy(TextPolicy, Density):
         writing = torch.ones_like(rows, dtype=torch.bool)
         for step in range(steps):
             signals.check()
-            ahead = self.passes.next_logits if step else self.passes.first_logits
+            ahead = self.passes.more_logits if step else self.passes.first_logits
             logits = ahead(inputs, seen[:, : length + step], position, cache)
             token, value = self._draw(logits, None if greedy else luck.drawn(step + 1)[rows])
             token = torch.where(writing, token, self.tokens.pad)
