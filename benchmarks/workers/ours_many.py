@@ -1,4 +1,4 @@
-"""Scaled PPO on very many rows of a world in torch, `polopt.iterate` as in `ours_control.py`.
+"""PPO on very many rows of a world in torch, `polopt.iterate` as in `ours_control.py`, set up as Scaled PPO sets it up.
 
 `many`: a unit is a step of one environment. `many-return`: a unit is a run, from its beginning to a window whose mean
 reward is at least `reward`.
@@ -14,11 +14,13 @@ from protocol import Job, Run
 
 
 def settings(job: Job) -> dict[str, Any]:
-    """The value loss has a 1/2 here, as the peer's."""
+    """As many minibatches as make them of the job's size. The value loss has a 1/2 here, as the peer's."""
     return {
         "envs": job["rows"],
         "window": job["window"],
-        "minibatch_size": job["minibatch_size"],
+        "minibatches": max(1, round(job["rows"] * job["window"] / job["minibatch_size"])),
+        "advantage_over": "batch",
+        "lr_schedule": "constant",
         "epochs": job["epochs"],
         "lr": job["lr"],
         "discount": job["discount"],
@@ -37,7 +39,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 def many(job: Job) -> Run:
     update = job["rows"] * job["window"]
-    run = training("scaled-ppo", job, update, update, **settings(job))
+    run = training("ppo", job, update, update, **settings(job))
     return timed(lambda units: run(-(-units // update) * update))
 
 
@@ -64,7 +66,7 @@ def many_return(job: Job) -> Run:
                 pass
 
     def begun(seed: int) -> Any:
-        made = plan("scaled-ppo", job["task"], seed=seed, loggers=(), **settings(job)).build()
+        made = plan("ppo", job["task"], seed=seed, loggers=(), **settings(job)).build()
         if job.get("device", "cpu") != "cpu":
             made.to(job["device"])
         return made

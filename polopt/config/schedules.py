@@ -27,6 +27,11 @@ class Schedule(Config):
 class Constant(Schedule):
     """Factor 1 throughout (after the warm-up)."""
 
+    def __call__(self, progress: float) -> float:
+        """As its base. Without a warm-up nothing looks at `progress`, for whose first change a compiled function that
+        does is compiled again."""
+        return super().__call__(progress) if self.warmup else 1.0
+
     def shape(self, fraction: float) -> float:
         return 1.0
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polopt.bases.learner import Learner
+from polopt.config import Constant
 from polopt.core.compiling import compiled
 
 
@@ -82,3 +84,18 @@ def test_that_code_is_the_same_is_not_asked(calls, monkeypatch):
     assert torch.equal(fast(rows, torch.sin), before)
     assert not torch.equal(plain(rows, torch.sin), before)
     assert len(graphs) == 3
+
+
+def test_a_constant_factor_is_compiled_once() -> None:
+    """Every method begins at progress 0, and would be compiled for that number and again for others."""
+    graphs: list[Any] = []
+    learner = Learner()
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    scaled = compiled(lambda x: x * Constant()(learner.progress), backend=backend)
+    for learner.progress in (0.0, 0.1, 0.2):
+        assert scaled(torch.ones(1)) == 1
+    assert len(graphs) == 1
