@@ -54,9 +54,10 @@ class CausalLMPolicy(TextPolicy, Density):
         self.passes = CausalPasses(self.bare, probe, config.gradient_checkpointing)
 
     def compile(self, **options: Any) -> None:
-        """From here on each pass through the model is one compiled function: of a batch, and of the next tokens.
+        """From here on the layers of the model are compiled: for passes of a batch, and of the next tokens.
 
-        What is around them stays as it is, because its sizes depend on the data. `options` go to `torch.compile`.
+        What is around them stays as it is: it is little, and its sizes depend on the data. `options` go to
+        `torch.compile`.
         """
         self.passes.compile(**options)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from polopt.core import shards
 from polopt.core.batch import Batch
-from polopt.core.compiling import keep_code
 from polopt.data.tokenizing import need, quiet
+from polopt.policies.compiled_layers import compile_layers, compiled_step, one_file
 
 
 class CausalPasses:
@@ -46,12 +46,11 @@ class CausalPasses:
         self.headed = self._has_plain_head(probe)
 
     def compile(self, **options: Any) -> None:
-        """From here on each pass is one compiled function: of a batch, and of the next tokens."""
-        keep_code()
-        for name in ("hidden", "branched", "more_logits"):
-            growing = {"dynamic": True} if name == "more_logits" else {}  # one token more at every step
-            compiled = torch.compile(getattr(type(self), name), **growing | options)
-            setattr(self, name, functools.partial(compiled, self))  # a copy has its own weights
+        """From here on a layer is one compiled function of a batch, which all layers share, and a pass over the next
+        tokens is another."""
+        options = one_file(self.model, options)
+        compile_layers(self.model, options)
+        self.more_logits = functools.partial(compiled_step(type(self).more_logits, options), self)  # type: ignore
 
     @property
     def divided(self) -> bool:
@@ -117,7 +116,7 @@ class CausalPasses:
             return self.model(inputs, **options).logits[:, -1]
         return self.head(shards.run(self.model, inputs, **options)[0][:, -1])
 
-    more_logits = next_logits  # of one token a row: compiled, it and the pass over a prompt are two functions
+    more_logits = next_logits  # of one token a row: compiled, unlike the pass over a prompt
 
     def first_logits(self, tokens: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
         """`next_logits` of conversations, of which equal ones (the samples of a prompt) are read once."""
@@ -134,6 +133,7 @@ class CausalPasses:
         cache = need("transformers").DynamicCache(config=self.model.config)
         plain, growing = _layers()
         cache.layers = [growing(room) if type(layer) is plain else layer for layer in cache.layers]
+        cache.writing = True
         return cache
 
     # Inside

@@ -25,7 +25,7 @@ def double(float64):
 
 @pytest.fixture
 def compact(float64):
-    """A policy in float64 of one layer: another one would be compiled in the same way."""
+    """A policy in float64 of one layer: in a graph of all another one would be compiled in the same way."""
     return tiny_policy(tiny_folder(layers=1))
 
 
@@ -120,34 +120,54 @@ def test_compiles_without_a_graph_break(compact, name):
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(gradients, others))
 
 
-def test_compiled_passes_change_nothing(compact):
-    shared, apart = samples(compact), ragged(compact)
+def taught(policy):
+    """What a policy writes, and the values and gradients of a batch with shared prompts and of one without."""
+    torch.manual_seed(0)
+    record, _ = policy.act([PROMPTS[0], PROMPTS[1]] * 3)
+    found = [record["action"], record["log_prob"]]
+    for batch in (samples(policy), ragged(policy)):
+        policy.zero_grad()
+        value = policy.log_prob(batch)
+        value.square().sum().backward()
+        found += [value.detach(), *(p.grad.clone() for p in policy.parameters() if p.grad is not None)]
+    return found
 
-    def acted(policy):
-        torch.manual_seed(0)
-        record, _ = policy.act([PROMPTS[0], PROMPTS[1]] * 3)
-        return [record["action"], record["log_prob"]]
 
-    def results(policy):
-        found = acted(policy)
-        for batch in (shared, apart):
-            policy.zero_grad()
-            value = policy.log_prob(batch)
-            value.square().sum().backward()
-            found += [value.detach(), *(parameter.grad.clone() for parameter in policy.parameters())]
-        return found
+def counted(policy, **options):
+    """The graphs that compiling the policy will have made, in a list that grows."""
+    graphs = []
+    torch._dynamo.reset()
+    policy.compile(backend=lambda graph, inputs: graphs.append(graph) or graph, **options)
+    return graphs
 
-    plain = results(compact)
+
+def test_compiled_passes_change_nothing(double):
+    plain = taught(double)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compact.compile(fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(results(compact), plain, rtol=1e-6, atol=1e-6)
+    double.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(taught(double), plain, rtol=1e-6, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2
-    twin = copy.deepcopy(compact)
+    twin = copy.deepcopy(double)
     with torch.no_grad():
-        twin.model.get_output_embeddings().weight.mul_(-1.0)
-    assert not torch.equal(acted(twin)[0], plain[0]), "a copy of a compiled policy has its own weights"
-    torch.testing.assert_close(results(compact), plain, rtol=1e-6, atol=1e-6)
+        for layer in twin.model.model.layers:
+            layer.mlp.down_proj.weight.mul_(-1.0)
+    assert not torch.equal(taught(twin)[0], plain[0]), "a copy of a compiled policy has its own weights"
+    torch.testing.assert_close(taught(double), plain, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_are_compiled_once_for_all_of_them(float64):
+    """A prompt and its completions, with gradients and without, and the next token: five graphs, however many layers
+    there are and tokens are written."""
+    made = []
+    for layers in (1, 3):
+        policy = tiny_policy(tiny_folder(layers=layers))
+        graphs = counted(policy, fullgraph=True)
+        for _ in range(2):
+            policy.act([PROMPTS[0], PROMPTS[1]] * 3)
+            policy.log_prob(samples(policy)).sum().backward()
+        made.append(len(graphs))
+    assert made == [5, 5]
 
 
 def test_gradient_checkpointing_changes_nothing(double):
@@ -230,6 +250,19 @@ def test_other_models(make, headed, dtype, tolerance, tmp_path):
     gradients = torch.autograd.grad(got.sum(), list(policy.parameters()))
     plain = torch.autograd.grad((wanted * mask).sum(), list(policy.parameters()))
     assert all((a - b).abs().max() < 10 * tolerance * (1 + b.abs().max()) for a, b in zip(gradients, plain))
+
+
+@pytest.mark.parametrize("make", [gemma, gpt2])
+def test_other_models_compile(make, tmp_path):
+    """Also one whose head is more than a matrix; longer texts need no other graphs."""
+    policy = tiny_policy(make(tmp_path), max_tokens=8)
+    plain = taught(policy)
+    graphs = counted(policy)
+    torch.testing.assert_close(taught(policy), plain, rtol=1e-4, atol=1e-4)
+    before = len(graphs)
+    assert before
+    policy.act([PROMPTS[0], PROMPTS[1]] * 3)
+    assert len(graphs) == before
 
 
 def test_attention_in_single_precision(tmp_path, float64):
