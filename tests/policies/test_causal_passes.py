@@ -11,7 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from polopt.core.errors import UsageError
 from polopt.optim import frozen_copy
-from polopt.policies import causal_passes, causal_scoring
+from polopt.policies import LoRA, causal_passes, causal_scoring
 from polopt.policies.causal_passes import shared_prompts
 from polopt.policies.small_lm import character_tokenizer
 from tests.policies.language_models import EOS, PROMPTS, full_logits, ragged, tiny_folder, tiny_policy
@@ -154,6 +154,15 @@ def test_compiled_passes_change_nothing(double):
             layer.mlp.down_proj.weight.mul_(-1.0)
     assert not torch.equal(taught(twin)[0], plain[0]), "a copy of a compiled policy has its own weights"
     torch.testing.assert_close(taught(double), plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"lora": LoRA()}, {"gradient_checkpointing": True}])
+def test_adapters_and_layers_that_are_recomputed_compile(options, float64):
+    policy = tiny_policy(**options)
+    plain = taught(policy)
+    graphs = counted(policy)
+    torch.testing.assert_close(taught(policy), plain, rtol=1e-6, atol=1e-6)
+    assert graphs
 
 
 def test_layers_are_compiled_once_for_all_of_them(float64):
