@@ -15,7 +15,7 @@ from torch import Tensor
 from polopt.core import shards
 from polopt.core.batch import Batch
 from polopt.data.tokenizing import need, quiet
-from polopt.policies.compiled_layers import compile_layers, compiled_step, one_file
+from polopt.policies.compiled_layers import compile_layers, compiled_step
 
 
 class CausalPasses:
@@ -48,7 +48,6 @@ class CausalPasses:
     def compile(self, **options: Any) -> None:
         """From here on a layer is one compiled function of a batch, which all layers share, and a pass over the next
         tokens is another."""
-        options = one_file(self.model, options)
         compile_layers(self.model, options)
         self.more_logits = functools.partial(compiled_step(type(self).more_logits, options), self)  # type: ignore
 

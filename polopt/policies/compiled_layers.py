@@ -9,13 +9,11 @@ compiled code would count: it is compiled whole.
 from __future__ import annotations
 
 import functools
-import os
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from polopt.core.compiling import ISOLATES, compiled, keep_code
+from polopt.core.compiling import ISOLATES, compiled
 from polopt.data.tokenizing import need
 from polopt.policies.shapes import blocks_of
 
@@ -40,31 +38,6 @@ def compiled_step(function: Callable[..., Any], options: dict[str, Any]) -> Call
             return run(*args)
 
     return step
-
-
-def one_file(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `torch.compile`, with which a CPU's code for a graph is one file: torch has a compiler read its long
-    headers for each of the loops else, which takes longer than all that it makes of them."""
-    if "mode" in options or options.get("backend", "inductor") != "inductor" or model.device.type != "cpu":
-        return options
-    own = {"cpp_wrapper": True, **({"cpp.vec_isa_ok": True} if _best_vectors_work() else {})}
-    return options | {"options": own | options.get("options", {})}
-
-
-@functools.cache
-def _best_vectors_work() -> bool:
-    """Whether code for the widest vectors of this processor can be built. torch takes them then, but first it builds
-    for all the narrower ones too, three seconds of a processor each. False where it is not known that it would."""
-    from torch._inductor import config, cpu_vec_isa
-
-    if {"ATEN_CPU_CAPABILITY", "TORCHINDUCTOR_VEC_ISA_OK"} & set(os.environ) or config.cpp.simdlen is not None:
-        return False
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return False
-    keep_code()
-    known = cpu_vec_isa.x86_isa_checker()
-    fitting = [isa for isa in cpu_vec_isa.supported_vec_isa_list if all(flag in known for flag in str(isa).split())]
-    return bool(fitting and fitting[0])
 
 
 def _pass(layer: Any, *args: Any, **kwargs: Any) -> Any:
