@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torch.nn import functional
 
 from polopt.core.batch import weigh
 from polopt.methods.offline.bcq import likely
@@ -82,6 +83,18 @@ def test_the_model_is_cloned_with_small_logits(float64):
     assert float(metrics["allowed"]) == pytest.approx((ratio > 0.5).sum(1).mean())
 
 
+def test_the_terms_weigh_as_in_the_official_code(float64):
+    method = make(**LINEAR)
+    assert method.policy.threshold == 0.3
+    randomize(method.policy, method.target_critic)
+    batch = method.evaluate_batch(batch_of(40))
+    q, logits = method.policy.net(batch["obs"])[0], method.policy.model.net(batch["obs"])
+    recorded = q.gather(1, batch["action"].unsqueeze(1)).squeeze(1)
+    expected = functional.smooth_l1_loss(recorded, batch["target"]) + functional.cross_entropy(logits, batch["action"])
+    expected = expected + 1e-2 * logits.pow(2).mean()
+    assert float(method.critic_loss(batch)[0] + method.imitation_loss(batch)[0]) == pytest.approx(float(expected))
+
+
 def test_each_optimizer_moves_its_own_network():
     method = make()
     method.prepare_all()
@@ -91,6 +104,7 @@ def test_each_optimizer_moves_its_own_network():
     assert {n for n, p in method.policy.named_parameters() if not torch.equal(p, before[n])} == {
         n for n in before if n.startswith("net.")
     }
+    before = {name: p.clone() for name, p in method.policy.named_parameters()}
     method.update(batch)
     assert all(not torch.equal(p, before[n]) for n, p in method.policy.named_parameters() if n.endswith("weight"))
 

@@ -34,6 +34,11 @@ def test_the_loss_by_hand(float64):
     assert float(metrics["q_gap"]) == pytest.approx(gap)
     assert float(metrics["critic_loss"]) == pytest.approx(huber(q - target).mean())
     assert float(loss.detach()) == pytest.approx(huber(q - target).mean() + 0.7 * gap)
+    gradient = torch.autograd.grad(loss, next(iter(method.policy.parameters())))[0][0]
+    recorded = np.eye(2)[batch["action"]]
+    softmax = np.exp(values) / np.exp(values).sum(1, keepdims=True)
+    slope = np.clip(q - target, -1, 1)[:, None] * recorded + 0.7 * (softmax - recorded)
+    np.testing.assert_allclose(gradient, batch["obs"].numpy().T @ slope / 6, rtol=1e-8)
 
 
 def test_forbidden_actions_are_not_held_down(float64):

@@ -37,6 +37,7 @@ def test_losses_by_hand(float64):
     np.testing.assert_allclose(method.target(batch), target, rtol=1e-10)
 
     q = linear(method.critic, batch["obs"])
+    assert q.shape == (2, 6, 2)
     loss, _ = method.critic_loss(batch)
     error = q[:, np.arange(6), batch["action"]] - target
     assert float(loss.detach()) == pytest.approx((error**2 / 2).mean(1).sum())
@@ -50,6 +51,19 @@ def test_losses_by_hand(float64):
     slope = score - p * score.sum(1, keepdims=True)
     np.testing.assert_allclose(next(method.policy.parameters()).grad, slope.T @ batch["obs"].numpy() / 6, rtol=1e-8)
     assert all(parameter.grad is None for parameter in method.critic.parameters())
+
+
+def test_an_update_moves_all_of_it():
+    method = make(tau=0.25)
+    batch = method.collect()
+    trained = {"policy": method.policy, "critic": method.critic, "temperature": method.temperature}
+    before = {name: [p.clone() for p in part.parameters()] for name, part in trained.items()}
+    slow = [p.clone() for p in method.target_critic.parameters()]
+    method.update(batch)
+    for name, part in trained.items():
+        assert any(not torch.equal(p, was) for p, was in zip(part.parameters(), before[name])), name
+    for was, now, live in zip(slow, method.target_critic.parameters(), method.critic.parameters()):
+        torch.testing.assert_close(now, 0.75 * was + 0.25 * live)
 
 
 def test_the_policy_may_follow_the_mean_of_the_critics(float64):
@@ -72,8 +86,11 @@ def test_the_temperature_holds_a_share_of_the_largest_entropy():
         method = make(entropy_share=off * entropy / np.log(2))
         method.improve(batch)
         assert (float(method.temperature.value) > before) == rises
-    nats = make(**{"entropy.target_entropy": 0.5})
-    assert float(nats.temperature.target_entropy) == 0.5
+    for off, rises in ((1.01, True), (0.99, False)):
+        nats = make(**{"entropy.target_entropy": off * entropy})
+        nats.improve(batch)
+        assert (float(nats.temperature.value) > before) == rises
+    assert make(**{"entropy.form": "log-alpha"}).temperature.form == "log-alpha"
     fixed = make(entropy="fixed", **{"entropy.value": 0.1})
     fixed.update(fixed.collect())
     assert float(fixed.temperature.value) == pytest.approx(0.1)

@@ -43,10 +43,14 @@ def test_target_and_loss_by_hand(float64, double):
 
 
 def test_rare_samples_weigh_less_and_priorities_are_the_errors(float64):
-    method = make(priority_exponent=0.5, priority_correction=0.5, **LINEAR)
+    method = make(priority_exponent=0.5, priority_correction=0.3, **LINEAR)
     randomize(method.target_critic, method.policy)
-    batch = method.collect()
-    assert float(batch["importance"].max()) == 1.0
+    method.collect()
+    method.replay.update_priorities(torch.arange(8), torch.linspace(0.1, 4.0, 8))
+    batch, leaves = method.collect(), method.replay._tree.leaves.clone()
+    expected = (len(method.replay) * leaves[batch["index"]] / leaves.sum()) ** -0.3
+    torch.testing.assert_close(batch["importance"], expected / expected.max())
+    assert float(batch["importance"].min()) < 0.9
     batch = method.evaluate_batch(batch)
     torch.testing.assert_close(batch["critic_weight"], batch["importance"] / 16)
     q = linear(method.policy.net, batch["obs"])[0][np.arange(16), batch["action"]]
@@ -54,7 +58,26 @@ def test_rare_samples_weigh_less_and_priorities_are_the_errors(float64):
     np.testing.assert_allclose(leaves, (np.abs(q - batch["target"].numpy()) + 1e-6) ** 0.5, rtol=1e-9)
     method.progress = 0.5
     method.collect()
-    assert method.replay.priority.correction == pytest.approx(0.75)
+    assert method.replay.priority.correction == pytest.approx(0.65)
+
+
+def test_the_mean_of_the_advantages_is_taken_off(float64):
+    method = make(dueling=True, **LINEAR)
+    randomize(method.policy)
+    obs = batch_of()["obs"]
+    *advantages, value = linear(method.policy.net, obs)[0].T
+    expected = value + np.array(advantages) - np.mean(advantages, 0)
+    np.testing.assert_allclose(method.policy.values(obs).detach(), expected.T, rtol=1e-10)
+
+
+def test_gradients_are_cut():
+    moved = []
+    for norm in (None, 1e-12):  # far below Adam's epsilon
+        method = make(max_grad_norm=norm)
+        batch, before = method.collect(), [p.clone() for p in method.policy.parameters()]
+        method.update(batch)
+        moved.append(max(float((p - b).abs().max()) for p, b in zip(method.policy.parameters(), before)))
+    assert moved[1] < 0.01 * moved[0]
 
 
 def test_epsilon_falls_along_a_line_and_stays():
@@ -86,6 +109,7 @@ def test_several_steps_of_reward():
     method = make(n_step=3, discount=0.5)
     batch = method.collect()
     assert set(batch["discount"].tolist()) <= {0.5, 0.25, 0.125}
+    assert 0.125 in batch["discount"]
     method.target_critic.forward = lambda obs: torch.ones(1, 16, 2)
     expected = batch["reward"] + torch.where(batch["terminated"], 0.0, batch["discount"])
     torch.testing.assert_close(method.evaluate_batch(batch)["target"], expected)

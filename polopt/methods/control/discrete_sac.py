@@ -18,8 +18,9 @@ Differs from SAC, its base (`sac.py`), in the sums, in a critic without an actio
 of the entropy: a share of the largest there is, in place of a number of nats (which `--entropy.target-entropy` gives).
 
 Departs from the paper in: targets that follow slowly, as SAC's and the author's code's do; in CleanRL, which has run it
-on Atari, they are renewed every 8,000 steps. Both have 1e-4 as Adam's epsilon; here it is 1e-8. CleanRL holds 0.89 of
-the largest entropy (`--entropy-share`).
+on Atari, they are renewed every 8,000 steps. Both have 1e-4 as Adam's epsilon; here it is 1e-8. The author's code cuts
+gradients, and has log temperature in the last loss (`--entropy.form log-alpha`). CleanRL holds 0.89 of the largest
+entropy (`--entropy-share`), and has the mean over actions for their sum in the losses of policy and temperature.
 """
 
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ class DiscreteSAC(SAC):
         "policy_loss": "sum of pi (temperature log pi - min Q) | falls as values rise; its level means nothing",
     }
     presets = {
-        "atari": {"network.sizes": (512,)},
-        "cartpole": {
+        "atari": {"network.sizes": (512,)},  # CleanRL, but for what the first lines say
+        "cartpole": {  # polopt
             "warmup": 500,
             "steps_per_update": 1,
             "lr": 1e-3,

@@ -16,17 +16,21 @@ With a replay batch (s, a, r, s') and the copy Q_targ:
     copy        Q_targ <- tau Q + (1 - tau) Q_targ after every `target_every`-th update
     act         a random action with probability epsilon, else argmax_a Q(s, a); epsilon falls from `epsilon_start` to
                 `epsilon` over the fraction `exploration` of the run, along a line
-    priority    |Q(s, a) - y|^priority_exponent, importance (size P(i))^-c over its largest in the batch, c from
-                `priority_correction` to 1 over the run
+    priority    (|Q(s, a) - y| + 1e-6)^priority_exponent, of what is new the largest so far; importance (size P(i))^-c
+                over its largest in the batch, c from `priority_correction` to 1 over the run
+    --n-step    r is the discounted sum of up to n rewards, s' what follows them, discount^k for k of them; it ends with
+                the episode, and bootstraps where that was truncated
 
 Differs from Q-learning, its base, in the replay, the copy and the network. Actions that an `action_mask` forbids are
 taken neither in targets nor when acting.
 
 Departs from the paper in: Adam in place of RMSProp; epsilon falls with the progress of the run, as in
-Stable-Baselines3, not with a count of its own; both streams of a dueling network share all hidden layers. Rewards are
-not clipped: that is the task's. The table counts the updates between two copies, 10,000; DeepMind's code and its
-successor DQN Zoo count decisions, which are 2,500 updates, and so does this. What is rare weighs outside of h; in DQN
-Zoo inside of its slope.
+Stable-Baselines3, not with a count of its own; evaluations are greedy, DeepMind's are random with probability 0.05
+(0.01 of double). Rewards are not clipped: that is the task's. The table counts the updates between two copies, 10,000;
+DeepMind's code and its successor DQN Zoo count decisions, which are 2,500 updates, and so does this. Of the options:
+double's outputs have a bias each, there they share one; both streams of a dueling network share all hidden layers, and
+gradients into these are not scaled by 1/sqrt(2); what is rare weighs outside of h, in DQN Zoo inside of its slope, and
+DQN Zoo draws one of 1,000 uniformly in place of the 1e-6.
 """
 
 from dataclasses import dataclass, replace
@@ -50,7 +54,7 @@ from polopt.tasks.base import Task
 from polopt.values.finite import FiniteQ, taken
 from polopt.values.targets import td_target
 
-ATARI = {"network.sizes": (512,), "max_grad_norm": None, "exploration": 0.02}  # of 50 million decisions
+ATARI = {"network.sizes": (512,), "max_grad_norm": None, "exploration": 0.02}  # of --steps 50000000, in decisions
 DOUBLE = ATARI | {"double": True, "epsilon": 0.01, "target_every": 7_500}  # 30,000 decisions
 
 
@@ -157,7 +161,7 @@ class DQN(DeepQ, OffPolicy):
     metrics = {"epsilon": "the probability of a random action | falls, then stays"}
     default_steps = 10_000_000
     probes = {"double": {"double": True, "lr": 0.1}}
-    presets = {  # the first three are for Atari, as DQN Zoo has them, but for the optimizer and its rate
+    presets = {  # the first three are for Atari, as DQN Zoo has them, but for what the first lines say and the rate
         "atari": ATARI,
         "double": DOUBLE,
         "prioritized": DOUBLE | {"priority_exponent": 0.6, "lr": 2.5e-5},  # a quarter of the rate, as there

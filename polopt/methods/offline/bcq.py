@@ -18,7 +18,8 @@ Differs from DQN (../control/dqn.py), its base, in the restriction and in the da
 allowed; near 1 it clones.
 
 Departs from the paper in: of pictures Q and G share no convolutions, which the official code has them share; two
-optimizers in place of one for both, with the same steps; Adam's epsilon is 1e-8, where that for Atari is 1.5e-4.
+optimizers in place of one for both, with the same steps; Adam's epsilon is 1e-8, where that for Atari is 1.5e-4;
+evaluations are greedy, where those on Atari are random with probability 0.001. Forbidden actions have no likelihood.
 """
 
 from dataclasses import dataclass
