@@ -133,7 +133,7 @@ class LanguageMethod(Method):
             split=config.micro_tokens and partial(by_tokens, budget=config.micro_tokens),
         )
 
-    compile_seconds = 75.0
+    compile_seconds = 80.0
 
     def compile_own(self, **options: Any) -> None:
         """Compiles the passes through the models. The losses around them have sizes that depend on the data."""
