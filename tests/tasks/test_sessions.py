@@ -66,7 +66,7 @@ def test_exact_values_are_those_that_are_played(options: Any, float64: None) -> 
     total = torch.stack(found).sum(0)
     exact, error = world.value(policy, 0.9), total.std(0) / 4_000**0.5
     assert ((total.mean(0) - exact).abs() < 4 * error + 0.01 * exact).all()
-    assert torch.equal(world.value(torch.stack([policy, policy]), 0.9)[1], exact)
+    torch.testing.assert_close(world.value(torch.stack([policy, policy]), 0.9)[1], exact)  # to rounding of LAPACK
 
 
 def test_more_of_an_interest_tires_and_other_items_refresh(float64: None) -> None:
