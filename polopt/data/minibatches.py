@@ -53,7 +53,7 @@ def minibatches(
         flat = batch.reshape(-1)
         mask = flat.get("mask", None)
         if mask is not None:
-            flat = flat[mask.nonzero().flatten()]
+            flat = picked(flat, mask.nonzero().flatten())
     device: Any = next(iter(flat.values(include_nested=True, leaves_only=True))).device
     for _ in range(epochs):
         whole = picked(flat, shuffled(len(flat), device, generator))  # permuted once: the parts are views

@@ -24,7 +24,14 @@ def weights(name, module):
 
 def test_one_gradient_step_is_the_same(tmp_path):
     own = {name: MANY[name] for name in ("window", "epochs", "lr", "discount", "gae_lambda", "value_coefficient")}
-    own |= {"envs": 64, "minibatch_size": 1024, "value_clip": None, "entropy_coefficient": 0.0, "max_grad_norm": 0.5}
+    own |= {
+        "envs": 64,
+        "minibatches": 1,
+        "advantage_over": "batch",
+        "value_clip": None,
+        "entropy_coefficient": 0.0,
+        "max_grad_norm": 0.5,
+    }
     method = api.plan("ppo", MANY["task"], seed=1, **own).build()
     before = weights("policy", method.policy) | weights("critic", method.critic)
     batch = method.evaluate_window(method.collect())
