@@ -125,5 +125,8 @@ class NaturalOptimizer(Optimizer):
     def compile(self, **options: Any) -> None:
         """Changes nothing: see above."""
 
+    def _traced(self, value: Tensor, metrics: dict[str, Tensor]) -> NoReturn:
+        raise TypeError("a natural step cannot be part of a compiled function: it needs second derivatives")
+
     def _apply(self) -> NoReturn:
         raise TypeError("a natural step needs the loss as a function of the batch: use `minimize`")

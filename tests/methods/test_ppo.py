@@ -503,3 +503,11 @@ def test_every_denoising_step_of_a_diffusion_policy_counts_as_a_decision_of_its_
     stds = method.policy.stds.clamp_min(0.1).numpy()
     entropy = np.log(stds) + 0.5 * math.log(2 * math.pi * math.e)
     assert float(metrics["entropy"]) == pytest.approx(entropy.mean(), rel=1e-5)
+
+
+def test_minibatches_hold_the_columns_that_a_step_reads():
+    method = make()
+    batch = method.evaluate_window(method.collect())
+    (minibatch, *_) = method.minibatches(batch)
+    assert set(method.of_windows) <= set(batch.keys())
+    assert set(minibatch.keys()) == set(batch.keys()) - set(method.of_windows)

@@ -65,6 +65,14 @@ def test_compiled_it_is_a_natural_step_still(float64) -> None:
     torch.testing.assert_close(toy.moved(), expected_step(0.08, 0.2))
 
 
+def test_a_larger_function_that_is_compiled_cannot_have_it(float64, monkeypatch) -> None:
+    toy = Toy()
+    optimizer = NaturalOptimizer(toy.theta, divergence=toy.divergence)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(TypeError, match="cannot be part of a compiled function"):
+        optimizer.minimize(toy.loss, toy.batch)
+
+
 def test_the_radius_follows_the_schedule(float64) -> None:
     toy = Toy()
     optimizer = NaturalOptimizer(toy.theta, divergence=toy.divergence, radius=0.08, schedule=Linear(), damping=0.2)
