@@ -6,13 +6,15 @@ that take long (steps of episodes, tokens, steps of optimizers) call `check()`, 
     inside `breakable()`    at once: an evaluation leaves nothing behind, and is made up for when the run goes on
     elsewhere               when `PATIENCE` seconds have passed: the checkpoint before is then what is left of the run
 
-A second signal raises KeyboardInterrupt wherever it comes, but for a SIGTERM that comes with the first (`ECHO`).
+A second signal raises KeyboardInterrupt wherever it comes, but for a SIGTERM that comes with the first (`ECHO`), also
+when the run has ended by then.
 Outside of `watched()` nothing is noted: Ctrl-C raises, as Python has it, and within `raising()` SIGTERM does, too.
 Worker processes leave both to their parent (`leave_to_parent`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -26,6 +28,7 @@ PATIENCE = 10.0  # seconds that an update may go on after the first signal: sche
 ECHO = 1.0  # seconds in which SIGTERM again is the same one, as `timeout` sends it to a process and to its group
 SAID = "stopping: what has been begun ends and is saved; once more stops at once"
 _watch: Watch | None = None
+_noted = -math.inf  # when the last first one came, on the clock of `time.monotonic`
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,12 +49,11 @@ class Watch:
 
     def note(self, number: int, frame: Any) -> None:
         """The handler of both signals."""
-        now = time.monotonic()
+        global _noted
         if self.since is not None:
-            if number == signal.SIGTERM and now - self.since < ECHO:
-                return
-            raise KeyboardInterrupt
-        self.since = now
+            _interrupt(number, frame)
+            return
+        self.since = _noted = time.monotonic()
         _say(f"polopt: {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}: {SAID}")
 
     def act(self) -> None:
@@ -104,15 +106,22 @@ def check() -> None:
 @contextmanager
 def raising() -> Iterator[None]:
     """Inside, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that what has been begun is cleared away."""
+    global _noted
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    _noted = -math.inf
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    if number == signal.SIGINT or time.monotonic() - _noted > ECHO:
+        raise KeyboardInterrupt
 
 
 def leave_to_parent() -> None:

@@ -48,6 +48,18 @@ def test_sigterm_that_comes_with_a_signal_is_the_same(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_sigterm_that_comes_again_when_the_run_has_just_ended_is_the_same(capsys, monkeypatch):
+    with signals.raising():
+        with signals.watched() as watch:
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert watch.heard
+        monkeypatch.setattr(signals, "ECHO", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_worker_leaves_both_to_its_parent_and_what_it_starts_does_not():
     before = [signal.getsignal(each) for each in BOTH]
     try:
@@ -118,6 +130,8 @@ def test_other_threads_are_not_stopped(monkeypatch):
 
 
 def test_sigterm_raises_as_ctrl_c_does():
+    with signals.watched():
+        send(signal.SIGTERM)  # of what ran before
     with pytest.raises(KeyboardInterrupt), signals.raising():
         send(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

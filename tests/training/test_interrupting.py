@@ -176,7 +176,7 @@ def test_sigterm_to_all_processes_of_a_run_with_workers_is_its_own_to_hear(tmp_p
     process = Forked(POLOPT, words, group=True)
     wait_for(process, folder, 400)
     os.killpg(process.pid, signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     err = process.errors(60)
     assert process.returncode == 130, err
     assert f"polopt: SIGTERM: {signals.SAID}" in err
