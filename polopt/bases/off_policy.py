@@ -1,7 +1,7 @@
 """What methods that learn from a replay of their own experience share: filling it. Not a method."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from polopt.bases.method import Method
 from polopt.data.replay import Replay, ReplaySource
@@ -18,6 +18,8 @@ class OffPolicy(Method):
     """
 
     source: ReplaySource
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Keys of the policy's record that no update reads; of `SCORES`, they are not computed either."""
 
     @classmethod
     def derived(cls, config: Any, steps: int) -> dict[str, int]:
@@ -37,4 +39,4 @@ class OffPolicy(Method):
 
     def make_replay(self) -> Replay:
         config = self.config
-        return Replay(config.replay_size, n_step=config.n_step, discount=config.discount)
+        return Replay(config.replay_size, n_step=config.n_step, discount=config.discount, unread=self.unread)

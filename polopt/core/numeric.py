@@ -1,4 +1,4 @@
-"""Exponentials of log-probability ratios that stay finite."""
+"""Numbers at the ends of their range: exponentials of log-probability ratios that stay finite, and the smallest."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def bounded_exps(x: Tensor) -> tuple[Tensor, Tensor]:
     low, beyond = x.clamp_max(BOUND), (x - BOUND).clamp_min(0)
     value = low.exp()
     return torch.addcmul(value, value, beyond), torch.addcmul(torch.expm1(low), value, beyond)
+
+
+def flushes_denormal() -> bool:
+    """Whether this thread computes with 0 in the place of numbers too small for the normal form
+    (`torch.set_flush_denormal`)."""
+    return float(torch.full((), 1e-39, dtype=torch.float32).mul(1e3)) == 0.0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from torch import Tensor
 
-from polopt.core.batch import Batch
 from polopt.data.base import Acts
 from polopt.data.replay import Replay, ReplaySource
 
@@ -16,19 +15,18 @@ class Recycling(Replay):
     """A replay of single transitions that keeps how episodes ended: of those that new ones overwrite, the ones that
     terminated are stored again behind the new ones, and overwrite the next oldest, whatever these are."""
 
-    def add(self, batch: Batch) -> None:
-        mask = batch.get("mask", None)
-        count = batch.batch_size.numel() if mask is None else int(mask.sum())
+    def _store(self, columns: dict[str, Tensor], rows: int, mask: Tensor | None) -> None:
+        count = len(next(iter(columns.values()))) if mask is None else int(mask.sum())
         oldest = self.added - len(self)
         end = min(max(self.added + count - self.capacity, oldest), self.added)
-        ends: Any = None
+        ends: dict[str, Tensor] = {}
         if end > oldest:
             slots = torch.arange(oldest, end) % self.capacity
             slots = slots[self._columns["terminated"][slots]]
-            ends = TensorDict(self._take(slots), batch_size=[len(slots)]) if len(slots) else None
-        super().add(batch)
-        if ends is not None:
-            super().add(ends)
+            ends = {path: column[slots] for path, column in self._columns.items()} if len(slots) else {}
+        super()._store(columns, rows, mask)
+        if ends:
+            super()._store(ends, 1, None)
 
 
 class FilledSource(ReplaySource):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor
 from polopt.core.batch import Batch, align_left, flat, nested
 from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.modules import device_of
+from polopt.core.scoring import SCORES, unscored
 from polopt.core.state import Blob, Stateful, content_key
 from polopt.data.base import Acts, Source, put
+from polopt.data.blocks import Block
 from polopt.data.priority import Priority, SumTree
 from polopt.data.relabel import Delayed, Weights
 from polopt.data.rollouts import Rollouts
@@ -46,6 +47,7 @@ class Replay(Stateful):
             0 beyond a sum that ends early, where its last transition stands.
         priority: prioritised sampling; samples carry `importance` [B] and `index`, for `update_priorities`.
         weights: how often each is drawn, by its age; uniformly without.
+        unread: keys that are not stored, as nothing reads them.
         directory: keep the tensors in (deleted) files there, mapped into memory: for more than memory holds.
         name: of its blocks in a checkpoint.
 
@@ -67,6 +69,7 @@ class Replay(Stateful):
         steps: tuple[str, ...] = (),
         priority: Priority | None = None,
         weights: Weights | None = None,
+        unread: tuple[str, ...] = (),
         directory: str | Path | None = None,
         name: str = "replay",
         shard: int = SHARD,
@@ -84,13 +87,17 @@ class Replay(Stateful):
         self.steps = steps
         self.priority = priority
         self.weights = weights
+        self.unread = unread
         self.name = name
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         self.added = 0  # transitions ever added; the newest is added - 1, in slot (added - 1) % capacity
         self.rows = 0  # rows that were interleaved: the successor of transition i is i + rows
         self._directory = directory
         self._shard = shard
-        self._columns: dict[str, Tensor] = {}  # by path, "obs" or "obs/position"
+        self._left_out = {*NOT_STORED, *unread}
+        self._blocks: list[Block] = []
+        self._columns: dict[str, Tensor] = {}  # views of them by path, "obs" or "obs/position"
+        self._deep = False  # some path is of two parts
         self._keys: dict[int, str] = {}  # names of the full shards, until they are written again
         self._tree = SumTree(capacity) if priority else None
         self._highest = 1.0  # priority of what is new
@@ -105,8 +112,7 @@ class Replay(Stateful):
         next_obs is missing).
         """
         rows = batch.batch_size[0] if batch.batch_dims == 2 else 1
-        columns = flat({key: value for key, value in batch.items() if key not in NOT_STORED})
-        columns = {path: value.detach() if value.requires_grad else value for path, value in columns.items()}
+        columns = flat({key: value for key, value in batch.items() if key not in self._left_out})
         mask = batch.get("mask", None)
         if batch.batch_dims == 2:
             if batch.get("next_obs", None) is None:
@@ -117,6 +123,17 @@ class Replay(Stateful):
             mask = None if mask is None else mask.T.flatten()
         elif batch.batch_dims != 1:
             raise ValueError(f"a replay takes batches [B] or [N, T], not {list(batch.batch_size)}")
+        self._store(columns, rows, mask)
+
+    def append(self, step: Mapping[str, Any]) -> None:
+        """Appends one transition of each of N rows, columns [N, ...] by key: what `add` does with a window [N, 1]."""
+        columns = flat({key: value for key, value in step.items() if key not in self._left_out})
+        if "next_obs" not in step:
+            columns |= flat({"next_obs": step["final_obs"]})
+        self._store(columns, len(step["reward"]), step.get("mask"))
+
+    def _store(self, columns: dict[str, Tensor], rows: int, mask: Tensor | None) -> None:
+        """Appends columns [B, ...] in order of time, of `rows` that are interleaved; those that `mask` [B] has."""
         if mask is not None:
             if self.n_step > 1:
                 raise UsageError("n-step returns need whole rows, not padded episodes with a mask")
@@ -137,16 +154,11 @@ class Replay(Stateful):
             raise RunError(f"the replay stores '{min(missing)}', which this batch does not have")
         start = self.added % self.capacity
         before_end = min(count, self.capacity - start)
-        for path, storage in self._columns.items():
-            value = columns[path]
-            if value.shape[1:] != storage.shape[1:]:
-                was, now = list(storage.shape[1:]), list(value.shape[1:])
-                raise RunError(f"the replay stores '{path}' of shape {was}, and this batch has {now}")
-            if before_end == count:
-                storage.narrow(0, start, count).copy_(value)
-            else:
-                storage[start:] = value[:before_end]
-                storage[: count - before_end] = value[before_end:]
+        for block in self._blocks:
+            value = block.joined(columns)
+            block.rows.narrow(0, start, before_end).copy_(value if before_end == count else value[:before_end])
+            if before_end < count:
+                block.rows[: count - before_end] = value[before_end:]
         self.added += count
         if self._keys or self._tree is not None:
             slots = torch.arange(start, start + count) % self.capacity
@@ -211,18 +223,18 @@ class Replay(Stateful):
 
     def _take(self, slots: Tensor) -> dict[str, Any]:
         newest = self.added - 1
-        index = newest - (newest - slots) % self.capacity  # the number of the transition in each slot
+        full = self.added > self.capacity
+        index = newest - (newest - slots) % self.capacity if full else slots  # the number of the one in each slot
         ends = slots
         overrides: dict[str, Any] = {}
         if self.n_step > 1:
             overrides, ends = self._n_step(index)
         elif self.discount is not None and "discount" not in self._columns:
             overrides["discount"] = torch.full(slots.shape, self.discount)
-        taken = {}
-        for path, storage in self._columns.items():
-            last = path.partition("/")[0] in ("next_obs", "terminated", "truncated")
-            taken[path] = storage.index_select(0, ends if last else slots)
-        return {**nested(taken), **overrides, "index": index}
+        taken: dict[str, Any] = {}
+        for block in self._blocks:
+            taken |= block.columns(block.rows.index_select(0, ends if block.last else slots))
+        return {**(nested(taken) if self._deep else taken), **overrides, "index": index}
 
     def _n_step(self, index: Tensor) -> tuple[dict[str, Any], Tensor]:
         """The sums of discounted rewards [B, ...] and the product of the discounts [B], and the slot [B] of the last
@@ -256,29 +268,20 @@ class Replay(Stateful):
         return sums, slots.gather(1, last).squeeze(1)
 
     def _build(self, columns: dict[str, Tensor]) -> None:
-        self._columns = {path: self._allocate(path, value) for path, value in columns.items()}
-        each = sum(column[0].numel() * column.element_size() for column in self._columns.values())
+        groups: dict[Any, dict[str, Tensor]] = {}
+        for path, value in columns.items():
+            last = self.n_step > 1 and path.partition("/")[0] in ("next_obs", "terminated", "truncated")
+            alone = path if value.dim() > 2 else ""  # pictures stay contiguous
+            groups.setdefault((value.dtype, last, alone), {})[path] = value
+        self._blocks = [
+            Block(self.capacity, group, last=last, directory=self._directory, name=self.name)
+            for (_, last, _), group in groups.items()
+        ]
+        found = {path: column for block in self._blocks for path, column in block.columns(block.rows).items()}
+        self._columns = {path: found[path] for path in columns}
+        self._deep = nested(columns).keys() != columns.keys()
+        each = sum(block.rows[0].numel() * block.rows.element_size() for block in self._blocks)
         self._shard = max(1, min(self._shard, SHARD_BYTES // max(each, 1)))  # images: smaller blocks
-
-    def _allocate(self, path: str, like: Tensor) -> Tensor:
-        shape = (self.capacity, *like.shape[1:])
-        if self._directory is None:
-            return torch.empty(shape, dtype=like.dtype)
-        size = self.capacity * like[0].numel() * like.element_size()
-        folder = Path(self._directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The file has no name once it is mapped: it goes with the process, however that ends.
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{self.name}-") as file:
-                if hasattr(os, "posix_fallocate") and size:
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash later
-                count = self.capacity * like[0].numel()
-                return torch.from_file(file.name, shared=True, size=count, dtype=like.dtype).reshape(shape)
-        except OSError as error:
-            gigabytes = size / 2**30
-            raise RunError(
-                f"the replay needs {gigabytes:.2f} GB for '{path}' in {folder}: {error.strerror or error}"
-            ) from None
 
     # State: full shards are immutable blocks, written once; the shard being filled is saved as it is.
 
@@ -318,10 +321,13 @@ class Replay(Stateful):
         for name, value in state.items():
             kind, _, rest = name.partition(".")
             if kind == "shard":
-                pieces[int(rest)] = value.tensors()
+                pieces[int(rest)] = dict(value.tensors())
             elif kind == "tail":
                 number_text, _, path = rest.partition(".")
                 pieces.setdefault(int(number_text), {})[path] = value
+        for columns in pieces.values():
+            for path in columns.keys() & self._left_out:  # earlier versions stored them
+                del columns[path]
         if not self._columns:
             self._build(pieces[0])
         size = self._shard
@@ -354,7 +360,7 @@ class ReplaySource(Source):
         warmup: int,
         ratio: float = 1.0,
         warmup_actor: Callable[[Any], Acts] | None = None,
-        store: Callable[[Batch], Batch] = lambda window: window,
+        store: Callable[[Batch], Batch] | None = None,
     ) -> None:
         if ratio <= 0 or batch_size < 1 or warmup < 0:
             raise UsageError(
@@ -396,5 +402,14 @@ class ReplaySource(Source):
     def _collect(self, actor: Acts) -> int:
         """Environment steps taken: of a team one, whatever its size."""
         before = self.rollouts.ledger.env_steps
-        self.replay.add(self.store(self.rollouts.next(actor)))
+        with unscored() if {*SCORES} <= {*self.replay.unread} else nullcontext():
+            self._play(actor)
         return self.rollouts.ledger.env_steps - before
+
+    def _play(self, actor: Acts) -> None:
+        if self.store is None and type(self.rollouts) is Rollouts and not isinstance(self.rollouts.task, AgentRows):
+            for step in self.rollouts.each(actor):
+                self.replay.append(step)
+        else:
+            window = self.rollouts.next(actor)
+            self.replay.add(window if self.store is None else self.store(window))

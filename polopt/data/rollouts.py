@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,59 +54,63 @@ class Rollouts(Source):
         self._cuts = 0  # steps of `stagger` that are done
 
     def next(self, actor: Acts) -> Batch:
-        ledger, device = self.ledger, device_of(actor)
-        task, actor = playing(self.task, actor)
         columns: dict[str, list[Any]] = {}
+        for step in self.each(actor):
+            for name, value in step.items():
+                columns.setdefault(name, []).append(value)
+        return as_rows(self.task, self._window(columns, device_of(actor)))
+
+    def each(self, actor: Acts) -> Iterator[dict[str, Any]]:
+        """The steps of the next window, one after the other: its columns, each [N, ...], on the actor's device or the
+        task's. Of `AgentRows` they are those of its teams."""
+        device = device_of(actor)
+        task, actor = playing(self.task, actor)
         self._steps = []  # of a window that was broken off
-        with torch.no_grad():
-            if task.obs is None or (task.player is not self and not task.first.all()):
-                task.reset()
-            task.player = self
-            obs = put(task.obs, device)
-            if self._carry is not None:  # one that was loaded comes on the CPU
-                self._carry = {name: put(value, device) for name, value in self._carry.items()}
-            first = task.first
-            if task.resident:
-                self._returns, self._lengths = self._returns.to(task.device), self._lengths.to(task.device)
-            for _ in range(self.steps):
-                signals.check()
-                if task.resident or first.any():  # also true where a resume had to start an episode anew
-                    keep = ~first
-                    self._carry = keep_rows(self._carry, put(keep, device))
-                    self._returns *= keep
-                    self._lengths *= keep
-                record, self._carry = actor.act(obs, self._carry)
-                given = {**record, "action": to_env(actor, obs, record["action"])}
-                cut = self._due(first) if self._cuts < self.stagger else None
-                next_obs, reward, terminated, truncated = task.flow(given, cut) if task.resident else task.step(given)
-                if cut is not None:
-                    truncated = truncated | (cut & ~terminated)
-                next_obs = put(next_obs, device)
-                ledger.env_steps += task.num
-                done = terminated | truncated
-                self._count(task.resident, reward, done if cut is None else done & ~cut)
-                step = {
-                    **task.facts,
-                    **record,
-                    "obs": obs,
-                    "reward": reward,
-                    "terminated": terminated,
-                    "truncated": truncated,
-                    "first": first,
-                    "final_obs": next_obs,
-                }
-                if not columns:
-                    check_facts(task, record)
-                    columns = {name: [] for name in step}
-                for name, value in step.items():
-                    columns[name].append(value)
-                if task.resident:
-                    next_obs = put(task.obs, device)
-                elif done.any():
-                    next_obs = put(task.reset(done), device)
-                obs, first = next_obs, task.first
-            self._settle()
-        return as_rows(self.task, self._window(columns, device))
+        if task.obs is None or (task.player is not self and not task.first.all()):
+            task.reset()
+        task.player = self
+        if self._carry is not None:  # one that was loaded comes on the CPU
+            self._carry = {name: put(value, device) for name, value in self._carry.items()}
+        if task.resident:
+            self._returns, self._lengths = self._returns.to(task.device), self._lengths.to(task.device)
+        for number in range(self.steps):
+            signals.check()
+            yield self._step(task, actor, device, number)
+        self._settle()
+
+    @torch.no_grad()
+    def _step(self, task: Task, actor: Acts, device: torch.device, number: int) -> dict[str, Any]:
+        obs, first = put(task.obs, device), task.first
+        if task.resident or first.any():  # also true where a resume had to start an episode anew
+            keep = ~first
+            self._carry = keep_rows(self._carry, put(keep, device))
+            self._returns *= keep
+            self._lengths *= keep
+        record, self._carry = actor.act(obs, self._carry)
+        given = {**record, "action": to_env(actor, obs, record["action"])}
+        cut = self._due(first) if self._cuts < self.stagger else None
+        next_obs, reward, terminated, truncated = task.flow(given, cut) if task.resident else task.step(given)
+        if cut is not None:
+            truncated = truncated | (cut & ~terminated)
+        self.ledger.env_steps += task.num
+        done = terminated | truncated
+        ends = task.resident or bool(done.any())
+        self._count(reward, done if cut is None else done & ~cut, ends)
+        if number == 0:
+            check_facts(task, record)
+        step = {
+            **task.facts,
+            **record,
+            "obs": obs,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "first": first,
+            "final_obs": put(next_obs, device),
+        }
+        if ends and not task.resident:
+            task.reset(done)
+        return step
 
     def episodes(self) -> list[tuple[float, int]]:
         if not self._ended:
@@ -119,11 +124,11 @@ class Rollouts(Source):
         episodes."""
         self._carry = {name: value for name, value in (self._carry or {}).items() if name == DONE_BEFORE} or None
 
-    def _count(self, resident: bool, reward: Tensor, ended: Tensor) -> None:
-        """One step [N] of all episodes, some of which end with it."""
+    def _count(self, reward: Tensor, ended: Tensor, some: bool) -> None:
+        """One step [N] of all episodes, of which it may be that `some` end with it."""
         self._returns += reward
         self._lengths += 1
-        if resident or ended.any():
+        if some:
             self._steps.append((torch.stack([self._returns, self._lengths.double()]), ended))
 
     def _settle(self) -> None:

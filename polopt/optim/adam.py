@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 KERNELS: dict[str, Any] = {"adam": torch._fused_adam_, "adamw": torch._fused_adamw_}
 SCALING = ("cpu", "cuda")  # devices whose kernel multiplies gradients itself, in single precision
@@ -61,30 +61,30 @@ def fused_adam_(
 def traced_adam_(
     kind: str,
     parameters: Sequence[Tensor],
-    grads: list[Tensor],
-    moments: Moments,
+    grads: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    count: Tensor,
     rate: Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> None:
-    """The same step within a compiled function, where optimizers break a graph."""
-    averages, squares, steps = moments
-    adam(
-        parameters,  # type: ignore[arg-type]
-        grads,
-        averages,
-        squares,
-        [],
-        steps,
-        foreach=True,
-        capturable=True,
-        decoupled_weight_decay=kind == "adamw",
-        amsgrad=False,
-        beta1=betas[0],
-        beta2=betas[1],
-        lr=rate,
-        weight_decay=weight_decay,
-        eps=eps,
-        maximize=False,
-    )
+    """The same step within a compiled function, where optimizers break a graph. `count` [parameters]: the numbers of
+    steps, this one included.
+
+    What depends on these alone is computed for all parameters at once. It is an exponential, because inductor would
+    compute a power anew for every few elements of a parameter, which took most of the step.
+    """
+    first, second = betas
+    steps = count if count.device.type == "mps" else count.double()  # 1 - beta ** 1 would lose four digits
+    sizes = (rate / (1.0 - (steps * math.log(first)).exp())).to(count.dtype).unbind()
+    roots = (1.0 - (steps * math.log(second)).exp()).rsqrt().to(count.dtype).unbind()
+    if weight_decay and kind == "adam":
+        grads = [grad + weight_decay * parameter for grad, parameter in zip(grads, parameters)]
+    for parameter, grad, average, square, size, root in zip(parameters, grads, averages, squares, sizes, roots):
+        if weight_decay and kind == "adamw":
+            parameter.mul_(1.0 - rate * weight_decay)
+        average.lerp_(grad, 1.0 - first)
+        square.mul_(second).addcmul_(grad, grad, value=1.0 - second)
+        parameter.sub_(size * average / (square.sqrt() * root + eps))

@@ -67,7 +67,7 @@ class Optimizer(Stateful):
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         self._rate: Any = None  # that of the last compiled step, as a number and as a tensor
         self._moments: list[list[Tensor]] = []  # averages, squares and counts of Adam, once all parameters have them
-        self._count: Tensor | None = None  # the memory of these counts, where they are views of one tensor
+        self._count: Tensor | None = None  # the memory of these counts
         self.parameters = list(dict.fromkeys(p for module in modules for p in _parameters(module) if p.requires_grad))
         if kind == "sgd":
             self.torch: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=lr, weight_decay=weight_decay)
@@ -179,7 +179,7 @@ class Optimizer(Stateful):
         tensor there because a number would be a constant, and makes the averages of Adam."""
         if self._rate is None or self._rate[0] != self.rate:
             self._rate = self.rate, torch.tensor(self.rate, device=self.parameters[0].device)
-        if self.kind != "sgd" and (self._count is not None or not self._moments):
+        if self.kind != "sgd" and not self._moments:
             self._adam_state()
 
     def _whole_step(self, loss: Loss, columns: Any, kind: Any, shared: dict[str, Any]) -> dict[str, Tensor]:
@@ -207,22 +207,27 @@ class Optimizer(Stateful):
             for parameter, grad in zip(parameters, grads):
                 parameter.sub_(self._rate[1] * (grad + self.weight_decay * parameter))
             return
-        moments = [[part[index] for index in chosen] for part in self._moments]
-        traced_adam_(self.kind, parameters, grads, moments, self._rate[1], self.betas, self.eps, self.weight_decay)
+        assert self._count is not None
+        if len(chosen) == len(self.parameters):
+            count = self._count.add_(1)
+        else:
+            self._count[chosen] += 1
+            count = self._count[chosen]
+        averages, squares = ([part[index] for index in chosen] for part in self._moments[:2])
+        settings = (self._rate[1], self.betas, self.eps, self.weight_decay)
+        traced_adam_(self.kind, parameters, grads, averages, squares, count, *settings)
 
-    def _adam_state(self, joined: bool = False) -> list[list[Tensor]]:
-        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it. `joined`: the
-        counts are views of one tensor; compiled functions take tensors of their own."""
+    def _adam_state(self) -> list[list[Tensor]]:
+        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it; the counts are
+        views of one tensor."""
         for parameter in self.parameters:
             state = self.torch.state[parameter]
             if not state:
                 state["step"] = torch.full((), self.begin, dtype=torch.float32, device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        if joined or self._count is not None:
-            count = torch.stack([self.torch.state[parameter]["step"] for parameter in self.parameters])
-            for parameter, step in zip(self.parameters, count):
-                self.torch.state[parameter]["step"] = step if joined else step.clone()
-            self._count = count if joined else None
+        self._count = torch.stack([self.torch.state[parameter]["step"] for parameter in self.parameters])
+        for parameter, step in zip(self.parameters, self._count):
+            self.torch.state[parameter]["step"] = step
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [[self.torch.state[parameter][name] for parameter in self.parameters] for name in names]
         return self._moments
@@ -237,7 +242,7 @@ class Optimizer(Stateful):
         group = self.torch.param_groups[0]
         group["lr"] = self.rate
         if self._alike and len(grads) == len(reached):
-            moments = self._moments or self._adam_state(joined=True)
+            moments = self._moments or self._adam_state()
             fused_adam_(self.kind, self.parameters, grads, moments, group, self._count, factor)
             return metrics
         if grads and factor is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.batch import Batch
+from polopt.core.scoring import scored
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
 from polopt.policies.base import (
@@ -94,7 +95,9 @@ class CategoricalPolicy(DiscreteActor, Enumerates, Imitates):
         outputs, record, carry = self.step(obs, carry)
         logits = mask_logits(outputs, legal_actions(obs))
         action = logits.argmax(-1) if greedy else draw(logits)
-        return {"action": action, "log_prob": log_prob_of(logits, action), **record}, carry
+        if scored():
+            record["log_prob"] = log_prob_of(logits, action)
+        return {"action": action, **record}, carry
 
     def logits(self, batch: Batch) -> Tensor:
         return mask_logits(self.outputs(batch), legal_in(batch))

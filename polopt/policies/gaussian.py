@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polopt.core.batch import Batch
+from polopt.core.scoring import scored
 from polopt.core.spec import Spec
 from polopt.networks.encoders import Obs
 from polopt.policies.base import Density, Imitates, Record, Reparameterized, same_family
@@ -134,8 +135,9 @@ class GaussianPolicy(DiagonalGaussian):
         outputs, record, carry = self.step(obs, carry)
         mean, log_std = self.split(outputs)
         action = mean.clone() if greedy else torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
-        log_prob = gaussian_log_prob(action, mean, log_std).sum(-1)
-        return {"action": action, "log_prob": log_prob, **record}, carry
+        if scored():
+            record["log_prob"] = gaussian_log_prob(action, mean, log_std).sum(-1)
+        return {"action": action, **record}, carry
 
     def log_prob_at(self, batch: Batch, mean: Tensor, log_std: Tensor) -> Tensor:
         return gaussian_log_prob(batch["action"], mean, log_std).sum(-1)
@@ -169,8 +171,9 @@ class SquashedGaussianPolicy(DiagonalGaussian):
         outputs, record, carry = self.step(obs, carry)
         mean, log_std = self.split(outputs)
         value = mean.clone() if greedy else torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
-        log_prob = squashed_log_prob(value, mean, log_std)
-        return {"action": value.tanh(), "log_prob": log_prob, "pre_action": value, **record}, carry
+        if scored():
+            record |= {"log_prob": squashed_log_prob(value, mean, log_std), "pre_action": value}
+        return {"action": value.tanh(), **record}, carry
 
     def log_prob_at(self, batch: Batch, mean: Tensor, log_std: Tensor) -> Tensor:
         value = unsquash(batch["action"], batch.get("pre_action", None))

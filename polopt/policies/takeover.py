@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from polopt.core.batch import align_left
 from polopt.core.errors import UsageError
+from polopt.core.scoring import SCORES
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict
@@ -26,8 +27,6 @@ from polopt.policies.boxes import rescale, to_unit
 from polopt.policies.categorical import draw
 from polopt.policies.overseers import Overseer
 from polopt.policies.wrappers import Wrapper
-
-SCORES = ("log_prob", "pre_action")  # what a record says of the learner's own action only
 
 
 class Corrected(Wrapper):

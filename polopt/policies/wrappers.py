@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
+from polopt.core.scoring import SCORES
 from polopt.core.spec import Spec
 from polopt.core.state import Stateful
 from polopt.networks.encoders import Obs, first_leaf, is_dict, leading_shape
@@ -67,7 +68,7 @@ class Noisy(Wrapper):
     @torch.no_grad()
     def act(self, obs: Obs, carry: Record | None = None, *, greedy: bool = False) -> tuple[Record, Record]:
         record, carry = self.actor.act(obs, carry, greedy=greedy)
-        record = {key: value for key, value in record.items() if key not in ("log_prob", "pre_action")}
+        record = {key: value for key, value in record.items() if key not in SCORES}
         if not greedy:
             action = record["action"] + self.std * torch.randn_like(record["action"])
             record["action"] = action.clamp(-1.0, 1.0) if self.unit else action

@@ -18,6 +18,7 @@ from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import AGAIN, fields_of, from_dict, to_dict
 from polopt.core import ranks
 from polopt.core.errors import RunError, UsageError, nearest
+from polopt.core.numeric import flushes_denormal
 from polopt.policies.pretrained import kept_model
 from polopt.tasks import make_task
 from polopt.tasks.agents import AgentRows
@@ -370,9 +371,14 @@ def _models(config: Any) -> set[str]:
 
 @contextmanager
 def runtime(options: RunOptions) -> Iterator[None]:
-    """Precision, threads and parts of a run, put back afterwards."""
-    before = torch.get_default_dtype(), torch.get_num_threads()
+    """Precision, threads and parts of a run, put back afterwards.
+
+    Numbers too small for their type's normal form count as 0: of units that are never active Adam's averages shrink to
+    such numbers, with which a processor computes a hundred times as long.
+    """
+    before, flushed = (torch.get_default_dtype(), torch.get_num_threads()), flushes_denormal()
     try:
+        torch.set_flush_denormal(True)
         torch.set_default_dtype(getattr(torch, options.dtype))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
@@ -381,3 +387,4 @@ def runtime(options: RunOptions) -> Iterator[None]:
     finally:
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])
+        torch.set_flush_denormal(flushed)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from polopt.core.numeric import BOUND, bounded_exp, bounded_expm1, bounded_exps
+from polopt.core.numeric import BOUND, bounded_exp, bounded_expm1, bounded_exps, flushes_denormal
 
 
 @pytest.mark.parametrize(("bounded", "plain"), [(bounded_exp, torch.exp), (bounded_expm1, torch.expm1)])
@@ -38,3 +38,13 @@ def test_both_of_the_same_numbers_are_each_by_itself_to_the_bit():
     value, excess = bounded_exps(x)
     assert torch.equal(value, bounded_exp(x))
     assert torch.equal(excess, bounded_expm1(x))
+
+
+def test_whether_the_smallest_numbers_are_flushed():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        assert flushes_denormal()
+    finally:
+        torch.set_flush_denormal(False)
+    assert not flushes_denormal()

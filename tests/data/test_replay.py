@@ -352,7 +352,8 @@ def test_tensors_on_disk(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"the replay needs 0.00 GB for 'obs' in .*file/here: Not a directory"):
+    said = r"the replay needs 0.00 GB for 'obs', 'next_obs', 'reward' in .*file/here: Not a directory"
+    with pytest.raises(RunError, match=said):
         Replay(10, directory=tmp_path / "file" / "here").add(transitions(range(3)))
 
 

@@ -32,6 +32,7 @@ from polopt.bases.method import Smoke
 from polopt.bases.off_policy import OffPolicy
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
+from polopt.core.scoring import SCORES
 from polopt.losses.pathwise import pathwise
 from polopt.losses.regression import regression
 from polopt.networks import Network
@@ -73,6 +74,7 @@ class SAC(OffPolicy):
                 self.refuse("policy_critic", because="with one critic")
 
     slug = "sac"
+    unread = SCORES
     requires: ClassVar[tuple[type, ...]] = (Reparameterized, Density)
     headline = ("entropy", "entropy_temperature", "q", "critic_loss")
     trains_on = "box actions"
