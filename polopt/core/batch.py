@@ -132,9 +132,11 @@ def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
 
 def same_shape(**tensors: Tensor) -> None:
     """Raises ValueError, naming every argument and its shape, unless all shapes are equal."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError("shapes must be equal: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    first, *others = [tensor.shape for tensor in tensors.values()]
+    for shape in others:
+        if shape != first:
+            shapes = (f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+            raise ValueError(f"shapes must be equal: {', '.join(shapes)}")
 
 
 def align_left(value: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from polopt.core.errors import CheckpointError, RunError, UsageError
 from polopt.core.modules import device_of
 from polopt.core.scoring import SCORES, unscored
 from polopt.core.state import Blob, Stateful, content_key
-from polopt.data.base import Acts, Source, put
+from polopt.data.base import Acts, Source, add_action_mask, put
 from polopt.data.blocks import Block
 from polopt.data.priority import Priority, SumTree
 from polopt.data.relabel import Delayed, Weights
@@ -409,6 +409,7 @@ class ReplaySource(Source):
     def _play(self, actor: Acts) -> None:
         if self.store is None and type(self.rollouts) is Rollouts and not isinstance(self.rollouts.task, AgentRows):
             for step in self.rollouts.each(actor):
+                add_action_mask(step)
                 self.replay.append(step)
         else:
             window = self.rollouts.next(actor)

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from polopt.core.errors import RunError, UsageError
 from polopt.core.state import Blob, gather, restore
 from polopt.data import Priority, Replay, ReplaySource, Rollouts
+from polopt.data.base import add_action_mask
 from polopt.data.priority import SumTree
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task
@@ -90,6 +91,50 @@ def test_windows_are_stored_with_their_true_successors() -> None:
     assert torch.equal(batch["terminated"] | batch["truncated"], ends)
     assert torch.equal(batch["truncated"], ends & (batch["obs"][:, 0] % 2 == 1))  # never stored as terminal
     assert not {"final_obs", "first"} & set(batch.keys())
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "masked"])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_steps_are_stored_as_windows_of_them_are(name: str, n_step: int) -> None:
+    one, other = (Replay(40, seed=0, n_step=n_step, discount=0.9) for _ in range(2))
+    task, twin = make_task(name, num=2), make_task(name, num=2)
+    windows, steps = Rollouts(task, steps=7), Rollouts(twin, steps=7)
+    for seed in range(4):  # the ring goes round
+        torch.manual_seed(seed)
+        one.add(windows.next(Random(task.spec)))
+        torch.manual_seed(seed)
+        for step in steps.each(Random(twin.spec)):
+            add_action_mask(step)
+            other.append(step)
+        assert equal(one.sample(60), other.sample(60))
+    assert windows.episodes() == steps.episodes()
+
+
+def test_what_nothing_reads_is_not_stored_nor_taken_from_what_was_saved() -> None:
+    whole, lean = (Replay(10, seed=0, shard=4, unread=unread) for unread in ((), ("log_prob", "pre_action")))
+    batch = transitions(range(7), log_prob=torch.zeros(7), pre_action=torch.zeros(7))
+    whole.add(batch)
+    lean.add(batch)
+    assert whole.sample(3).keys() - lean.sample(3).keys() == {"log_prob", "pre_action"}
+    restore(lean, saved_and_loaded(gather(whole)))
+    lean.add(transitions(range(7, 9)))
+    assert torch.equal(lean.whole()["reward"], torch.arange(9.0))
+    assert "log_prob" not in lean.whole().keys()
+
+
+def test_columns_of_one_type_are_taken_together_and_come_as_they_were_given() -> None:
+    replay = Replay(10)
+    given = transitions(range(6), matrix=torch.randn(6, 2, 3), wide=torch.randn(6, 4), double=torch.randn(6).double())
+    replay.add(given)
+    batch = replay.sample(20)
+    for name, value in given.items():
+        assert batch[name].dtype == value.dtype
+        assert torch.equal(batch[name], value[batch["index"]]), name
+    assert batch["matrix"].is_contiguous()
+    replay.add(transitions(range(2), matrix=torch.zeros(2, 2, 3), wide=torch.zeros(2, 4), double=torch.zeros(2)))
+    assert replay.whole()["double"].dtype == torch.float64
+    with pytest.raises(RunError, match=r"the replay stores 'wide' of shape \[4\], and this batch has \[2\]"):
+        replay.add(transitions(range(2), wide=torch.zeros(2, 2), double=torch.zeros(2), matrix=torch.zeros(2, 2, 3)))
 
 
 def test_dict_observations_and_masks() -> None:

@@ -9,6 +9,8 @@ import torch
 
 from polopt.bases.method import Method
 from polopt.bases.staged import Staged
+from polopt.core.batch import Batch
+from polopt.data.replay import Replay
 from polopt.optim.whole import marked_functions
 from tests.guards.harness import (
     BUILT,
@@ -66,6 +68,27 @@ def test_pieces_of_like_lengths_change_nothing(name, float64):
     assert found.keys() == whole.half.keys()
     for path, value in whole.half.items():  # a step moves by 1e-2; layers of transformers compute norms in float32
         torch.testing.assert_close(value, found[path], rtol=0, atol=1e-4, msg=lambda text, path=path: path + text)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT if getattr(load(name), "unread", ())])
+def test_what_no_update_reads_of_a_replay_is_not_there_and_changes_nothing_where_it_is(name, float64, monkeypatch):
+    whole, sample, present = smoke(name), Replay.sample, set()
+
+    def spoiled(replay: Replay, batch_size: int) -> Batch:
+        batch = sample(replay, batch_size)
+        present.update(batch.keys())
+        for key in load(name).unread:
+            like = batch["action" if key == "pre_action" else "reward"]
+            batch[key] = torch.full(like.shape, torch.nan)
+        return batch
+
+    monkeypatch.setattr(Replay, "sample", spoiled)
+    with built(name) as method:
+        found = begin(name, method)
+    assert present
+    assert present.isdisjoint(load(name).unread)
+    assert found.keys() == whole.half.keys()
+    assert all(torch.equal(value, found[path]) for path, value in whole.half.items())
 
 
 def marked(name: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import polopt
 from polopt.core.batch import weigh
 from polopt.core.errors import UsageError
 from polopt.methods.control import sac
+from polopt.policies import gaussian
 from polopt.training import api
 
 MUST = 5
@@ -85,6 +86,17 @@ def test_must_2_a_time_limit_is_stored_with_its_final_observation():
     assert truncated.nonzero().flatten().tolist() == [4, 9, 14, 19]
     follows = (columns["next_obs"][:19] == columns["obs"][1:20]).all(-1)
     assert torch.equal(follows, ~truncated[:19])  # after a time limit comes another episode, not the successor
+
+
+def test_what_says_how_likely_an_action_was_is_neither_computed_nor_stored(monkeypatch):
+    method = make(warmup=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(gaussian, "squashed_log_prob", None)
+        batch = method.collect()
+    assert {"log_prob", "pre_action"}.isdisjoint(batch.keys())
+    record, _ = method.policy.act(batch["obs"])
+    again = method.policy.log_prob(TensorDict(record | {"obs": batch["obs"]}, [len(batch)]))
+    torch.testing.assert_close(again.detach(), record["log_prob"])
 
 
 def test_must_3_entropy_is_in_the_target_and_the_next_action_is_the_current_policys():

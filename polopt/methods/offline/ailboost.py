@@ -135,6 +135,7 @@ class AILBoost(DAC):
             n_step=config.n_step,
             discount=config.discount,
             weights=Blocks(config.fresh * rows, config.eta),
+            unread=self.unread,
             name="played",
         )
 
