@@ -19,9 +19,11 @@ import math
 import random
 import string
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.workers.language_shared import Problem, verified
@@ -35,6 +37,7 @@ SIZE = "1m"
 PROMPT, SFT_LENGTH, DPO_LENGTH = 16, 64, 64  # tokens: of every prompt, of a whole sequence, of a completion
 RAGGED = 8, 232  # characters of the shortest and the longest completion of texts of mixed lengths, uniform in logarithm
 ROWS = 4096  # of each file of texts
+VOCABULARY = 32_000  # tokens of Llama's
 END = -64.0  # weight of the end token on the constant coordinate: a probability below 1e-9
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -45,13 +48,17 @@ TRAIN, HELDOUT = 20_000, 256  # problems in problems.json
 SEED = 7  # of its problems
 
 
-def random_model() -> Path:
-    """The folder of the model of the rates, with the texts that are trained on."""
+def random_model(vocabulary: int | None = None) -> Path:
+    """The folder of the model of the rates, with the texts that are trained on; with more tokens than the texts have,
+    if it is to have a `vocabulary` of a usual size."""
     lengths = [PROMPT, SFT_LENGTH, DPO_LENGTH, *RAGGED]
-    folder = _place("random", {"size": SIZE, "lengths": lengths, "rows": ROWS, "end": END})
+    recipe = {"size": SIZE, "lengths": lengths, "rows": ROWS, "end": END}
+    folder = _place("random", recipe if vocabulary is None else recipe | {"vocabulary": vocabulary})
     if not (folder / "grpo.jsonl").is_file():  # written last
         make_language_model(folder, SIZE)
         _never_ending(folder / "model.safetensors")
+        if vocabulary is not None:
+            _widen(folder, vocabulary)
         rng = random.Random(0)
         completion, answer = SFT_LENGTH - PROMPT - 1, DPO_LENGTH - 1  # and the end token
         _write(folder / "sft.jsonl", [_texts(rng, prompt=PROMPT, completion=completion) for _ in range(ROWS)])
@@ -96,6 +103,18 @@ def _never_ending(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def _widen(folder: Path, vocabulary: int) -> None:
+    """Adds random embeddings, as far from each other as those that are there, up to so many tokens."""
+    file, config = folder / "model.safetensors", folder / "config.json"
+    weights = load_file(file)
+    own = weights["model.embed_tokens.weight"]
+    more = torch.randn(vocabulary - len(own), own.shape[1], generator=torch.Generator().manual_seed(0)) * own.std()
+    more[:, 0] = own[0, 0]
+    weights["model.embed_tokens.weight"] = torch.cat([own, more])
+    save_file(weights, file, metadata={"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": vocabulary}))
+
+
 def _texts(rng: random.Random, **lengths: int) -> dict[str, str]:
     """A random text of so many characters, which are tokens, for each name."""
     characters = string.ascii_letters + string.digits
@@ -138,5 +157,7 @@ def _damaged(rng: random.Random, text: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["random", *RECIPES]:
-        print(random_model() if name == "random" else warm_started(name))
+    makers = {"random": random_model, "vocabulary": partial(random_model, VOCABULARY)}
+    makers |= {task: partial(warm_started, task) for task in RECIPES}
+    for name in sys.argv[1:] or makers:
+        print(makers[name]())

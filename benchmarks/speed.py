@@ -33,6 +33,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,9 @@ MILLION: dict[str, Any] = {"rows": 1 << 20, "minibatch_size": 65_536, "device": 
 LANGUAGE = (OURS, COMPILED, Side("trl", "trl"), Side("trl, torch_compile", "trl", job={"compile": True}))
 
 
-def language_model() -> Job:
+def language_model(kind: str = "random") -> Job:
     """The folder of the model, made in a process of its own: this one imports no language stack."""
-    command = [sys.executable, "-m", "benchmarks.language_model", "random"]
+    command = [sys.executable, "-m", "benchmarks.language_model", kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise WorkerError(last_line(done.stderr))
@@ -342,6 +343,16 @@ CASES = [
         "tokens",
         limit=MATRICES,
         prepare=language_model,
+    ),
+    Case(
+        "sft-vocabulary",
+        "updates",
+        LANGUAGE,
+        {"case": "sft", "seed": 0},
+        4,
+        2,
+        limit=MATRICES,
+        prepare=partial(language_model, "vocabulary"),
     ),
     Case("dpo", "updates", LANGUAGE, {"seed": 0}, 10, 5, limit=MATRICES, prepare=language_model),
     Case("startup", "processes", STARTUP),

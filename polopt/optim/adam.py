@@ -73,13 +73,14 @@ def traced_adam_(
     """The same step within a compiled function, where optimizers break a graph. `count` [parameters]: the numbers of
     steps, this one included.
 
-    What depends on these alone is computed for all parameters at once. It is an exponential, because inductor would
-    compute a power anew for every few elements of a parameter, which took most of the step.
+    What depends on these alone is computed for all parameters at once, and powers as exponentials: a power inductor
+    would compute anew for every few elements of every parameter.
     """
     first, second = betas
-    steps = count if count.device.type == "mps" else count.double()  # 1 - beta ** 1 would lose four digits
-    sizes = (rate / (1.0 - (steps * math.log(first)).exp())).to(count.dtype).unbind()
-    roots = (1.0 - (steps * math.log(second)).exp()).rsqrt().to(count.dtype).unbind()
+    steps = count if count.device.type == "mps" else count.double()  # 1 - 0.999 ** 1 would lose four digits
+    shares = [1.0 - (steps * (math.log(beta) if beta else -math.inf)).exp() for beta in betas]
+    precision = torch.promote_types(parameters[0].dtype, count.dtype)
+    sizes, roots = (value.to(precision).unbind() for value in (rate / shares[0], shares[1].rsqrt()))
     if weight_decay and kind == "adam":
         grads = [grad + weight_decay * parameter for grad, parameter in zip(grads, parameters)]
     for parameter, grad, average, square, size, root in zip(parameters, grads, averages, squares, sizes, roots):

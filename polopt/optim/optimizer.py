@@ -207,7 +207,7 @@ class Optimizer(Stateful):
             for parameter, grad in zip(parameters, grads):
                 parameter.sub_(self._rate[1] * (grad + self.weight_decay * parameter))
             return
-        assert self._count is not None
+        assert self._count is not None, "what is compiled is on one device"
         if len(chosen) == len(self.parameters):
             count = self._count.add_(1)
         else:
@@ -218,16 +218,17 @@ class Optimizer(Stateful):
         traced_adam_(self.kind, parameters, grads, averages, squares, count, *settings)
 
     def _adam_state(self) -> list[list[Tensor]]:
-        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it; the counts are
-        views of one tensor."""
+        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it; on one device the
+        counts are views of one tensor."""
         for parameter in self.parameters:
             state = self.torch.state[parameter]
             if not state:
                 state["step"] = torch.full((), self.begin, dtype=torch.float32, device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        self._count = torch.stack([self.torch.state[parameter]["step"] for parameter in self.parameters])
-        for parameter, step in zip(self.parameters, self._count):
-            self.torch.state[parameter]["step"] = step
+        if len({parameter.device for parameter in self.parameters}) == 1:
+            self._count = torch.stack([self.torch.state[parameter]["step"] for parameter in self.parameters])
+            for parameter, step in zip(self.parameters, self._count):
+                self.torch.state[parameter]["step"] = step
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [[self.torch.state[parameter][name] for parameter in self.parameters] for name in names]
         return self._moments

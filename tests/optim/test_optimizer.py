@@ -340,8 +340,8 @@ def test_a_compiled_step_is_the_step(kind, float64):
         assert not any(value.requires_grad for each in metrics for value in each.values())
         moved.append((module.weight, apart.weight, *(each[name] for each in metrics for name in ("loss", "grad_norm"))))
     assert graphs.seen
-    for one, other in zip(*moved):  # Adam's correction of its start is computed in float32
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=0.0)
+    for one, other in zip(*moved):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0.0)
 
 
 def test_ten_optimizers_compile_and_none_shares_the_versions_of_another():
