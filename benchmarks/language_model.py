@@ -19,6 +19,7 @@ import math
 import random
 import string
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def _damaged(rng: random.Random, text: str) -> str:
 
 
 if __name__ == "__main__":
-    makers = {"random": random_model, "vocabulary": partial(random_model, VOCABULARY)}
+    makers: dict[str, Callable[[], Path]] = {"random": random_model, "vocabulary": partial(random_model, VOCABULARY)}
     makers |= {task: partial(warm_started, task) for task in RECIPES}
     for name in sys.argv[1:] or makers:
         print(makers[name]())

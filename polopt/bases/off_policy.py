@@ -4,7 +4,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from polopt.bases.method import Method
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.policies.wrappers import Uniform
 from polopt.tasks.base import Task

@@ -17,7 +17,8 @@ from polopt.data.arrays import load_arrays, training_data
 from polopt.data.base import put
 from polopt.data.datasets import episode_returns, load_dataset
 from polopt.data.demonstrations import KEYS, Samples, load_demonstrations, record
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.data.trajectories import Trajectories
 from polopt.evaluation.measures import neighbor_distance

@@ -8,7 +8,8 @@ from polopt.data.mixing import Mixed, Paired, cat_rows
 from polopt.data.preferences import Preferences, pairs
 from polopt.data.priority import Priority
 from polopt.data.prompt_groups import PromptGroups
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.data.rounds import Rounds
 from polopt.data.samplers import Sequential, Shuffled, Weighted

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from polopt.data.base import Acts
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 
 
 class Recycling(Replay):

@@ -218,8 +218,8 @@ class Optimizer(Stateful):
         traced_adam_(self.kind, parameters, grads, averages, squares, count, *settings)
 
     def _adam_state(self) -> list[list[Tensor]]:
-        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it; on one device the
-        counts are views of one tensor."""
+        """The state of torch's optimizer, for every parameter, in lists as the functional form wants it; the counts are
+        views of one tensor, if all are on one device."""
         for parameter in self.parameters:
             state = self.torch.state[parameter]
             if not state:

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from tensordict import TensorDict
 
 from polopt import registry
 from polopt.bases.method import Method
@@ -46,7 +47,6 @@ from polopt.data.demonstrations import KEYS, joined
 from polopt.data.episodes import Episodes
 from polopt.data.rollouts import Rollouts
 from polopt.data.storing import write_dataset
-from polopt.data.successors import successors
 from polopt.evaluation.returns import evaluate_returns
 from polopt.policies.greedy import EpsilonGreedy
 from polopt.policies.wrappers import Greedy, Uniform
@@ -266,28 +266,27 @@ def plan_again(planned: Plan) -> Plan:
 class Watch:
     """Keeps all that a method collects from now on, in the environment's units.
 
-    Raises UsageError for methods that do not collect windows.
+    Raises UsageError for methods that do not collect step by step.
     """
 
     def __init__(self, method: Method) -> None:
         source = getattr(method.source, "rollouts", method.source)
         if not isinstance(source, Rollouts):
             raise UsageError(f"{method.slug} does not collect window by window: medium sets need another --method")
-        self.collect: Callable[[Acts], Batch] = source.next
+        self.each: Callable[[Acts], Iterator[dict[str, Any]]] = source.each
         self.facts = tuple(source.task.spec.facts)
         self.long: list[Batch] = []
-        self.short: list[Batch] = []  # windows of one step are many: they are joined now and then
-        source.next = self  # type: ignore[method-assign]
+        self.short: list[Batch] = []  # steps are many: they are joined now and then
+        source.each = self  # type: ignore[method-assign]
 
-    def __call__(self, actor: Acts) -> Batch:
-        window = self.collect(actor)
-        seen = window.clone(False)
-        seen["next_obs"] = successors(seen)
-        seen["action"] = actor.env_action(seen["action"])
-        self.short.append(seen.select(*KEYS, *self.facts).cpu())
-        if len(self.short) == 1_000:
-            self.long, self.short = [*self.long, _cat(self.short, 1)], []
-        return window
+    def __call__(self, actor: Acts) -> Iterator[dict[str, Any]]:
+        for step in self.each(actor):
+            seen = step | {"next_obs": step["final_obs"], "action": actor.env_action(step["action"])}
+            window = {name: seen[name].unsqueeze(1) for name in (*KEYS, *self.facts)}
+            self.short.append(TensorDict(window, batch_size=[len(step["reward"]), 1]).cpu())
+            if len(self.short) == 1_000:
+                self.long, self.short = [*self.long, _cat(self.short, 1)], []
+            yield step
 
     def windows(self) -> list[Batch]:
         return [*self.long, *self.short]

@@ -16,7 +16,8 @@ from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
 from polopt.data.priority import Priority
 from polopt.data.relabel import Blocks, Delayed, Fading, Weights, relabeled, shares
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.policies.tabular import TabularMixture
 from polopt.tasks import make_task

@@ -7,7 +7,8 @@ from tensordict import TensorDict
 from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
 from polopt.data.demonstrations import Samples
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.trajectories import KEYS, Then, Trajectories, returns_at_least
 from polopt.policies.wrappers import Uniform
 from polopt.tasks import make_task

@@ -17,8 +17,8 @@ WHOLE |= {"torch.export.save", "MinariStorage.new", "shutil.move", "shutil.copy"
 ALLOWED = {
     "core/locks.py os.open": "the lock itself, which asks `files.refused`",
     "core/locks.py path.unlink": "the lock goes with its process, whatever the disk says",
-    "data/replay.py tempfile.NamedTemporaryFile": "says how much memory it needs",
-    "data/replay.py folder.mkdir": "beside it",
+    "data/blocks.py tempfile.NamedTemporaryFile": "says how much memory it needs",
+    "data/blocks.py folder.mkdir": "beside it",
     "data/storing.py MinariStorage.new": "inside `new_folder`",
     "data/storing.py storage.update_episodes": "inside `new_folder`",
     "policies/exported.py torch.export.save": "into memory",

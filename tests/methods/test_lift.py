@@ -415,8 +415,8 @@ def test_without_a_model_fine_tuning_is_sac_continued(float64: None) -> None:
         for _ in range(8):
             each.update(each.collect())
     assert other.ledger.env_steps == method.ledger.env_steps - 40 == 24 + 8
-    played = other.source.replay.whole()
-    for key, value in learner.replay.whole().items():
+    played = learner.replay.whole()
+    for key, value in other.source.replay.whole().items():
         assert torch.equal(value, played[key]), key
     for name in ("policy", "critic", "target_critic"):
         for one, same in zip(getattr(learner, name).parameters(), getattr(other, name).parameters(), strict=True):

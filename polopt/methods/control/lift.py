@@ -38,7 +38,7 @@ from polopt.bases.method import learner_param
 from polopt.bases.staged import Stage, Staged
 from polopt.config import param
 from polopt.core.errors import UsageError
-from polopt.data.replay import ReplaySource
+from polopt.data.replay_source import ReplaySource
 from polopt.methods.control.lift_finetune import FineTune, as_task
 from polopt.methods.control.lift_pretrain import ParallelSAC, make_actor, make_critic
 from polopt.methods.control.lift_settings import LIFTSettings

@@ -29,7 +29,7 @@ from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.core.spec import Spec
-from polopt.data.replay import ReplaySource
+from polopt.data.replay_source import ReplaySource
 from polopt.losses.regression import regression
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network

@@ -36,7 +36,8 @@ from polopt.config import param
 from polopt.core.batch import Batch, average, weigh, weighted_mean
 from polopt.core.errors import UsageError
 from polopt.data.demonstrations import Samples
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.losses.regression import regression
 from polopt.methods.control.sac import SAC
 from polopt.networks import Network

@@ -43,7 +43,7 @@ from torch import Tensor
 from polopt.config import param
 from polopt.core.batch import Batch, weigh, weighted_mean
 from polopt.core.spec import Spec
-from polopt.data.replay import ReplaySource
+from polopt.data.replay_source import ReplaySource
 from polopt.evaluation.frequency import interval_mean, returns_by_interval
 from polopt.losses.pathwise import pathwise
 from polopt.methods.control.sac import SAC

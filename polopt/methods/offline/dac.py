@@ -33,7 +33,8 @@ from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
 from polopt.data.base import put
 from polopt.data.relabel import relabeled
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.methods.control.sac import SAC
 from polopt.models.discriminator import KINDS, Discriminator, discrimination
 from polopt.networks import Network

@@ -51,7 +51,8 @@ from polopt.config import param
 from polopt.core.batch import Batch, weigh
 from polopt.data.demonstrations import Samples
 from polopt.data.mixing import Mixed
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.trajectories import KEYS, Then, Trajectories, returns_at_least
 from polopt.losses.regression import imitation
 from polopt.networks import Network

@@ -37,7 +37,8 @@ from polopt.bases.method import Limit, Smoke
 from polopt.config import param
 from polopt.core.batch import Batch
 from polopt.data.relabel import Delayed
-from polopt.data.replay import Replay, ReplaySource
+from polopt.data.replay import Replay
+from polopt.data.replay_source import ReplaySource
 from polopt.data.rollouts import Rollouts
 from polopt.methods.control.rlpd import RLPD
 from polopt.networks import Network
