@@ -123,7 +123,7 @@ def test_a_function_that_hangs_costs_the_sample_that_makes_it_hang() -> None:
 
     begin = time.monotonic()
     assert reads(slow, ["a", "bad", "c"], timeout=0.2) == [1.0, None, 1.0]
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 15.0
 
 
 def test_a_function_that_always_hangs_costs_a_few_timeouts() -> None:
@@ -133,7 +133,7 @@ def test_a_function_that_always_hangs_costs_a_few_timeouts() -> None:
 
     begin = time.monotonic()
     assert reads(sleeps, ["a"] * 30, timeout=0.1) == [None] * 30
-    assert time.monotonic() - begin < 2.0  # 0.4 in theory
+    assert time.monotonic() - begin < 15.0  # 0.4 on a machine that has nothing else to do; 20 and more without limits
 
 
 def test_failures_say_which_function_and_why() -> None:
