@@ -17,10 +17,10 @@ def scored() -> bool:
 
 
 @contextmanager
-def unscored() -> Iterator[None]:
-    """Inside, records lack `SCORES` where that saves time; actions are the same."""
+def scoring(wanted: bool) -> Iterator[None]:
+    """Inside, unless it is `wanted`, records lack `SCORES` where that saves time; actions are the same."""
     global _wanted
-    before, _wanted = _wanted, False
+    before, _wanted = _wanted, wanted
     try:
         yield
     finally:

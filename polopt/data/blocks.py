@@ -31,8 +31,7 @@ class Block:
         self.paths = tuple(like)
         self.last = last
         self.shapes = [value.shape[1:] for value in like.values()]
-        self.scalar = [value.dim() == 1 for value in like.values()]
-        self.widths = [1 if value.dim() == 1 else value.shape[1] for value in like.values()] if len(like) > 1 else []
+        self.widths = [shape.numel() for shape in self.shapes] if len(like) > 1 else []
         first = next(iter(like.values()))
         shape = (capacity, sum(self.widths)) if self.widths else (capacity, *first.shape[1:])
         if directory is None:
@@ -48,7 +47,7 @@ class Block:
                 was, now = list(shape), list(value.shape[1:])
                 raise RunError(f"the replay stores '{path}' of shape {was}, and this batch has {now}")
         if self.widths:
-            rows = torch.cat([value.unsqueeze(1) if flat else value for value, flat in zip(parts, self.scalar)], 1)
+            rows = torch.cat([value if shape else value.unsqueeze(1) for value, shape in zip(parts, self.shapes)], 1)
         else:
             rows = parts[0]
         return rows.detach() if rows.requires_grad else rows
@@ -57,8 +56,8 @@ class Block:
         """The inverse of `joined`, views of `rows`."""
         if not self.widths:
             return {self.paths[0]: rows}
-        parts = zip(rows.split_with_sizes(self.widths, 1), self.scalar)
-        return dict(zip(self.paths, [value.squeeze(1) if flat else value for value, flat in parts]))
+        parts = zip(rows.split_with_sizes(self.widths, 1), self.shapes)
+        return dict(zip(self.paths, [value if shape else value.squeeze(1) for value, shape in parts]))
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path, name: str, paths: Sequence[str]) -> Tensor:

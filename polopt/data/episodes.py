@@ -6,7 +6,6 @@ Playing and collating are separate: `Episodes.play` runs the loop and returns `P
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.ledger import Ledger
 from polopt.core.modules import device_of
-from polopt.core.scoring import SCORES, unscored
+from polopt.core.scoring import SCORES, scoring
 from polopt.data.base import Acts, Carry, Source, add_action_mask, check_facts, keep_rows, put, to_env
 from polopt.data.teams import as_rows, playing
 from polopt.data.tokens import LEFT, stack
@@ -179,8 +178,7 @@ class Episodes(Source):
         steps: list[dict[str, Any]] = []
         task.player = self
         self.cut, longest = 0, self._max_steps or task.longest
-        quiet = self._keep is not None and self._keep.isdisjoint(SCORES)
-        with torch.no_grad(), unscored() if quiet else nullcontext():
+        with torch.no_grad(), scoring(self._keep is None or not self._keep.isdisjoint(SCORES)):
             obs = put(self.start(task, index[job.clamp_min(0)]), device)
             carry: Carry | None = None
             busy, live = job >= 0, job[job >= 0]  # the rows that play, and what they play

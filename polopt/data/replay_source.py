@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from polopt.core.batch import Batch
 from polopt.core.errors import UsageError
 from polopt.core.modules import device_of
-from polopt.core.scoring import SCORES, unscored
+from polopt.core.scoring import SCORES, scoring
 from polopt.data.base import Acts, Source, add_action_mask, put
 from polopt.data.relabel import Delayed
 from polopt.data.replay import Replay
@@ -80,12 +79,12 @@ class ReplaySource(Source):
     def _collect(self, actor: Acts) -> int:
         """Environment steps taken: of a team one, whatever its size."""
         before = self.rollouts.ledger.env_steps
-        with unscored() if {*SCORES} <= {*self.replay.unread} else nullcontext():
+        with scoring(not {*SCORES} <= {*self.replay.unread}):
             self._play(actor)
         return self.rollouts.ledger.env_steps - before
 
     def _play(self, actor: Acts) -> None:
-        if self.store is None and type(self.rollouts) is Rollouts and not isinstance(self.rollouts.task, AgentRows):
+        if self.store is None and isinstance(self.rollouts, Rollouts) and not isinstance(self.rollouts.task, AgentRows):
             for step in self.rollouts.each(actor):
                 add_action_mask(step)
                 self.replay.append(step)

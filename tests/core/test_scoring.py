@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polopt.core.scoring import SCORES, scored, unscored
+from polopt.core.scoring import SCORES, scored, scoring
 from polopt.networks import Network
 from polopt.policies import Categorical, Gaussian, SquashedGaussian
 from polopt.tasks import make_task
@@ -23,7 +23,7 @@ def test_the_action_is_the_same_without_its_score(config, name, greedy):
     torch.manual_seed(0)
     record, _ = policy.act(obs, greedy=greedy)
     torch.manual_seed(0)
-    with unscored():
+    with scoring(False):
         bare, _ = policy.act(obs, greedy=greedy)
     assert torch.equal(record["action"], bare["action"])
     assert bare.keys() == record.keys() - {*SCORES}
@@ -32,9 +32,9 @@ def test_the_action_is_the_same_without_its_score(config, name, greedy):
 
 def test_it_ends_with_the_block_also_by_an_error():
     def fails() -> None:
-        with unscored():
-            with unscored():
-                pass
+        with scoring(False):
+            with scoring(True):
+                assert scored()
             assert not scored()
             raise ZeroDivisionError
 

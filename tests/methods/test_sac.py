@@ -93,6 +93,7 @@ def test_what_says_how_likely_an_action_was_is_neither_computed_nor_stored(monke
     with monkeypatch.context() as patch:
         patch.setattr(gaussian, "squashed_log_prob", None)
         batch = method.collect()
+        method.evaluate(method.task.twin(1), 1)
     assert {"log_prob", "pre_action"}.isdisjoint(batch.keys())
     record, _ = method.policy.act(batch["obs"])
     again = method.policy.log_prob(TensorDict(record | {"obs": batch["obs"]}, [len(batch)]))
