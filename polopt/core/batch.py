@@ -127,6 +127,8 @@ def positive(total: Tensor) -> Tensor:
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
     """Sum of `weight * value`; the shapes must be equal: (B,) against (B, 1) is an error, never a broadcast."""
     same_shape(value=value, weight=weight)
+    if value.dim() == 1 and value.dtype == weight.dtype:
+        return torch.dot(weight, value)  # one operation, and one for its gradient
     return (weight * value).sum()
 
 

@@ -10,20 +10,30 @@ import torch
 from torch import Tensor, nn
 
 
-def parameters_of(module: nn.Module) -> Iterator[Tensor]:
-    """The parameters of a module, in the order of `module.parameters()`, which makes names and takes five times as
-    long. A shared one comes as often as it is held."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            yield parameter
+def parameters_of(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module, in the order of `module.parameters()`, which makes names and takes ten times as long.
+    A shared one comes as often as it is held."""
+    found: list[Tensor] = [parameter for parameter in module._parameters.values() if parameter is not None]
     for child in module._modules.values():
         if child is not None:
-            yield from parameters_of(child)
+            found += parameters_of(child)
+    return found
+
+
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """The first of them, without a look at the others; None if there is none."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (found := first_parameter(child)) is not None:
+            return found
+    return None
 
 
 def device_of(actor: Any) -> torch.device:
     """Where an actor wants its observations, and where batches are made: the device of its parameters, or the CPU."""
-    parameter = next(parameters_of(actor), None) if isinstance(actor, nn.Module) else None
+    parameter = first_parameter(actor) if isinstance(actor, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 

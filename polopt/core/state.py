@@ -70,6 +70,7 @@ def held(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
     """The attributes of `root` that are of these kinds, also inside lists, tuples and dicts: (path, item), each item
     once. As in a checkpoint, names that begin with an underscore are left out; nothing looks inside an item."""
     seen: set[int] = set()
+    reached = (*kinds, dict, list, tuple)
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, kinds):
@@ -84,7 +85,7 @@ def held(root: object, *kinds: type) -> Iterator[tuple[str, Any]]:
                 yield from walk(item, f"{path}.{index}")
 
     for name, value in list(vars(root).items()):
-        if not name.startswith("_"):
+        if isinstance(value, reached) and not name.startswith("_"):
             yield from walk(value, name)
 
 

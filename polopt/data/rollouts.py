@@ -81,7 +81,7 @@ class Rollouts(Source):
     @torch.no_grad()
     def _step(self, task: Task, actor: Acts, device: torch.device, number: int) -> dict[str, Any]:
         obs, first = put(task.obs, device), task.first
-        if task.resident or first.any():  # also true where a resume had to start an episode anew
+        if task.resident or first.numpy().any():  # also true where a resume had to start an episode anew
             keep = ~first
             self._carry = keep_rows(self._carry, put(keep, device))
             self._returns *= keep
@@ -94,7 +94,7 @@ class Rollouts(Source):
             truncated = truncated | (cut & ~terminated)
         self.ledger.env_steps += task.num
         done = terminated | truncated
-        ends = task.resident or bool(done.any())
+        ends = task.resident or bool(done.numpy().any())
         self._count(reward, done if cut is None else done & ~cut, ends)
         if number == 0:
             check_facts(task, record)

@@ -20,4 +20,4 @@ def pathwise(q: Tensor, log_prob: Tensor | None, temperature: float | Tensor, we
     same_shape(q=q, log_prob=log_prob, weight=weight)
     if isinstance(temperature, Tensor):
         temperature = temperature.detach()
-    return (weight * (temperature * log_prob - q)).sum()
+    return weighted_mean(temperature * log_prob - q, weight)

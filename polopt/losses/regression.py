@@ -36,10 +36,10 @@ def regression(prediction: Tensor, target: Tensor, weight: Tensor, delta: float 
     No gradient goes into the target. Raises ValueError when shapes differ: (B, 1) against (B,) is never a broadcast.
     """
     same_shape(target=target, weight=weight)
-    if prediction.dim() == target.dim() + 1:
-        same_shape(prediction_of_a_member=prediction[0], target=target)
-    else:
+    if prediction.dim() != target.dim() + 1:
         same_shape(prediction=prediction, target=target)
+    elif prediction.shape[1:] != target.shape:
+        same_shape(prediction_of_a_member=prediction[0], target=target)
     error = prediction - target.detach()
     return (weight * (squared(error) if delta is None else huber(error, delta))).sum()
 

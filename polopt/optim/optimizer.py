@@ -18,13 +18,14 @@ from polopt.optim.clipping import norm_and_factor
 from polopt.optim.divided import add_up, divided_gradients, sharded_gradients
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+ENGINE = torch.autograd.Variable._execution_engine
 LATE = 1e6  # from so many steps on the bias correction of Adam is 1
 
 
 class Optimizer(Stateful):
     """Adam over the parameters of some modules, with clipping, accumulation and a learning-rate schedule.
 
-    Gradients are taken with respect to these parameters only (`loss.backward(inputs=own)`), so a policy loss never
+    Gradients are taken with respect to these parameters only (`backward(loss, own)`), so a policy loss never
     moves a critic and nothing is frozen by hand. `progress` is set by the training loop.
 
     Args:
@@ -122,14 +123,14 @@ class Optimizer(Stateful):
         for part in parts:
             signals.check()
             value, sums = loss(part, **shared)
-            value.backward(inputs=self.parameters)
+            backward(value, self.parameters)
             add_up(metrics, sums)
         return metrics
 
     def accumulate(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`; the next `step()` without a loss applies what has been gathered. Not for
         parameters that are divided among processes."""
-        loss.backward(inputs=self.parameters)
+        backward(loss, self.parameters)
 
     def step(self, loss: Tensor | None = None, *, grads: Iterable[Tensor] | None = None) -> dict[str, Tensor]:
         """One step on a loss, on given gradients (one per parameter, in order), or on the accumulated ones."""
@@ -137,7 +138,7 @@ class Optimizer(Stateful):
             return self._traced(loss, {})
         if loss is not None:
             self._zero_grad()
-            loss.backward(inputs=self.parameters)
+            backward(loss, self.parameters)
         elif grads is not None:
             for parameter, grad in zip(self.parameters, grads, strict=True):
                 parameter.grad = grad
@@ -271,6 +272,12 @@ class Optimizer(Stateful):
             moments.setdefault(int(index), {})[name] = value
         self._moments, self._count = [], None
         self.torch.load_state_dict(self.torch.state_dict() | {"state": moments})
+
+
+def backward(loss: Tensor, inputs: Sequence[Tensor]) -> None:
+    """`loss.backward(inputs=inputs)` of a loss [], which asks what is true of every loss before it calls this, as long
+    as small networks take for a layer."""
+    ENGINE.run_backward((loss,), (loss.new_ones(()),), False, False, tuple(inputs), True, True)
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -47,7 +47,7 @@ class EntropyTemperature(nn.Module):
         """
         if not self.learned:
             raise RuntimeError("a fixed temperature has no loss")
-        weight = torch.ones_like(self.target_entropy) if weight is None else weight
-        same_shape(entropy=entropy, weight=weight)
-        gap = (weight * (entropy.detach() - self.target_entropy)).sum()
+        same_shape(entropy=entropy, weight=self.target_entropy if weight is None else weight)
+        gap = entropy.detach() - self.target_entropy
+        gap = gap if weight is None else (weight * gap).sum()
         return (self.log_alpha.exp() if self.form == "alpha" else self.log_alpha) * gap

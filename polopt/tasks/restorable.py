@@ -67,9 +67,11 @@ class Restorable(gymnasium.Wrapper):
             reward: Any = given
             if self.objectives:
                 info = {**info, "rewards": reward}
-            if not isinstance(reward, float) and not self.objectives and (said := no_number(reward)):
-                return self._failed_step(f"its step returned a reward of {said}, not a number")
-            reward = float(np.sum(reward))
+            if not isinstance(reward, float):
+                if not self.objectives and (said := no_number(reward)):
+                    return self._failed_step(f"its step returned a reward of {said}, not a number")
+                reward = np.sum(reward)
+            reward = float(reward)
         except Exception as error:
             return self._failed_step(f"its step raised {_said(error)}")
         problem = self._check(obs)

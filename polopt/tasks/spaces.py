@@ -37,7 +37,8 @@ def as_floats(raw: np.ndarray) -> Tensor:
     """A fresh tensor in the default dtype, of an array of any layout."""
     dtype = torch.get_default_dtype()
     # numpy copies in a quarter of the time of `Tensor.to`, and reads arrays with negative strides, which torch does not
-    return torch.from_numpy(np.array(raw, dtype=FLOATS.get(dtype))).to(dtype)
+    floats = torch.from_numpy(np.array(raw, dtype=FLOATS.get(dtype)))
+    return floats if floats.dtype == dtype else floats.to(dtype)
 
 
 def unpacked(packed: np.ndarray, shapes: Shapes) -> dict[str, Tensor]:
@@ -133,7 +134,7 @@ def without_choice(mask: Tensor, space: spaces.Space) -> Tensor:
 
 def rounded(action: Tensor, space: spaces.Space) -> Tensor:
     """Actions [N, ...] in the environment's units: whole numbers where its Box holds nothing else."""
-    whole = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
+    whole = isinstance(space, spaces.Box) and space.dtype.kind in "iu"
     return action.round() if whole and action.is_floating_point() else action
 
 
@@ -143,5 +144,5 @@ def writer(space: spaces.Space) -> Callable[[Tensor], np.ndarray]:
     dtype = space.dtype
     if isinstance(space, spaces.Box):
         shape = space.shape
-        return lambda action: np.array(rounded(action.detach().cpu(), space).numpy(), dtype=dtype).reshape(-1, *shape)
-    return lambda action: np.array(action.detach().cpu().numpy(), dtype=dtype)
+        return lambda action: np.array(rounded(action, space).numpy(force=True), dtype=dtype).reshape(-1, *shape)
+    return lambda action: np.array(action.numpy(force=True), dtype=dtype)

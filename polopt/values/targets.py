@@ -18,7 +18,7 @@ def td_target(reward: Tensor, discount: float | Tensor, terminated: Tensor, next
     same_shape(reward=reward, terminated=terminated, next_value=next_value)
     if isinstance(discount, Tensor) and discount.dim() > 0:
         same_shape(reward=reward, discount=discount)
-    return reward + torch.where(terminated, 0.0, discount * next_value)
+    return reward + (discount * next_value).masked_fill(terminated, 0.0)
 
 
 def soft_value(q: Tensor, log_prob: Tensor, temperature: float | Tensor) -> Tensor:

@@ -86,6 +86,17 @@ def test_shapes_are_never_broadcast():
     same_shape(a=torch.ones(2, 2), b=torch.zeros(2, 2))
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (5, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weighted_mean_is_the_sum_of_its_products_and_so_is_its_gradient(shape, dtype):
+    torch.manual_seed(0)
+    value, weight = torch.randn(shape, dtype=dtype, requires_grad=True), torch.rand(shape)
+    mean = weighted_mean(value, weight)
+    (grad,) = torch.autograd.grad(mean, value)
+    torch.testing.assert_close(mean, (weight * value).sum())
+    torch.testing.assert_close(grad, weight.to(dtype))
+
+
 def test_alignment_is_on_the_left():
     value = torch.arange(10.0).reshape(5, 2)
     like = torch.zeros(5, 2, 2)

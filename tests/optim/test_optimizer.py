@@ -18,6 +18,7 @@ from polopt.core.compiling import ISOLATES
 from polopt.core.state import gather, restore
 from polopt.networks.normalizer import Normalizer
 from polopt.optim import Optimizer, frozen_copy, polyak_update
+from polopt.optim.optimizer import backward
 
 
 def net(*, zero: bool = False) -> nn.Linear:
@@ -221,6 +222,22 @@ def test_the_state_of_a_fresh_optimizer_clears_the_moments_of_another(compiled, 
     before = module.weight.detach().clone()
     optimizer.minimize(squared(module), batch())
     torch.testing.assert_close((module.weight - before).abs(), torch.full((1, 2), 0.1), rtol=1e-5, atol=0.0)
+
+
+def test_the_pass_backward_is_that_of_torch():
+    """It calls the engine of torch itself."""
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
+    other = copy.deepcopy(own)
+    for module, call in ((own, backward), (other, lambda loss, inputs: loss.backward(inputs=inputs))):
+        for scale in (1.0, 2.0):  # gradients add up
+            call(module(scale * torch.eye(2)).square().sum(), [*module[0].parameters()])
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(own[0].parameters(), other[0].parameters()))
+    assert own[2].weight.grad is None
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        backward(torch.ones(()), [own[0].weight])
+    with pytest.raises(RuntimeError, match=r"scalar|shape"):
+        backward(own(torch.eye(2)).sum(1), [own[0].weight])
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])

@@ -14,7 +14,14 @@ from polopt.core.spec import Spec
 from polopt.networks import Network
 from polopt.networks.normalizer import Normalizer
 from polopt.policies import Deterministic, Gaussian, SquashedGaussian
-from polopt.policies.gaussian import gaussian_kl, safe_atanh, tanh_log_slope, unsquash
+from polopt.policies.gaussian import (
+    gaussian_kl,
+    safe_atanh,
+    squashed_log_prob,
+    squashed_sample,
+    tanh_log_slope,
+    unsquash,
+)
 
 SPEC = Spec(spaces.Box(-1.0, 1.0, (3,)), spaces.Box(np.float32([-2, 0]), np.float32([2, 5])), "Toy-v0")
 FREE = Spec(SPEC.obs, spaces.Box(-np.inf, np.inf, (2,)), "Free-v0")
@@ -354,3 +361,14 @@ def test_a_tanh_mean_acts_in_units_and_is_rescaled():
         Gaussian(mean="tanh").build(FREE, NETWORK)
     with pytest.raises(UsageError, match="has no closed form"):
         policy.kl(batch, make_policy(Gaussian()))
+
+
+def test_the_density_of_a_sample_is_exact_where_tanh_rounds_to_one():
+    """In single precision, beside the density of its place before the tanh in double precision."""
+    mean = torch.linspace(-40.0, 40.0, 81, dtype=torch.float32).unsqueeze(-1).requires_grad_()
+    log_std, draw = torch.full_like(mean, -1.0), torch.full_like(mean, 0.7)
+    value, log_prob = squashed_sample(mean, log_std, draw)
+    exact = squashed_log_prob(value.double(), mean.double(), log_std.double())
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-5, atol=1e-5)
+    (slope,) = torch.autograd.grad(log_prob.sum(), mean)
+    torch.testing.assert_close(slope, 2.0 * value.tanh(), rtol=1e-5, atol=1e-5)
