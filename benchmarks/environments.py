@@ -1,9 +1,10 @@
 """The libraries that polopt is compared with: their virtual environments, and worker processes in them.
 
 Each has its own environment (d3rlpy pins an old Gymnasium) with what `benchmarks/peers/NAME.txt` pins, in
-`.venv/benchmarks/NAME`, where `make clean` removes it. POLOPT_PEERS=/folder keeps them in another folder, for example
-one that outlives the clone. polopt itself, and what needs nothing but Gymnasium, runs in the Python that runs the
-benchmarks.
+`.venv/benchmarks/NAME`, where `make clean` removes it. A line `# source: URL COMMIT` there is a repository that is no
+package: it is fetched into the folder `source` of the environment. POLOPT_PEERS=/folder keeps environments in another
+folder, for example one that outlives the clone. polopt itself, and what needs nothing but Gymnasium, runs in the Python
+that runs the benchmarks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,7 @@ SCRIPTS = {
     "polopt": "ours.py",
     "stable-baselines3": "peer_sb3.py",
     "sbx": "peer_sbx.py",
+    "cleanrl": "peer_cleanrl.py",
     "purejax": "peer_purejax.py",
     "d3rlpy": "peer_d3rlpy.py",
     "trl": "peer_trl.py",
@@ -60,12 +64,25 @@ def python_of(name: str) -> Path:
     if name not in WITHOUT_TORCH:
         _call(name, [*install, TORCH])
     _call(name, [*install, "-r", wanted])
+    for url, commit in re.findall(r"^# source: (\S+) (\S+)$", wanted.read_text(), re.MULTILINE):
+        _fetch(name, url, commit, folder / "source")
     stamp.write_text(digest)
     return python
 
 
+def _fetch(name: str, url: str, commit: str, into: Path) -> None:
+    """One commit of a repository, without its history."""
+    shutil.rmtree(into, ignore_errors=True)
+    _call(name, ["git", "init", "--quiet", into])
+    _call(name, ["git", "-C", into, "fetch", "--quiet", "--depth", "1", url, commit])
+    _call(name, ["git", "-C", into, "checkout", "--quiet", "FETCH_HEAD"])
+
+
 def _call(name: str, command: list[str | Path]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise WorkerError(f"{name} cannot be installed: {error}") from error
     if done.returncode:
         raise WorkerError(f"{name} cannot be installed: {last_line(done.stdout)}")
 

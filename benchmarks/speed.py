@@ -145,7 +145,7 @@ SIMULATOR = Side(
     job={"case": "simulator", "task": PPO["task"], "envs": PPO["envs"]},
     variants=({"processes": 1}, {"processes": cores()}),
 )
-SB3, SBX, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "d3rlpy"))
+SB3, SBX, CLEANRL, D3RLPY = (Side(name, name) for name in ("stable-baselines3", "sbx", "cleanrl", "d3rlpy"))
 OURS = Side("polopt")
 COMPILED = Side("polopt --compile", job={"compile": True})
 WORLDS = (1, 16, 256, 4096, 65_536)
@@ -248,12 +248,12 @@ def grpo(length: int, slice: int) -> Case:
 
 
 CASES = [
-    Case("sac", "environment steps", (OURS, COMPILED, SB3, SBX), SAC, 1_000, 500, limit=MATRICES),
+    Case("sac", "environment steps", (OURS, COMPILED, SB3, CLEANRL, SBX), SAC, 1_000, 500, limit=MATRICES),
     *(
         Case(
             name,
             "environment steps",
-            (OURS, COMPILED, SB3),
+            (OURS, COMPILED, SB3, CLEANRL),
             SMALL | {"task": task},
             2_000,
             500,

@@ -32,8 +32,11 @@ Job = dict[str, Any]
 Run = Callable[[int], "dict[str, float] | None"]  # returns seconds of each part of the work, if it knows them
 
 
-def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) -> None:
-    """Answers one driver until it closes the pipe. `packages` are those whose versions are worth knowing."""
+def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...], **versions: str) -> None:
+    """Answers one driver until it closes the pipe.
+
+    `packages` are those whose versions are worth knowing, `versions` those of what is no package.
+    """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print whatever they like
 
@@ -43,7 +46,8 @@ def serve(cases: Mapping[str, Callable[[Job], Any]], packages: tuple[str, ...]) 
     try:
         job = json.loads(sys.stdin.readline())
         case = cases[job["case"]]
-        about = {"versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages}}
+        known = {"python": sys.version.split()[0], **versions}
+        about = {"versions": known | {name: version(name) for name in packages}}
         if inspect.isgeneratorfunction(case):
             for row in case(job):
                 say(row=row)
