@@ -37,10 +37,14 @@ def compiled(function: F, **options: Any) -> F:
 def inductor_options() -> dict[str, Any]:
     """Random numbers are drawn as uncompiled. A tanh is made of an exponential, in a third of the time of the one that
     is exact to the last digit: within 2e-7 of it. Where there is no accelerator, what calls the kernels is C++ as well,
-    in one file with them: that takes less time to compile, and a sixth off an update with small networks."""
+    in one file with them: that takes less time to compile, and a sixth off an update with small networks. Which vector
+    instructions there are is what the processor says: torch would compile a program for each set, 12 seconds in all, to
+    ask the compiler as well, and compilers that can read this torch's headers know AVX2 and AVX-512."""
     from torch._inductor import config  # takes a second, which a run without it need not wait
 
     fast = {"cpp.use_decompose_tanh": True} if hasattr(config.cpp, "use_decompose_tanh") else {}
+    if getattr(config.cpp, "vec_isa_ok", False) is None:  # the environment has not said
+        fast["cpp.vec_isa_ok"] = True
     return {"fallback_random": True, "cpp_wrapper": not torch.accelerator.is_available(), **fast}
 
 

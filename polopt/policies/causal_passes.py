@@ -16,6 +16,7 @@ from polopt.core import shards
 from polopt.core.batch import Batch
 from polopt.data.tokenizing import need, quiet
 from polopt.policies.compiled_layers import compile_layers, compiled_step
+from polopt.policies.straight_line import is_straight, next_states
 
 
 class CausalPasses:
@@ -115,7 +116,11 @@ class CausalPasses:
             return self.model(inputs, **options).logits[:, -1]
         return self.head(shards.run(self.model, inputs, **options)[0][:, -1])
 
-    more_logits = next_logits  # of one token a row: compiled, unlike the pass over a prompt
+    def more_logits(self, inputs: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
+        """`next_logits` of one token a row [B, 1]: compiled, unlike the pass over a prompt."""
+        if not cache.straight:
+            return self.next_logits(inputs, seen, position, cache)
+        return self.head(next_states(self.model, inputs[:, 0], seen, position, cache))
 
     def first_logits(self, tokens: Tensor, seen: Tensor, position: Tensor, cache: Any) -> Tensor:
         """`next_logits` of conversations, of which equal ones (the samples of a prompt) are read once."""
@@ -131,6 +136,7 @@ class CausalPasses:
         """An empty key-value cache for `room` tokens."""
         cache = need("transformers").DynamicCache(config=self.model.config)
         plain, growing = _layers()
+        cache.straight = self.headed and all(type(layer) is plain for layer in cache.layers) and is_straight(self.model)
         cache.layers = [growing(room) if type(layer) is plain else layer for layer in cache.layers]
         cache.writing = True
         return cache

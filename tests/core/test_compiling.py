@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polopt.bases.learner import Learner
 from polopt.config import Constant
-from polopt.core.compiling import compiled
+from polopt.core.compiling import compiled, inductor_options
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -99,3 +99,20 @@ def test_a_constant_factor_is_compiled_once() -> None:
     for learner.progress in (0.0, 0.1, 0.2):
         assert scaled(torch.ones(1)) == 1
     assert len(graphs) == 1
+
+
+def test_the_compiler_is_not_asked_for_vector_instructions(monkeypatch) -> None:
+    """torch takes the processor's word, unless the environment says otherwise."""
+    from torch._inductor import config, cpu_vec_isa
+
+    def build(*args: Any) -> bool:
+        raise AssertionError("a program is compiled to find out")
+
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", build)
+    options = inductor_options()
+    assert options["cpp.vec_isa_ok"] is True
+    with config.patch(options):
+        assert cpu_vec_isa.VecAVX2()
+        assert "cpp.vec_isa_ok" not in inductor_options()
+    with config.patch({"cpp.vec_isa_ok": False}):
+        assert "cpp.vec_isa_ok" not in inductor_options()
