@@ -21,7 +21,7 @@ from polopt.networks import Network
 from polopt.policies import Auto
 from polopt.tasks import make_task
 from polopt.tasks.base import Task, start_seed
-from polopt.tasks.gym import leaves
+from polopt.tasks.gym import Rows, leaves
 from polopt.tasks.tabular import random_mdp
 from tests.core.test_pool import alive, until
 from tests.forked import Forked
@@ -177,6 +177,46 @@ def test_partial_resets_leave_other_rows_alone(workers: int) -> None:
 
 
 # Seeds
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(3, start=-1)])
+def test_rows_are_stepped_as_gymnasium_steps_them(space: spaces.Space) -> None:
+    """Also where some rows end, and some have something to say."""
+
+    class Env(gymnasium.Env):
+        observation_space = spaces.Dict({"place": spaces.Box(-9, 9, (2,), np.float32), "time": spaces.Discrete(99)})
+        action_space = space
+
+        def __init__(self, row: int) -> None:
+            self.row = row
+
+        def seen(self) -> dict[str, Any]:
+            return {"place": np.full(2, self.total, np.float32), "time": self.time}
+
+        def reset(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            self.time, self.total = 0, 0.0
+            return self.seen(), {}
+
+        def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+            self.time, self.total = self.time + 1, self.total + float(np.sum(action))
+            facts = {"facts": np.array([self.total])} if self.row != self.time else {}
+            return self.seen(), self.total, self.time == self.row + 2, self.time == self.row, facts
+
+    makers = [lambda row=row: Env(row) for row in range(3)]
+    disabled = gymnasium.vector.AutoresetMode.DISABLED
+    pair = [cls(makers, copy=False, autoreset_mode=disabled) for cls in (Rows, gymnasium.vector.SyncVectorEnv)]
+    for vector in pair:
+        vector.reset(seed=[0, 1, 2])
+    space.seed(0)
+    for _ in range(6):
+        actions = np.stack([space.sample() for _ in range(3)])
+        own, base = (vector.step(actions) for vector in pair)
+        np.testing.assert_equal(own, base)
+        assert [part.dtype for part in own[1:4]] == [part.dtype for part in base[1:4]]
+        ended = own[2] | own[3]
+        if ended.any():
+            again = [vector.reset(seed=[None] * 3, options={"reset_mask": ended.copy()}) for vector in pair]
+            np.testing.assert_equal(*again)
 
 
 def test_same_seed_same_data_in_process_and_in_workers() -> None:
