@@ -37,6 +37,7 @@ from language_shared import (
 from protocol import Job, Run
 
 from polopt.evaluation.completions import evaluate_completions
+from polopt.optim import optimizer
 from polopt.tasks import make_task
 from polopt.training.api import plan
 
@@ -63,8 +64,8 @@ def step(method: Any) -> Any:
 
 def rate(method: Any, clock: Clock, tokens: Callable[[Any], Any], expected: int | None) -> Run:
     """Updates of `method`. Raises RuntimeError when one has other than `expected` tokens, unless that is None."""
-    clock.watch("backward", torch.Tensor, "backward")
-    clock.watch("optimizer", method.optimizer.torch, "step")
+    clock.watch("backward", optimizer, "backward")
+    clock.watch("optimizer", method.optimizer, "_apply")
 
     def run(units: int) -> dict[str, float]:
         counts = [int(tokens(step(method))) for _ in range(units)]

@@ -23,10 +23,11 @@ from tests.forked import Forked
 from tests.training.runs import command, differing, final_state, train
 
 KILLED = """
-import os, signal, sys, torch
+import os, signal, sys
 from polopt.policies import causal_lm
 from polopt.core import files
-owner, name, count = {"generation": (causal_lm.CausalLMPolicy, "_draw", 24), "backward": (torch.Tensor, "backward", 4),
+from polopt.optim import optimizer
+owner, name, count = {"generation": (causal_lm.CausalLMPolicy, "_draw", 24), "backward": (optimizer, "backward", 4),
                       "saving": (files, "rename", 9)}[sys.argv.pop(1)]
 original, calls = getattr(owner, name), []
 def dies(*args, **kwargs):
