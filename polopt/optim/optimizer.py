@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from polopt.config import Constant, Cosine, Linear
 from polopt.core import ranks, shards, signals
@@ -18,7 +19,6 @@ from polopt.optim.clipping import norm_and_factor
 from polopt.optim.divided import add_up, divided_gradients, sharded_gradients
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-ENGINE = torch.autograd.Variable._execution_engine
 LATE = 1e6  # from so many steps on the bias correction of Adam is 1
 
 
@@ -275,9 +275,12 @@ class Optimizer(Stateful):
 
 
 def backward(loss: Tensor, inputs: Sequence[Tensor]) -> None:
-    """`loss.backward(inputs=inputs)` of a loss [], which asks what is true of every loss before it calls this, as long
+    """`loss.backward(inputs=inputs)`, which for a loss [] asks what is true of every loss before it calls this, as long
     as small networks take for a layer."""
-    ENGINE.run_backward((loss,), (loss.new_ones(()),), False, False, tuple(inputs), True, True)
+    if loss.dim():
+        loss.backward(inputs=inputs)
+    else:
+        _engine_run_backward((loss,), (loss.new_ones(()),), False, False, tuple(inputs), True, True)
 
 
 def _parameters(item: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:

@@ -13,12 +13,12 @@ from polopt.policies.base import NetworkActor
 
 def register_bounds(module: nn.Module, space: spaces.Box, device: torch.device | None = None) -> None:
     """Gives a policy the buffers `low`, `middle` and `high` [A], in the default dtype; they are part of the task, not
-    saved."""
+    saved. Without two bounds the middle is 0."""
     low, high = (
         torch.tensor(np.reshape(bound, -1), dtype=torch.get_default_dtype(), device=device)
         for bound in (space.low, space.high)
     )
-    for name, values in (("low", low), ("middle", low / 2 + high / 2), ("high", high)):
+    for name, values in (("low", low), ("middle", (low / 2 + high / 2).nan_to_num(0.0, 0.0, 0.0)), ("high", high)):
         module.register_buffer(name, values, persistent=False)
 
 

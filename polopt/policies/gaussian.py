@@ -78,7 +78,7 @@ class DiagonalGaussian(BoxActor, Density, Reparameterized, Imitates):
         mean, log_std = torch.split_with_sizes(outputs, (self.size, self.size), -1)
         if self.log_std_init:
             log_std = log_std + self.log_std_init
-        return mean, functional.hardtanh(log_std, low, high)  # the clamp whose gradient is one operation
+        return mean, log_std.clamp(low, high)
 
     def moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, each [..., A], of the Gaussian (of the one before the tanh, if squashed)."""
@@ -202,10 +202,10 @@ def squashed_sample(mean: Tensor, log_std: Tensor, draw: Tensor) -> tuple[Tensor
 
         sum_j 2 (u_j + softplus(-2 u_j)) - log std_j - draw_j^2 / 2 - log(4 sqrt(2 pi)),
 
-    in few operations. `softplus` of torch with beta = -2 is -softplus(-2 u) / 2.
+    in few operations.
     """
     value = torch.addcmul(mean, log_std.exp(), draw)
-    rest = torch.add(log_std, functional.softplus(value, -2.0), alpha=4.0)
+    rest = torch.add(log_std, functional.softplus(-2.0 * value), alpha=-2.0)
     rest = torch.addcmul(torch.sub(rest, value, alpha=2.0), draw, draw, value=0.5)
     return value, -(rest.sum(-1) + mean.shape[-1] * (HALF_LOG_TWO_PI + 2.0 * LOG_TWO))
 

@@ -50,7 +50,7 @@ def next_states(model: Any, tokens: Tensor, seen: Tensor, position: Tensor, cach
     half = cos.shape[-1] // 2
     sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # of the halves the other way round
     mask = None
-    if torch.compiler.is_compiling() or not seen.all():
+    if not seen.all():
         mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen.bool(), -torch.inf)[:, None, None]
     for layer, held in zip(base.layers, cache.layers):
         part = layer.self_attn

@@ -234,9 +234,12 @@ def test_the_pass_backward_is_that_of_torch():
             call(module(scale * torch.eye(2)).square().sum(), [*module[0].parameters()])
     assert all(torch.equal(one.grad, two.grad) for one, two in zip(own[0].parameters(), other[0].parameters()))
     assert own[2].weight.grad is None
+    before = own[0].bias.grad.clone()
+    backward(own[0].bias[:1].square(), [own[0].bias])  # one number of another shape
+    torch.testing.assert_close(own[0].bias.grad - before, 2.0 * own[0].bias * torch.eye(5)[0])
     with pytest.raises(RuntimeError, match="does not require grad"):
         backward(torch.ones(()), [own[0].weight])
-    with pytest.raises(RuntimeError, match=r"scalar|shape"):
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
         backward(own(torch.eye(2)).sum(1), [own[0].weight])
 
 
