@@ -119,6 +119,8 @@ class Config:
     """Named values of this config: its keys are legal values on the command line."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = types.MappingProxyType({})
     """Named sets of overrides, for `--preset NAME`."""
+    meaning: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+    """What fields of parts mean here, by dotted name, where that is not what their own help says."""
     inert: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     """Fields that may change without any number changing, and why; a subclass names its own. A guard tries the rest."""
 

@@ -200,8 +200,7 @@ class _Reader:
                     raise UsageError(f"{node.typed} contradicts {given[positive].typed}")
                 changes[positive] = False
             elif key in without:
-                once = f": there is one {self.spell((key,))} for all" if key in self.owner else ""
-                raise UsageError(f"{_first(node)} does nothing here{once}")
+                raise UsageError(f"{_first(node)} does nothing here{self.instead(config, key)}")
             elif key not in names:
                 owners = [kind(cls) for cls in others if any(item.name == key for item in fields(cls))]
                 if owners:
@@ -307,6 +306,18 @@ class _Reader:
             spelled,
             f"must be one of {', '.join(names)}, not '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""),
         )
+
+    def instead(self, config: Config, key: str) -> str:
+        """Where the setting is made that a part lacks: once for all, or in a part that this one is a kind of."""
+        if key in self.owner:
+            return f": there is one {self.spell((key,))} for all"
+        for default in self.defaults.values():
+            for item in fields(default):
+                other = getattr(default, item.name)
+                akin = isinstance(other, Config) and isinstance(config, type(other)) and hasattr(other, key)
+                if akin and key not in without_of(item):
+                    return f": there is only {self.spell((item.name, key))}"
+        return ""
 
     def belongs(self, typed: str, path: tuple[str, ...], owners: Sequence[str], now: str) -> UsageError:
         join = " " if self.cli else "="

@@ -195,9 +195,17 @@ def fields_of(cls: type[Config] | Config) -> list[Field]:
 
 
 def _walk(
-    config: Config, prefix: str, choice: str, source: str, above: tuple[type, ...], without: tuple[str, ...] = ()
+    config: Config,
+    prefix: str,
+    choice: str,
+    source: str,
+    above: tuple[type, ...],
+    without: tuple[str, ...] = (),
+    said: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Iterator[Field]:
-    """`source` is that of the field which holds this config: a value that is not the class's own comes from there."""
+    """`source` is that of the field which holds this config: a value that is not the class's own comes from there.
+    `said` is what holders say that fields mean."""
+    said = {prefix + name.replace("_", "-"): text for name, text in config.meaning.items()} | dict(said)
     hints, usual = hints_of(type(config)), type(config)()
     above = (*above, type(config))
     for item in fields(config):
@@ -221,10 +229,10 @@ def _walk(
             (info.unit if info else "") or "",
             info.range() if info else "",
             origin,
-            (info.help if info else "") or "",
+            said.get(name) or (info.help if info else "") or "",
         )
         if isinstance(value, Config):
-            yield from _walk(value, f"{name}.", choice, origin, above, without_of(item))
+            yield from _walk(value, f"{name}.", choice, origin, above, without_of(item), said)
         for option in options:
             if option is not type(value) and option not in above:
-                yield from _walk(option(), f"{name}.", f"{name} {kind(option)}", "", above, without_of(item))
+                yield from _walk(option(), f"{name}.", f"{name} {kind(option)}", "", above, without_of(item), said)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 SCORES = ("log_prob", "pre_action")
 """What the record of an action says of its density."""
 
-_wanted = True
+_wanted = ContextVar("wanted", default=True)  # of each thread by itself
 
 
 def scored() -> bool:
     """Asked by policies when they act."""
-    return _wanted
+    return _wanted.get()
 
 
 @contextmanager
 def scoring(wanted: bool) -> Iterator[None]:
     """Inside, unless it is `wanted`, records lack `SCORES` where that saves time; actions are the same."""
-    global _wanted
-    before, _wanted = _wanted, wanted
+    before = _wanted.set(wanted)
     try:
         yield
     finally:
-        _wanted = before
+        _wanted.reset(before)

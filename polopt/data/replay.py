@@ -205,6 +205,7 @@ class Replay(Stateful):
         """
         if self._tree is None or self.priority is None:
             raise UsageError("this replay samples uniformly: it has no priorities")
+        index = index.cpu()  # of a batch that was put beside its learner
         alive = index >= self.added - self.capacity
         value = priority.detach().to("cpu", torch.float64)[alive].abs() + self.priority.floor
         value = value**self.priority.exponent

@@ -84,10 +84,11 @@ class ReplaySource(Source):
         return self.rollouts.ledger.env_steps - before
 
     def _play(self, actor: Acts) -> None:
-        if self.store is None and isinstance(self.rollouts, Rollouts) and not isinstance(self.rollouts.task, AgentRows):
-            for step in self.rollouts.each(actor):
+        rollouts, here = self.rollouts, device_of(actor).type == "cpu"  # from elsewhere a window is copied at once
+        if here and self.store is None and isinstance(rollouts, Rollouts) and not isinstance(rollouts.task, AgentRows):
+            for step in rollouts.each(actor):
                 add_action_mask(step)
                 self.replay.append(step)
         else:
-            window = self.rollouts.next(actor)
+            window = rollouts.next(actor)
             self.replay.add(window if self.store is None else self.store(window))

@@ -44,6 +44,38 @@ def test_options_that_do_nothing_are_refused(argv, sentence):
     assert str(error.value) == sentence
 
 
+@dataclass(frozen=True)
+class Later(Learner):
+    """A kind of learner."""
+
+
+@dataclass(frozen=True)
+class Stages(Config):
+    first: Learner = param(Learner(), "table 1", without=("note",))
+    second: Later = param(Later(), "table 2", without=("double", "note"))
+
+    meaning = {"first.network.sizes": "of the first", "second.lr": "of the second"}
+
+
+def test_where_a_part_of_the_same_kind_has_it_that_one_is_named():
+    for words, sentence in (
+        (["--second.double"], "--second.double does nothing here: there is only --first.double"),
+        (["--second.note", "x"], "--second.note does nothing here"),
+        (["--first.note", "x"], "--first.note does nothing here"),
+    ):
+        with pytest.raises(UsageError) as error:
+            parse(Stages, words)
+        assert str(error.value) == sentence
+
+
+def test_a_holder_may_say_what_a_field_of_a_part_means():
+    rows = {row.name: row.help for row in fields_of(Stages)}
+    assert rows["first.network.sizes"] == "of the first"
+    assert rows["second.lr"] == "of the second"
+    assert rows["first.lr"] == "step size of Adam"
+    assert not rows["second.network.sizes"]
+
+
 def test_in_python_they_are_refused_too():
     with pytest.raises(UsageError, match=r"learner\.double does nothing here"):
         apply(Holder, {"learner": {"double": False}})

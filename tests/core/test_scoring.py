@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -40,4 +42,26 @@ def test_it_ends_with_the_block_also_by_an_error():
 
     with pytest.raises(ZeroDivisionError):
         fails()
+    assert scored()
+
+
+def test_another_thread_is_not_told():
+    """Of two that play at once each has its own wish, in whatever order they end."""
+    found = []
+
+    def play() -> None:
+        found.append(scored())
+        with scoring(True):
+            begun.set()
+            ended.wait(10)
+
+    begun, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=play)
+    with scoring(False):
+        thread.start()
+        begun.wait(10)
+        found.append(scored())
+    ended.set()
+    thread.join()
+    assert found == [True, False]
     assert scored()

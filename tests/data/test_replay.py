@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from polopt.core.errors import RunError, UsageError
+from polopt.core.scoring import SCORES, scored
 from polopt.core.state import Blob, gather, restore
 from polopt.data import Priority, Replay, ReplaySource, Rollouts
 from polopt.data.base import add_action_mask
@@ -155,6 +156,20 @@ def test_images_stay_bytes_and_padding_stays_out() -> None:
     assert replay.sample(2)["image"].dtype == torch.uint8
 
 
+def test_what_is_stored_has_no_gradient() -> None:
+    replay = Replay(4)
+    given = torch.ones(3, requires_grad=True)
+    for _ in range(2):
+        replay.add(transitions(range(3), value=given * 2, picture=(given * 2).reshape(3, 1, 1).expand(3, 2, 2)))
+    assert not any(value.requires_grad for value in replay.whole().values())
+
+
+def test_a_step_may_have_rows_that_do_not_count() -> None:
+    replay = Replay(10)
+    replay.append(dict(transitions(range(3)).items()) | {"mask": torch.tensor([True, False, True])})
+    assert replay.whole()["action"].tolist() == [0, 2]
+
+
 def test_wrong_batches_are_refused() -> None:
     replay = Replay(10)
     with pytest.raises(RunError, match="the replay is empty"):
@@ -237,6 +252,34 @@ def test_steps_beyond_a_sum_are_its_last_transition_and_never_what_was_not_writt
     assert torch.isfinite(steps["obs"]).all()
 
 
+def test_the_parts_of_an_observation_after_several_steps_are_of_the_last_of_them() -> None:
+    numbers = torch.arange(5)
+    given = transitions(numbers, ends=[2])
+    for name, shift in (("obs", 0.0), ("next_obs", 0.5)):
+        parts = {"place": numbers + shift, "picture": (numbers + shift).reshape(5, 1, 1).expand(5, 2, 2)}
+        given[name] = TensorDict(parts, batch_size=[5])
+    replay = Replay(9, n_step=2, discount=0.5)
+    replay.add(given)
+    batch = replay.whole()
+    for key in ("place", "picture"):
+        assert batch["obs", key].reshape(5, -1)[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert batch["next_obs", key].reshape(5, -1)[:, 0].tolist() == [1.5, 2.5, 2.5, 4.5, 4.5]
+
+
+def test_what_becomes_another_sums_and_saves_as_that_one_does() -> None:
+    """Two rows (even and odd numbers); what it held before is gone, also from its blocks."""
+    one, other = (Replay(8, n_step=2, discount=0.5, shard=4) for _ in range(2))
+    one.add(transitions(range(8)))
+    before = {leaf.key for leaf in gather(one).values() if isinstance(leaf, Blob)}
+    other.add(transitions(torch.tensor([[10, 12, 14, 16], [11, 13, 15, 17]])))
+    one.become(other)
+    assert sampled(one)[10] == (10 + 0.5 * 12, 0.25, 12.5, False, False)
+    assert torch.equal(one.whole()["reward"], other.whole()["reward"])
+    saved = gather(one)
+    assert len(before) == 2
+    assert not before & {leaf.key for leaf in saved.values() if isinstance(leaf, Blob)}
+
+
 def test_stored_discounts_multiply() -> None:
     replay = Replay(9, n_step=2, discount=0.9)
     replay.add(transitions(range(3), discount=torch.tensor([0.5, 0.25, 1.0])))
@@ -289,6 +332,21 @@ def test_new_transitions_get_the_highest_priority_and_old_ones_are_ignored() -> 
     torch.testing.assert_close(frequency, torch.tensor([0, 0.5, 0, 0, 0.5]), rtol=0, atol=0.02)
     replay.update_priorities(torch.tensor([0]), torch.tensor([0.0]))  # gone: its slot belongs to 4 now
     assert 4 in contents(replay)
+    replay.update_priorities(torch.tensor([1]), torch.tensor([0.0]))
+    other = Replay(4, priority=Priority(exponent=1.0, floor=0.0))
+    restore(other, saved_and_loaded(gather(replay)))
+    for each in (replay, other):  # the highest ever, also where it has gone
+        each.add(transitions([5]))
+        assert each._tree.leaves[1] == 8.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_priorities_come_from_where_the_batch_was_put() -> None:
+    replay = Replay(4, priority=Priority(exponent=1.0, floor=0.0))
+    replay.add(transitions(range(4)))
+    batch = replay.whole().to("cuda")
+    replay.update_priorities(batch["index"], batch["reward"])
+    assert replay._tree.leaves[:4].tolist() == [0, 1, 2, 3]
 
 
 @given(st.integers(1, 5000), st.integers(0, 10**6))
@@ -359,10 +417,11 @@ def test_full_blocks_are_written_once_and_named_by_content() -> None:
     assert len({blob.key for blob in middle.values()}) == 3
     replay.add(transitions(range(12, 14)))  # block 0 is being written again
     assert list(blobs()) == ["@shard.1", "@shard.2"]
-    replay.add(transitions(range(14, 16)))
+    replay.add(transitions(range(14, 20)))  # and block 1, in one go with the end of block 0
     after = blobs()
     assert after["@shard.0"].key != before["@shard.0"].key
-    assert after["@shard.1"].key == middle["@shard.1"].key
+    assert after["@shard.1"].key != middle["@shard.1"].key
+    assert after["@shard.2"].key == middle["@shard.2"].key
     again = Replay(12, shard=4)
     again.add(transitions(range(12)))
     names = {key: leaf.key for key, leaf in gather(again).items() if isinstance(leaf, Blob)}
@@ -444,6 +503,54 @@ def test_the_warm_up_uses_its_own_actor() -> None:
     action = source.replay._columns["action"][:21]
     assert action[:20].abs().gt(0).all()
     assert action[20] == 0
+
+
+def test_what_the_warm_up_carried_is_dropped() -> None:
+    """The actor begins without the memory of another one, in the middle of an episode."""
+
+    class Told(Counting):
+        def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
+            seen.append(carry)
+            return super().act(obs, carry)
+
+    seen: list[Any] = []
+    source = ReplaySource(
+        Rollouts(make_task("CartPole-v1"), 1), Replay(100), 8, 5, warmup_actor=lambda like: Counting()
+    )
+    source.next(Told())
+    source.next(Told())
+    assert seen[0] is None
+    assert seen[1]["count"].item() == 1
+
+
+@pytest.mark.parametrize("unread", [(), SCORES[:1], SCORES])
+def test_how_likely_actions_were_is_not_asked_where_nothing_reads_it(unread: Any) -> None:
+    class Asked(Random):
+        def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
+            asked.append(scored())
+            return super().act(obs, carry)
+
+    asked: list[bool] = []
+    task = make_task("masked", num=2, horizon=4)
+    source = ReplaySource(Rollouts(task, 2), Replay(100, unread=unread), 8, 4)
+    batch = source.next(Asked(task.spec))
+    assert asked == [unread != SCORES] * 4
+    assert ("log_prob" in batch.keys()) == (not unread)
+    assert torch.equal(batch["action_mask"], batch["obs", "action_mask"])  # as a window has it
+
+
+@pytest.mark.parametrize(("device", "copies"), [("cpu", 7), ("cuda", 1)])
+def test_a_window_comes_from_an_accelerator_at_once(device: str, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, plain = (ReplaySource(Rollouts(make_task("Pendulum-v1", num=2), 7), Replay(100), 8, 0) for _ in range(2))
+    actor, stored = Random(source.rollouts.task.spec), []
+    store = source.replay._store
+    monkeypatch.setattr(source.replay, "_store", lambda *args: (stored.append(1), store(*args)))
+    for each, where in ((plain, "cpu"), (source, device)):
+        monkeypatch.setattr("polopt.data.replay_source.device_of", lambda actor, where=where: torch.device(where))
+        torch.manual_seed(0)
+        each._collect(actor)
+    assert len(stored) == copies
+    assert equal(source.replay.whole(), plain.replay.whole())
 
 
 def test_a_restored_replay_source_goes_on_bitwise() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 
+from polopt import registry
 from polopt.config.params import is_config
+from polopt.config.serialize import fields_of
 from polopt.core.errors import UsageError
 from polopt.networks import Network
 from polopt.optim import polyak_update
@@ -73,6 +75,13 @@ def test_declared_names_are_fields():
                     head, _, field = field.partition(".")
                     part = getattr(part, head)
                 assert hasattr(part, field), f"{cls.__qualname__}.inert: {path}"
+
+
+def test_what_a_method_says_of_parts_is_of_fields_that_are_there():
+    for name in BUILT:
+        cls = registry.load(name).Config
+        there = {row.name.replace("-", "_") for row in fields_of(cls)}
+        assert cls.meaning.keys() <= there, name
 
 
 TRACKER = "initial_samples has no effect where neither baseline nor sampling looks at the tracker"

@@ -93,6 +93,10 @@ def test_wrong_uses_get_one_sentence(cloned: Path, tmp_path: Path, capsys: pytes
     polopt.train("ppo", "CartPole-v1", steps=32, out=memory, envs=2, window=16, **SMALL, **{"network.recurrent": "gru"})
     assert "which a recurrent policy cannot judge" in fails(memory, "--ope", "random")
     assert "--record plays episodes, and --ope plays none" in fails(cloned, "--ope", "--record", tmp_path / "x")
+    for name in ("shown.npz", "shown.hdf5"):  # which would be read as something else
+        said_so = f"{name} would be read as arrays, and demonstrations are safetensors: name it shown.safetensors"
+        assert said_so in fails(cloned, "--record", tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()
     assert "--samples plays episodes, and --ope plays none" in fails(cloned, "--samples", 2, "--ope")
     assert "--episodes are played, and --ope plays none" in fails(cloned, "--episodes", 2, "--ope")
     assert "--ope-updates 0: at least 1" in fails(cloned, "--ope", "--ope-updates", 0)

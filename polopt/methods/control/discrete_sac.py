@@ -62,6 +62,8 @@ class DiscreteSAC(SAC):
         network: Network = param(Network(sizes=(256, 256), activation="relu"), "polopt")
         policy: AnyPolicy = param(Categorical(), "section 4")
 
+        meaning = {"entropy.target_entropy": "none: `entropy_share` of the largest there is"}
+
         def __post_init__(self) -> None:
             super().__post_init__()
             if isinstance(self.entropy, Fixed):

@@ -105,6 +105,8 @@ class ParallelSAC(SAC):
         critic_network: Network = param(Network((1024, 512, 256), "silu"), "official code")
         policy: AnyPolicy = param(SquashedGaussian(log_std_low=-5.0), "official code")
 
+        meaning = {"entropy.target_entropy": "none: minus `entropy_share` times the number of action coordinates"}
+
         def __post_init__(self) -> None:
             super().__post_init__()
             self.refuse("critic_network.head_gain", because="on a critic, whose last layer has scale 1")

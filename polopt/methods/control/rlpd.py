@@ -82,6 +82,7 @@ class RLPD(SAC):
         backup_entropy: bool = param(True, "table 2", help="the target counts the entropy of the next action")
         critic_network: Network = param(Network((256, 256), "relu", normalization="layer"), "table 1")
 
+        meaning = {"entropy.target_entropy": "none: minus half the number of action coordinates"}
         of_prior: ClassVar[tuple[str, ...]] = ("dataset",)  # has no effect with a share of 0
 
         def __post_init__(self) -> None:
