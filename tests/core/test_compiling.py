@@ -13,9 +13,12 @@ from polopt.bases.learner import Learner
 from polopt.config import Constant
 from polopt.core.compiling import compiled, inductor_options
 
+FACTOR, NEGATIVE, SHIFT = 2.0, False, None
+
 
 def doubled(x: Tensor) -> Tensor:
-    return 2.0 * x
+    x = FACTOR * (-x if NEGATIVE else x)
+    return x if SHIFT is None else x + SHIFT
 
 
 class Holder:
@@ -69,6 +72,26 @@ def test_what_a_learner_holds_may_change(calls):
         seen = len(graphs)
         torch.testing.assert_close(fast(rows, torch.sin), plain(rows, torch.sin), msg=name)
         assert len(graphs) == seen + (name != "gone"), name
+
+
+@pytest.mark.parametrize(("name", "value"), [("FACTOR", 3.0), ("NEGATIVE", True), ("SHIFT", 1.0)])
+def test_a_value_of_a_module_may_change(calls, name, value, monkeypatch):
+    _, plain, fast, graphs = calls
+    rows = torch.arange(3.0).unsqueeze(1)
+    fast(rows, torch.sin)
+    monkeypatch.setattr(sys.modules[__name__], name, value)
+    torch.testing.assert_close(fast(rows, torch.sin), plain(rows, torch.sin))
+    assert len(graphs) == 2
+
+
+def test_one_tensor_in_two_places_may_become_two(calls):
+    holder, plain, fast, graphs = calls
+    rows = torch.arange(3.0).unsqueeze(1)
+    holder.table = holder.parts[0]
+    torch.testing.assert_close(fast(rows, torch.sin), plain(rows, torch.sin))
+    holder.table = torch.full((1,), 5.0)
+    torch.testing.assert_close(fast(rows, torch.sin), plain(rows, torch.sin))
+    assert len(graphs) == 2
 
 
 def test_that_code_is_the_same_is_not_asked(calls, monkeypatch):

@@ -88,6 +88,15 @@ def test_it_is_acted_on_where_nothing_is_lost(capsys):
         signals.check()
 
 
+def test_what_is_breakable_within_what_is_breakable_ends_with_the_outer_one(capsys):
+    with signals.watched(), signals.breakable():
+        with signals.breakable():
+            pass
+        send(signal.SIGTERM)
+        with pytest.raises(signals.Stopped):
+            signals.check()
+
+
 def test_an_update_that_takes_too_long_is_broken_off(monkeypatch):
     with signals.watched():
         send(signal.SIGINT)
@@ -105,6 +114,8 @@ def test_a_watch_inside_a_watch_hears_for_itself():
         assert not outer.heard
         send(signal.SIGINT)
         assert outer.heard
+        with pytest.raises(signals.Stopped), signals.breakable():
+            pytest.fail("the outer one is asked again")
 
 
 def test_other_threads_are_not_stopped(monkeypatch):

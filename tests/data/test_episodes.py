@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from polopt.core.ledger import Ledger
+from polopt.core.scoring import scored
 from polopt.core.state import gather, restore
 from polopt.data import Episodes, Played, Sequential
 from polopt.tasks import make_task
@@ -95,6 +96,32 @@ def test_greedy_keep_and_max_steps() -> None:
     assert set(batch.keys()) == {"reward", "action", "terminated", "truncated", "mask", "index", "group"}
     assert batch["truncated"].nonzero().tolist() == [[0, 19], [1, 19], [2, 19]]
     assert source.ledger.env_steps == 60
+    assert source.cut == 3
+
+
+def test_an_end_at_the_last_step_is_no_cut() -> None:
+    """Episodes of 1 to 4 decisions: those of three that terminate there are whole."""
+    whole = Episodes(make_task(Lengths, num=3), episodes=12).next(Counting())
+    source = Episodes(make_task(Lengths, num=3), episodes=12, max_steps=3)
+    batch = source.next(Counting())
+    lengths = whole["mask"].sum(1)
+    assert {3, 4} <= set(lengths.tolist())
+    assert source.cut == (lengths == 4).sum()
+    assert torch.equal(batch["terminated"], whole["terminated"][:, :3])
+    assert torch.equal(batch["truncated"][lengths == 4].sum(1), torch.ones(source.cut, dtype=torch.int64))
+    assert torch.equal(batch["truncated"][lengths < 4], whole["truncated"][lengths < 4, :3])
+
+
+@pytest.mark.parametrize(("keep", "asked"), [(None, True), (("reward",), False), (("log_prob",), True)])
+def test_how_likely_actions_were_is_asked_where_it_is_kept(keep: Any, asked: bool) -> None:
+    class Asked(Counting):
+        def act(self, obs: Any, carry: Any = None, *, greedy: bool = False) -> Any:
+            found.add(scored())
+            return super().act(obs, carry)
+
+    found: set[bool] = set()
+    Episodes(make_task(Lengths), episodes=2, keep=keep).next(Asked())
+    assert found == {asked}
 
 
 def test_dict_observations_are_padded() -> None:

@@ -9,7 +9,8 @@ import torch
 from polopt.core.errors import RunError
 from polopt.core.ledger import Ledger
 from polopt.core.state import gather, restore
-from polopt.data import Rollouts, successors
+from polopt.data import Episodes, Rollouts, successors
+from polopt.data.base import DONE_BEFORE
 from polopt.tasks import make_task
 from polopt.tasks.base import start_seed
 
@@ -166,3 +167,48 @@ def test_earlier_windows_keep_their_numbers() -> None:
     copy = window.clone()
     rollouts.next(Counting())
     assert equal(window, copy)
+
+
+def test_rows_begin_anew_where_another_source_has_played_in_between() -> None:
+    """Also where it was saved in between."""
+    task = make_task("CartPole-v1", num=2)
+    source, actor = Rollouts(task, steps=1), Random(task.spec)
+    for other in (Rollouts(task, steps=1), Episodes(task, episodes=1, max_steps=2)):
+        assert source.next(actor)["first"].all()
+        saved = saved_state(source)
+        assert not source.next(actor)["first"].any()
+        other.next(actor)
+        assert not task.first.all()
+        between = saved_state(source)
+        for state, anew in ((saved, False), (between, True)):
+            again = Rollouts(make_task("CartPole-v1", num=2), steps=1)
+            restore(again, state)
+            assert again.next(actor)["first"].all() == anew
+
+
+def saved_state(source: Rollouts) -> dict[str, Any]:
+    return {path: leaf.clone() if torch.is_tensor(leaf) else leaf for path, leaf in gather(source).items()}
+
+
+def test_what_is_forgotten_is_the_carry_but_for_what_was_done() -> None:
+    source = Rollouts(make_task("Pendulum-v1", num=2), steps=2)
+    carry = {"hidden": torch.ones(2, 3), DONE_BEFORE: torch.ones(2, 1)}
+    source._carry = dict(carry)
+    source.forget()
+    assert source._carry is not None
+    assert source._carry.keys() == {DONE_BEFORE}
+    source._carry = {"hidden": torch.ones(2, 3)}
+    source.forget()
+    assert source._carry is None
+
+
+def test_staggered_rows_end_where_they_are_due_and_an_end_of_their_own_stays_one() -> None:
+    source = Rollouts(make_task(Lengths, num=12, seed=3), steps=8)
+    source.stagger = 4
+    batch = source.next(Counting())
+    terminated, truncated = batch["terminated"], batch["truncated"]
+    at = torch.arange(12), torch.arange(12) * 4 // 12
+    assert (terminated | truncated)[at].all()
+    assert terminated[at].any()
+    assert not (terminated & truncated).any()
+    assert len(source.episodes()) == source.ledger.episodes == int((terminated | truncated).sum()) - 12
