@@ -76,6 +76,7 @@ def traced_adam_(
     What depends on these alone is computed for all parameters at once, and powers as exponentials: a power inductor
     would compute anew for every few elements of every parameter.
     """
+    parameters, averages, squares = ([*map(_written, part)] for part in (parameters, averages, squares))
     first, second = betas
     steps = count if count.device.type == "mps" else count.double()  # 1 - 0.999 ** 1 would lose four digits
     shares = [1.0 - (steps * (math.log(beta) if beta else -math.inf)).exp() for beta in betas]
@@ -89,3 +90,8 @@ def traced_adam_(
         average.lerp_(grad, 1.0 - first)
         square.mul_(second).addcmul_(grad, grad, value=1.0 - second)
         parameter.sub_(size * average / (square.sqrt() * root + eps))
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """What a compiled function writes into: torch 2.13 loses what is done to an argument [] of double precision."""
+    return tensor.view(1) if not tensor.dim() and tensor.dtype == torch.float64 else tensor

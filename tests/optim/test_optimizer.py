@@ -365,6 +365,24 @@ def test_a_compiled_step_is_the_step(kind, betas, float64):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_compiled_step_moves_a_parameter_that_is_one_number(kind, float64):
+    """Of double precision, such as a temperature, with what torch makes of the graph: it would lose it."""
+    moved = []
+    for compiled in (False, True):
+        number, module = nn.Parameter(torch.tensor(0.5)), net()
+        optimizer = Optimizer(number, module, lr=0.1, kind=kind, weight_decay=0.1)
+        if compiled:
+            optimizer.compile(backend="aot_eager", fullgraph=True)
+        for _ in range(3):
+            optimizer.minimize(lambda rows: (number.exp() * squared(module)(rows)[0], {}), batch())  # noqa: B023
+        state = optimizer.torch.state[number]
+        moved.append([number.detach(), module.weight.detach(), state["exp_avg"], state["exp_avg_sq"]])
+        assert state["exp_avg"].shape == ()
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-10, atol=0.0)
+    assert float(moved[1][0]) < 0.4
+
+
 def test_ten_optimizers_compile_and_none_shares_the_versions_of_another():
     """Of one function torch keeps eight versions."""
     graphs, moved = Graphs(), []
