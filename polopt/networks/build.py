@@ -188,7 +188,7 @@ def join(features: Tensor, extra: Tensor | None) -> Tensor:
         return features
     if features.shape[:-1] != extra.shape[:-1]:
         features = features.expand(*extra.shape[:-1], features.shape[-1])
-    return torch.cat([features, extra if extra.dtype == features.dtype else extra.to(features.dtype)], -1)
+    return torch.cat([features, extra.to(features.dtype)], -1)
 
 
 def own_trunk(make: Callable[[int, int], Any], inputs: int, outputs: int) -> nn.Module:

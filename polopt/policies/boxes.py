@@ -12,13 +12,9 @@ from polopt.policies.base import NetworkActor
 
 
 def register_bounds(module: nn.Module, space: spaces.Box, device: torch.device | None = None) -> None:
-    """Gives a policy the buffers `low`, `middle` and `high` [A], in the default dtype; they are part of the task, not
-    saved. Without two bounds the middle is 0."""
-    low, high = (
-        torch.tensor(np.reshape(bound, -1), dtype=torch.get_default_dtype(), device=device)
-        for bound in (space.low, space.high)
-    )
-    for name, values in (("low", low), ("middle", (low / 2 + high / 2).nan_to_num(0.0, 0.0, 0.0)), ("high", high)):
+    """Gives a policy the buffers `low` and `high` [A], in the default dtype; they are part of the task, not saved."""
+    for name, bound in (("low", space.low), ("high", space.high)):
+        values = torch.tensor(np.reshape(bound, -1), dtype=torch.get_default_dtype(), device=device)
         module.register_buffer(name, values, persistent=False)
 
 
@@ -28,9 +24,9 @@ def to_unit(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(width > 0, 2.0 * (action - low) / width.clamp_min(torch.finfo(low.dtype).tiny) - 1.0, 0.0)
 
 
-def rescale(action: Tensor, low: Tensor, high: Tensor, middle: Tensor | None = None) -> Tensor:
-    """From [-1, 1] to [low, high], with `middle` between them; the clamp takes away what rounding leaves outside."""
-    return torch.lerp(low / 2 + high / 2 if middle is None else middle, high, action).clamp(low, high)
+def rescale(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """From [-1, 1] to [low, high]; the clamp takes away what rounding leaves outside."""
+    return torch.lerp(low, high, 0.5 * (action + 1.0)).clamp(low, high)
 
 
 class BoxActor(NetworkActor):
@@ -38,7 +34,6 @@ class BoxActor(NetworkActor):
     units of the environment, as sampled, and clamped there."""
 
     low: Tensor
-    middle: Tensor
     high: Tensor
 
     def __init__(self, spec: Spec, net: nn.Module) -> None:
@@ -49,7 +44,7 @@ class BoxActor(NetworkActor):
         register_bounds(self, spec.action)
 
     def env_action(self, action: Tensor) -> Tensor:
-        inside = rescale(action, self.low, self.high, self.middle) if self.unit else action.clamp(self.low, self.high)
+        inside = rescale(action, self.low, self.high) if self.unit else action.clamp(self.low, self.high)
         return inside.reshape(*action.shape[:-1], *self.shape)
 
     def own_action(self, action: Tensor) -> Tensor:

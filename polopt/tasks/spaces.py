@@ -37,8 +37,7 @@ def as_floats(raw: np.ndarray) -> Tensor:
     """A fresh tensor in the default dtype, of an array of any layout."""
     dtype = torch.get_default_dtype()
     # numpy copies in a quarter of the time of `Tensor.to`, and reads arrays with negative strides, which torch does not
-    floats = torch.from_numpy(np.array(raw, dtype=FLOATS.get(dtype)))
-    return floats if floats.dtype == dtype else floats.to(dtype)
+    return torch.from_numpy(np.array(raw, dtype=FLOATS.get(dtype))).to(dtype)
 
 
 def unpacked(packed: np.ndarray, shapes: Shapes) -> dict[str, Tensor]:

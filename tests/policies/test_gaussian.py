@@ -288,13 +288,6 @@ def test_squashed_actions_are_rescaled_into_the_bounds(values):
         assert 0 <= out[1] <= 5
 
 
-def test_the_middle_of_a_box_is_a_number():
-    half = Spec(
-        SPEC.obs, spaces.Box(np.array([-np.inf, -np.inf, -1.0]), np.array([np.inf, 2.0, 3.0]), dtype=np.float64)
-    )
-    assert make_policy(Gaussian(), half).middle.tolist() == [0.0, 0.0, 1.0]
-
-
 def test_gaussian_actions_are_clamped_at_the_environment_only():
     policy = make_policy(Gaussian())
     assert policy.env_action(torch.tensor([[-7.0, 9.0], [1.0, 1.0]])).tolist() == [[-2.0, 5.0], [1.0, 1.0]]
