@@ -19,6 +19,7 @@ from polopt.core.modules import device_of
 from polopt.core.spec import Spec
 from polopt.data.base import Acts, Source, put
 from polopt.data.episodes import Episodes
+from polopt.tasks.arrays import is_arrays
 from polopt.tasks.base import Task
 from polopt.tasks.simulated import Simulated
 from polopt.tasks.spaces import rounded
@@ -52,6 +53,14 @@ def joined(batch: Batch, actor: Acts, spec: Spec) -> Batch:
     batch = batch.clone(False).set("next_obs", batch["final_obs"])
     flat = batch.select(*KEYS, *spec.facts)[batch["mask"]]
     return flat.set("action", rounded(actor.env_action(flat["action"]), spec.action))
+
+
+def check_file(path: Path) -> None:
+    """Raises UsageError for what `save_demonstrations` could not write, or nobody could read again by its name."""
+    files.check_file(path)
+    if is_arrays(str(path)):
+        named = path.with_suffix(".safetensors").name
+        raise UsageError(f"{path} would be read as arrays, and demonstrations are safetensors: name it {named}")
 
 
 def save_demonstrations(path: Path, data: Batch, spec: Spec) -> None:

@@ -22,7 +22,6 @@ from polopt.data import demonstrations
 from polopt.evaluation.ope import BEHAVIOR, environment_log_prob
 from polopt.evaluation.score import NO_RETURN
 from polopt.policies.base import Actor
-from polopt.tasks.arrays import is_arrays
 from polopt.tasks.described import NotHere
 from polopt.training import beginning, launch, seeding
 from polopt.training.checkpoints import unneeded
@@ -384,10 +383,7 @@ def demonstrate(
     """
     method, planned = load_method(Path(folder), checkpoint, OwnCode.of(own), device)
     file = Path(file)
-    files.check_file(file)
-    if is_arrays(str(file)):
-        named = file.with_suffix(".safetensors").name
-        raise UsageError(f"{file} would be read as arrays, and demonstrations are safetensors: name it {named}")
+    demonstrations.check_file(file)
     files.make_folder(file.parent)
     with runtime(planned.options):
         fresh = planned.make_task(seeding.TEST_TASK, min(episodes, 10))
