@@ -34,6 +34,7 @@ from language_shared import (
     letter_share,
     read_problems,
 )
+from ours_shared import begun
 from protocol import Job, Run
 
 from polopt.evaluation.completions import evaluate_completions
@@ -46,10 +47,9 @@ GRPO = OPTIMIZER | {"samples_per_prompt": SAMPLES, "reference_kl": None, "baseli
 
 def build(method: str, task: str | Path, job: Job, task_options: dict[str, Any], **settings: Any) -> Any:
     threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
-    torch.set_num_threads(threads)
     settings |= {"model": job["model"], "threads": threads, "seed": job.get("seed", 0)}
     settings |= {name: job.get(name) for name in ("micro_batch", "micro_tokens")}
-    built = plan(method, str(task), task_options=task_options, **settings).build()
+    built = begun(plan(method, str(task), task_options=task_options, **settings))
     if job.get("compile"):
         built.compile()
     return built

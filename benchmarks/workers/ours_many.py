@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from ours_control import training
+from ours_shared import begun
 from ours_worlds import timed
 from protocol import Job, Run
+
+from polopt.training.plan import plan
 
 
 def settings(job: Job) -> dict[str, Any]:
@@ -44,8 +47,6 @@ def many(job: Job) -> Run:
 
 
 def many_return(job: Job) -> Run:
-    from polopt.training.api import plan
-
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seed = job["seed"]
 
@@ -61,17 +62,17 @@ def many_return(job: Job) -> Run:
         nonlocal seed, learner
         for _ in range(units):
             seed += 1
-            learner = begun(seed)
+            learner = anew(seed)
             while not reached():
                 pass
 
-    def begun(seed: int) -> Any:
-        made = plan("ppo", job["task"], seed=seed, loggers=(), **settings(job)).build()
+    def anew(seed: int) -> Any:
+        made: Any = begun(plan("ppo", job["task"], seed=seed, loggers=(), **settings(job)))
         if job.get("device", "cpu") != "cpu":
             made.to(job["device"])
         return made
 
-    learner = begun(seed)
+    learner = anew(seed)
     reached()
     return timed(run)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ours_shared import begun
 from protocol import Job, Run
 from tensordict import TensorDict
 
@@ -73,7 +74,7 @@ def on_random_data(method: str, job: Job, config: dict[str, Any]) -> Method:
     with tempfile.TemporaryDirectory(prefix="polopt-bench-") as folder:
         file = Path(folder) / "random.safetensors"
         save_demonstrations(file, data, make_task(offline_data.TASK).spec)
-        return plan(method, offline_data.TASK, seed=job["seed"], dataset=str(file), **config).build()
+        return begun(plan(method, offline_data.TASK, seed=job["seed"], dataset=str(file), **config))
 
 
 def updates(method: Method, job: Job) -> Run:

@@ -16,7 +16,7 @@ from polopt import registry
 from polopt.bases.method import Method
 from polopt.config.parse import apply_many, parse_many
 from polopt.config.serialize import AGAIN, fields_of, from_dict, to_dict
-from polopt.core import ranks
+from polopt.core import memory, ranks
 from polopt.core.errors import RunError, UsageError, nearest
 from polopt.core.numeric import flushes_denormal
 from polopt.policies.pretrained import kept_model
@@ -371,7 +371,7 @@ def _models(config: Any) -> set[str]:
 
 @contextmanager
 def runtime(options: RunOptions) -> Iterator[None]:
-    """Precision, threads and parts of a run, put back afterwards.
+    """Precision, threads, memory and parts of a run, put back afterwards.
 
     Numbers too small for their type's normal form count as 0: of units that are never active Adam's averages shrink to
     such numbers, with which a processor computes a hundred times as long.
@@ -382,7 +382,7 @@ def runtime(options: RunOptions) -> Iterator[None]:
         torch.set_default_dtype(getattr(torch, options.dtype))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        with ranks.divided(options.processes):
+        with memory.kept(), ranks.divided(options.processes):
             yield
     finally:
         torch.set_default_dtype(before[0])
