@@ -20,9 +20,7 @@ GFLOP = 2 * 256**3 / 1e9  # of a product of two 256 x 256 matrices, the unit of 
 
 
 def about() -> dict[str, Any]:
-    """The machine, the versions that decide its speed, and polopt's commit ("-dirty" with changes)."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """The machine, the versions that decide its speed, and polopt's commit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _processor(),
@@ -31,8 +29,19 @@ def about() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """polopt's commit, with "-dirty" when code (not results) differs from it."""
+
+    def git(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+
+    head = git("rev-parse", "--short=12", "HEAD").stdout.strip() or "unknown"
+    changed = git("status", "--porcelain", "--", "polopt", "benchmarks", ":!benchmarks/results").stdout.strip()
+    return head + "-dirty" * bool(changed)
 
 
 def _processor() -> str:

@@ -374,7 +374,7 @@ class Run(Process):
         python = python_of(arm.library)
         self.folder = tempfile.TemporaryDirectory(prefix="polopt-returns-")
         self.out, self.errors = (Path(self.folder.name) / name for name in ("out", "errors"))
-        self.about = machine.about() | {"commit": commit(), "date": machine.now()}
+        self.about = machine.about() | {"date": machine.now()}
         self.load = os.getloadavg()[0]  # the last minute's average at the start
         self.running: list[int] = []  # runs at each look
         self.begin = time.monotonic()
@@ -434,17 +434,6 @@ def prepare(arm: Arm) -> tuple[dict[str, Any], dict[str, str]]:
         folder = language_model.warm_started(arm.task)
         return {"model": str(folder)}, {"model": folder.name}
     return {}, {}
-
-
-def commit() -> str:
-    """polopt's commit, with "-dirty" when code (not results) differs from it."""
-
-    def git(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
-
-    head = git("rev-parse", "--short=12", "HEAD").stdout.strip() or "unknown"
-    changed = git("status", "--porcelain", "--", "polopt", "benchmarks", ":!benchmarks/results").stdout.strip()
-    return head + "-dirty" * bool(changed)
 
 
 def run(plan: Plan, jobs: int = 1, limit: float | None = None) -> int:
